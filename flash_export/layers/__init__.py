@@ -1,0 +1,1 @@
+"""The small pieces that the reference models are made of, one idea a file."""

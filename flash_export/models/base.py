@@ -1,0 +1,121 @@
+"""What every model family shares: a validated config and a reference module that can be saved.
+
+A *reference model* is plain PyTorch, written to be read. The validators compare everything with it, so it
+is never optimised, patched or traced; the form for export is built from it by ``flash_export.exporters``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from flash_export.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import TypeVar
+
+    from torch import Tensor
+
+    ConfigT = TypeVar("ConfigT", bound="ModelConfig")
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Base of the family configs: plain fields, checked once, stored as ``config.json``."""
+
+    model_type: ClassVar[str]
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def __post_init__(self) -> None:
+        """Check every field against its declared type and choices."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            choices = self.CHOICES.get(field.name)
+            if choices is not None:
+                if value not in choices:
+                    raise ConfigError(f"{field.name}={value!r} is unknown; use one of {', '.join(choices)}")
+            elif field.type == "bool":
+                if not isinstance(value, bool):
+                    raise ConfigError(f"{field.name}={value!r} is not a boolean; use true or false")
+            elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{field.name}={value!r} is not usable; use a whole number of at least 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form, with ``model_type`` first."""
+        return {"model_type": self.model_type, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+        """Build the config from its JSON form.
+
+        Raises:
+            ConfigError: A field is unknown, missing or has an unusable value.
+        """
+        given = {name: value for name, value in values.items() if name != "model_type"}
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        if unknown := sorted(given.keys() - fields.keys()):
+            raise ConfigError(
+                f"unknown config field {', '.join(unknown)} for model_type {cls.model_type!r}; "
+                f"known fields: {', '.join(fields)}"
+            )
+        required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+        if missing := [name for name in required if name not in given]:
+            raise ConfigError(f"config of model_type {cls.model_type!r} lacks {', '.join(missing)}; add it to config.json")
+        return cls(**given)
+
+
+class ReferenceModel(nn.Module):
+    """Base of the reference modules: ``forward(input_ids, attention_mask=None) -> logits``."""
+
+    config: ModelConfig
+    FP32_BUFFERS: ClassVar[tuple[str, ...]] = ()
+
+    def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into ``directory``.
+
+        Args:
+            directory: Created when it does not exist.
+            dtype: Store parameters in this dtype; buffers (frequencies) keep their own.
+        """
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+        parameters = {name for name, _ in self.named_parameters()}
+        tensors = {
+            name: (tensor.to(dtype) if dtype and name in parameters else tensor).contiguous()
+            for name, tensor in self.state_dict().items()
+        }
+        save_file(tensors, folder / WEIGHTS_FILE)
+
+    def count_parameters(self) -> int:
+        """Return the number of trained parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def compute_valid_tokens(
+    input_ids: Tensor, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return what is a real token, and how many each row has.
+
+    Args:
+        input_ids: Token ids ``(batch, seq)``.
+        attention_mask: ``(batch, seq)``, nonzero for real tokens; None when all are real.
+
+    Returns:
+        Bool ``(batch, seq)`` and int64 ``(batch, 1)``, the count being at least 1.
+    """
+    if attention_mask is None:
+        valid = torch.ones_like(input_ids, dtype=torch.bool)
+    else:
+        valid = attention_mask.bool()
+    return valid, valid.sum(dim=1, keepdim=True).clamp(min=1)

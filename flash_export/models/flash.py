@@ -1,0 +1,168 @@
+"""Family ``flash``: FLASH with mixed chunk attention, in the dialect of flash-pytorch 0.1.9.
+
+Source of the maths: arXiv 2202.10447, section 4 and code 8; flash-pytorch's ``FLASHTransformer``. Submodules
+carry that library's names, so that its state dicts load without translation.
+
+Axes: b batch, n sequence, g chunk, c position in a chunk, d model width, s query/key width, e hidden width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+
+from flash_export.errors import ConfigError
+from flash_export.layers.activation import ATTENTION_FUNCTIONS
+from flash_export.layers.attention import (
+    OffsetScale,
+    attend_linear_causal,
+    attend_linear_global,
+    attend_quadratic,
+    build_causal_mask,
+    split_into_chunks,
+)
+from flash_export.layers.norm import build_norm
+from flash_export.layers.position import RelativePositionBias, RotaryEmbedding, ScaledSinusoid, shift_tokens
+from flash_export.models.base import ModelConfig, ReferenceModel, compute_valid_tokens
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FlashConfig(ModelConfig):
+    """Hyper-parameters of a FLASH model.
+
+    Attributes:
+        vocab_size: Number of tokens.
+        dim: Model width d (even).
+        depth: Number of FLASH layers.
+        hidden_dim: Width e of values and gates; twice ``dim`` in the paper.
+        chunk_size: Tokens a chunk, C; flash-pytorch calls it ``group_size``.
+        qk_dim: Width s of the shared queries and keys.
+        causal: Whether a token sees only itself and earlier ones.
+        norm_type: ``scalenorm`` or ``layernorm``.
+        shift_tokens: Whether half the normed channels come from the token before.
+        attention_fn: ``relu2`` or ``laplace``.
+        sum_over_chunks: Non-causal only: whether the linear branch sums over the whole sequence or stays in its chunk.
+        mask_divisor: Non-causal only: the linear branch divides by the number of ``valid`` tokens of a row, or by
+            the ``padded`` length of the batch as flash-pytorch does. They agree where nothing is masked.
+    """
+
+    model_type: ClassVar[str] = "flash"
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "norm_type": ("scalenorm", "layernorm"),
+        "attention_fn": ("relu2", "laplace"),
+        "mask_divisor": ("valid", "padded"),
+    }
+
+    vocab_size: int
+    dim: int
+    depth: int
+    hidden_dim: int
+    chunk_size: int = 256
+    qk_dim: int = 128
+    causal: bool = False
+    norm_type: str = "scalenorm"
+    shift_tokens: bool = True
+    attention_fn: str = "relu2"
+    sum_over_chunks: bool = True
+    mask_divisor: str = "valid"
+
+    def __post_init__(self) -> None:
+        """Check the fields and that the sinusoid has a whole number of frequencies."""
+        super().__post_init__()
+        if self.dim % 2:
+            raise ConfigError(f"dim={self.dim} is odd; the sinusoidal position embedding needs an even width")
+
+
+class FlashLayer(nn.Module):
+    """One pre-norm FLASH layer with its residual."""
+
+    def __init__(self, config: FlashConfig) -> None:
+        """Create the layer of a model with this config."""
+        super().__init__()
+        self.config = config
+        self.norm = build_norm(config.norm_type, config.dim)
+        self.rel_pos_bias = RelativePositionBias(config.qk_dim**0.5, config.causal)
+        self.to_hidden = nn.Sequential(nn.Linear(config.dim, 2 * config.hidden_dim), nn.SiLU())
+        self.to_qk = nn.Sequential(nn.Linear(config.dim, config.qk_dim), nn.SiLU())
+        self.qk_offset_scale = OffsetScale(config.qk_dim, heads=4)
+        self.to_out = nn.Linear(config.hidden_dim, config.dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        *,
+        rotary: RotaryEmbedding,
+        positions: Int[Tensor, " n"],
+        valid: Bool[Tensor, "b n"],
+        length: Int[Tensor, "b 1"],
+    ) -> Float[Tensor, "b n d"]:
+        """Mix the tokens; ``length`` is the divisor of the non-causal linear branch."""
+        config, seq_len = self.config, x.shape[1]
+        normed = self.norm(x)
+        if config.shift_tokens:
+            normed = shift_tokens(normed)
+        value, gate = self.to_hidden(normed).chunk(2, dim=-1)
+        quad_q, lin_q, quad_k, lin_k = (
+            split_into_chunks(rotary(head, positions), config.chunk_size)
+            for head in self.qk_offset_scale(self.to_qk(normed))
+        )
+        value = split_into_chunks(value * valid[..., None], config.chunk_size)  # (b, g, c, e)
+
+        visible = split_into_chunks(valid[..., None], config.chunk_size).mT  # (b, g, 1, c)
+        if config.causal:
+            visible = visible & build_causal_mask(config.chunk_size, x.device)
+        quadratic = attend_quadratic(
+            quad_q,
+            quad_k,
+            value,
+            bias=self.rel_pos_bias(config.chunk_size),
+            visible=visible,
+            attention_fn=ATTENTION_FUNCTIONS[config.attention_fn],
+        )
+        if config.causal:
+            linear = attend_linear_causal(lin_q, lin_k, value)
+        else:
+            linear = attend_linear_global(
+                lin_q, lin_k, value, length=length[..., None, None], sum_over_chunks=config.sum_over_chunks
+            )
+        mixed = (quadratic + linear).flatten(1, 2)[:, :seq_len]
+        return self.to_out(gate * mixed) + x
+
+
+class FlashModel(ReferenceModel):
+    """Token embedding, FLASH layers and a language-model head."""
+
+    def __init__(self, config: FlashConfig) -> None:
+        """Create the model with random weights."""
+        super().__init__()
+        self.config: FlashConfig = config
+        self.token_emb = nn.Embedding(config.vocab_size, config.dim)
+        self.abs_pos_emb = ScaledSinusoid(config.dim)
+        self.rotary_pos_emb = RotaryEmbedding(config.qk_dim)
+        self.layers = nn.ModuleList(FlashLayer(config) for _ in range(config.depth))
+        self.to_logits = nn.Sequential(nn.LayerNorm(config.dim), nn.Linear(config.dim, config.vocab_size))
+
+    def forward(
+        self, input_ids: Int[Tensor, "b n"], attention_mask: Int[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b n vocab"]:
+        """Return the logits of every position.
+
+        Args:
+            input_ids: Token ids.
+            attention_mask: Nonzero for real tokens; every row is padded on the right.
+        """
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        valid, length = compute_valid_tokens(input_ids, attention_mask)
+        if self.config.mask_divisor == "padded":
+            length = torch.full_like(length, input_ids.shape[1])
+        x = self.token_emb(input_ids) + self.abs_pos_emb(positions)
+        for layer in self.layers:
+            x = layer(x, rotary=self.rotary_pos_emb, positions=positions, valid=valid, length=length)
+        return self.to_logits(x)

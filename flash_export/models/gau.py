@@ -1,0 +1,128 @@
+"""Family ``gau``: a stack of gated attention units (FLASH-Quad), in the dialect of flash-pytorch 0.1.9.
+
+flash-pytorch ships the layer (``GAU``) without a model around it; token embedding, scaled sinusoid and head are
+those of its ``FLASHTransformer``. The attention is quadratic in the length.
+
+Axes: b batch, n sequence, i query, j key, d model width, s query/key width, e hidden width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+
+from flash_export.errors import ConfigError
+from flash_export.layers.activation import ATTENTION_FUNCTIONS
+from flash_export.layers.attention import OffsetScale, build_causal_mask
+from flash_export.layers.norm import build_norm
+from flash_export.layers.position import RelativePositionBias, ScaledSinusoid
+from flash_export.models.base import ModelConfig, ReferenceModel, compute_valid_tokens
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GauConfig(ModelConfig):
+    """Hyper-parameters of a FLASH-Quad model.
+
+    Attributes:
+        vocab_size: Number of tokens.
+        dim: Model width d (even).
+        depth: Number of gated attention units.
+        hidden_dim: Width e of values and gates; twice ``dim`` in the paper.
+        qk_dim: Width s of the shared queries and keys.
+        causal: Whether a token sees only itself and earlier ones.
+        norm_type: ``layernorm`` (flash-pytorch's default for the layer) or ``scalenorm``.
+        attention_fn: ``relu2`` or ``laplace``.
+        mask_divisor: Scores are divided by the number of ``valid`` tokens of a row, or by the ``padded`` length of
+            the batch as flash-pytorch does. They agree where nothing is masked.
+    """
+
+    model_type: ClassVar[str] = "gau"
+    CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
+        "norm_type": ("scalenorm", "layernorm"),
+        "attention_fn": ("relu2", "laplace"),
+        "mask_divisor": ("valid", "padded"),
+    }
+
+    vocab_size: int
+    dim: int
+    depth: int
+    hidden_dim: int
+    qk_dim: int = 128
+    causal: bool = False
+    norm_type: str = "layernorm"
+    attention_fn: str = "relu2"
+    mask_divisor: str = "valid"
+
+    def __post_init__(self) -> None:
+        """Check the fields and that the sinusoid has a whole number of frequencies."""
+        super().__post_init__()
+        if self.dim % 2:
+            raise ConfigError(f"dim={self.dim} is odd; the sinusoidal position embedding needs an even width")
+
+
+class GauLayer(nn.Module):
+    """One pre-norm gated attention unit with its residual."""
+
+    def __init__(self, config: GauConfig) -> None:
+        """Create the layer of a model with this config."""
+        super().__init__()
+        self.config = config
+        self.norm = build_norm(config.norm_type, config.dim)
+        self.rel_pos_bias = RelativePositionBias(config.dim**0.5, config.causal)
+        self.to_hidden = nn.Sequential(nn.Linear(config.dim, 2 * config.hidden_dim), nn.SiLU())
+        self.to_qk = nn.Sequential(nn.Linear(config.dim, config.qk_dim), nn.SiLU())
+        self.offsetscale = OffsetScale(config.qk_dim, heads=2)
+        self.to_out = nn.Sequential(nn.Linear(config.hidden_dim, config.dim))
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], *, visible: Bool[Tensor, "b #n n"], length: Int[Tensor, "b 1"]
+    ) -> Float[Tensor, "b n d"]:
+        """Mix the tokens: ``to_out(gate * attention_fn((q k^T + bias) / length) v) + x``."""
+        normed = self.norm(x)
+        value, gate = self.to_hidden(normed).chunk(2, dim=-1)
+        q, k = self.offsetscale(self.to_qk(normed))
+        scores = (q @ k.mT + self.rel_pos_bias(x.shape[1])) / length[..., None]
+        attention = ATTENTION_FUNCTIONS[self.config.attention_fn](scores).masked_fill(~visible, 0.0)
+        return self.to_out(gate * (attention @ value)) + x
+
+
+class GauModel(ReferenceModel):
+    """Token embedding, gated attention units and a language-model head."""
+
+    def __init__(self, config: GauConfig) -> None:
+        """Create the model with random weights."""
+        super().__init__()
+        self.config: GauConfig = config
+        self.token_emb = nn.Embedding(config.vocab_size, config.dim)
+        self.abs_pos_emb = ScaledSinusoid(config.dim)
+        self.layers = nn.ModuleList(GauLayer(config) for _ in range(config.depth))
+        self.to_logits = nn.Sequential(nn.LayerNorm(config.dim), nn.Linear(config.dim, config.vocab_size))
+
+    def forward(
+        self, input_ids: Int[Tensor, "b n"], attention_mask: Int[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b n vocab"]:
+        """Return the logits of every position.
+
+        Args:
+            input_ids: Token ids.
+            attention_mask: Nonzero for real tokens; every row is padded on the right.
+        """
+        seq_len = input_ids.shape[1]
+        positions = torch.arange(seq_len, device=input_ids.device)
+        valid, length = compute_valid_tokens(input_ids, attention_mask)
+        if self.config.mask_divisor == "padded":
+            length = torch.full_like(length, seq_len)
+        visible = valid[:, None, :]
+        if self.config.causal:
+            visible = visible & build_causal_mask(seq_len, input_ids.device)
+        x = self.token_emb(input_ids) + self.abs_pos_emb(positions)
+        for layer in self.layers:
+            x = layer(x, visible=visible, length=length)
+        return self.to_logits(x)
