@@ -1,0 +1,139 @@
+"""The bundle: the folder that an export writes and that every later command reads.
+
+The manifest names every file with its sha256. Opening a bundle checks them all, so that whatever is compared,
+compiled or shipped later is what was exported.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flash_export.errors import BundleError
+from flash_export.files import hash_file, write_file
+from flash_export.manifest import FORMAT_VERSION, EngineManifest, GraphSpec, Manifest
+
+if TYPE_CHECKING:
+    from flash_export.models.base import ReferenceModel
+
+MANIFEST_FILE = "manifest.json"
+GRAPH_FILE = "model.onnx"
+HELDOUT_TEXT_FILE = "heldout.txt"
+HELDOUT_FILE = "heldout.json"
+ENGINE_FOLDER = "engines"
+REPORT_FOLDER = "reports"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported model on disk whose files were found to be what the manifest says."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read the manifest and check the sha256 of every file it names.
+
+        Raises:
+            BundleError: The folder is no bundle, a file is missing, or a file was changed.
+        """
+        folder = Path(path)
+        manifest = _read_manifest(folder)
+        for name, expected in manifest.files.items():
+            if not (folder / name).is_file():
+                raise BundleError(f"{folder / name} is missing, but {MANIFEST_FILE} names it; export the bundle again")
+            actual = hash_file(folder / name)
+            if actual != expected:
+                raise BundleError(
+                    f"{folder / name} was changed after the export: sha256 {actual[:12]}..., the manifest says "
+                    f"{expected[:12]}...; export the bundle again"
+                )
+        return cls(folder, manifest)
+
+    def get_graph(self, name: str = "forward") -> GraphSpec:
+        """Return the contract of a graph.
+
+        Raises:
+            BundleError: The bundle has no such graph.
+        """
+        try:
+            return self.manifest.graphs[name]
+        except KeyError:
+            known = ", ".join(self.manifest.graphs)
+            raise BundleError(f"{self.path} has no graph {name!r}; it has {known}") from None
+
+    def get_graph_path(self, name: str = "forward") -> Path:
+        """Return the ONNX file of a graph."""
+        return self.path / self.get_graph(name).file
+
+    def load_model(self) -> ReferenceModel:
+        """Build the reference model, in evaluation mode and fp32, with the bundled weights."""
+        from flash_export.models.checkpoint import load_pretrained
+
+        return load_pretrained(self.path)
+
+    def list_engines(self) -> list[EngineManifest]:
+        """Return the manifests of the engines built from this bundle, by name.
+
+        Raises:
+            BundleError: An engine manifest cannot be read.
+        """
+        return [_read_engine_manifest(path) for path in sorted((self.path / ENGINE_FOLDER).glob("*.json"))]
+
+    def get_engine_path(self, engine: EngineManifest) -> Path:
+        """Return the file of an engine after checking that it belongs to this bundle and was not changed.
+
+        Raises:
+            BundleError: The file is missing or changed, or the engine was built from another graph.
+        """
+        path = self.path / ENGINE_FOLDER / f"{engine.name}.engine"
+        if not path.is_file():
+            raise BundleError(f"{path} is missing, but {engine.name}.json names it; build the engine again")
+        if hash_file(path) != engine.engine_sha256:
+            raise BundleError(f"{path} was changed after the build; never run it, build the engine again")
+        if self.manifest.files[self.get_graph(engine.graph).file] != engine.graph_sha256:
+            raise BundleError(f"{path} was built from another graph than this bundle's; build the engine again")
+        return path
+
+    def write_engine(self, engine: EngineManifest, plan: bytes) -> None:
+        """Store an engine and its manifest; the manifest comes last, so that it never names half an engine."""
+        write_file(self.path / ENGINE_FOLDER / f"{engine.name}.engine", plan)
+        write_file(self.path / ENGINE_FOLDER / f"{engine.name}.json", engine.to_json().encode())
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST_FILE
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is not a folder; give the folder that 'flash-export onnx' wrote")
+    if not path.is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_FILE}; make one with 'flash-export onnx'")
+    values = _read_json(path)
+    if values.get("format_version") != FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has format_version {values.get('format_version')!r}, this version reads {FORMAT_VERSION}; "
+            "export the bundle again"
+        )
+    try:
+        return Manifest.from_dict(values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is damaged ({error!r}); export the bundle again") from error
+
+
+def _read_engine_manifest(path: Path) -> EngineManifest:
+    try:
+        return EngineManifest.from_dict(_read_json(path))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is damaged ({error!r}); build the engine again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read as JSON ({error}); make it again") from error
+    if not isinstance(values, dict):
+        raise BundleError(f"{path} holds {type(values).__name__}, not a JSON object; make it again")
+    return values

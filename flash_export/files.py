@@ -1,0 +1,108 @@
+"""Writing files so that a killed run, or a full disk, leaves the old content or the new, never half."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flash_export.errors import BundleError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_HASH_BLOCK_BYTES = 1 << 20
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def flush_file(path: Path) -> None:
+    """Make sure that a file or folder has reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write ``data`` to a temporary name beside ``path``, flush it and rename it.
+
+    Raises:
+        BundleError: The folder cannot be written, or the disk is full; ``path`` is then as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise BundleError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise BundleError(f"cannot write {path}: {error.strerror}; free some space and run it again") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``target`` in one step, if the block succeeds.
+
+    The folder lies beside ``target``, so that renaming it is atomic. When the block raises, it is removed and
+    ``target`` stays as it was.
+
+    Raises:
+        BundleError: The folder beside ``target`` cannot be written, or the disk is full.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    except OSError as error:
+        raise BundleError(f"cannot write {target}: {error.strerror}; choose a folder that you may write to") from error
+    try:
+        yield staging
+        staging.chmod(0o755)
+        for path in staging.rglob("*"):
+            flush_file(path)
+        if target.exists():
+            _exchange(staging, target)
+        else:
+            staging.rename(target)
+        flush_file(target.parent)
+    except OSError as error:
+        raise BundleError(f"cannot write {target}: {error.strerror}; free some space and run it again") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _exchange(left: Path, right: Path) -> None:
+    """Swap two paths: atomically where the system can (Linux ``renameat2``), else by three renames."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is not None:
+        arguments = (_AT_FDCWD, os.fsencode(left), _AT_FDCWD, os.fsencode(right), _RENAME_EXCHANGE)
+        if renameat2(*arguments) == 0:
+            return
+    aside = left.with_name(f"{left.name}.old")
+    right.rename(aside)
+    left.rename(right)
+    aside.rename(left)

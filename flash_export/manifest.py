@@ -1,0 +1,168 @@
+"""What the manifests of a bundle and of an engine say, as frozen dataclasses with a JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape of a graph input or output; symbolic axes are strings."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TensorSpec:
+        """Rebuild from JSON."""
+        return cls(values["name"], values["dtype"], tuple(values["shape"]))
+
+
+@dataclass(frozen=True)
+class AxisRange:
+    """Inclusive range of a symbolic axis."""
+
+    min: int
+    max: int
+
+    def __contains__(self, value: int) -> bool:
+        """Tell whether a size is allowed."""
+        return self.min <= value <= self.max
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX file of a bundle: its contract with whoever runs it."""
+
+    file: str
+    opset: int
+    precision: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    axes: dict[str, AxisRange]
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the graph takes an ``attention_mask``."""
+        return any(spec.name == "attention_mask" for spec in self.inputs)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GraphSpec:
+        """Rebuild from JSON."""
+        return cls(
+            file=values["file"],
+            opset=values["opset"],
+            precision=values["precision"],
+            inputs=tuple(map(TensorSpec.from_dict, values["inputs"])),
+            outputs=tuple(map(TensorSpec.from_dict, values["outputs"])),
+            axes={name: AxisRange(**bounds) for name, bounds in values["axes"].items()},
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json`` of a bundle.
+
+    Attributes:
+        versions: Versions of Python and of the packages that made the bundle.
+        graphs: Graphs by name; ``forward`` is always there.
+        checkpoint: Where the weights came from: source name, format and sha256.
+        files: sha256 of every other file of the export, by name.
+        format_version: Version of this layout.
+    """
+
+    versions: dict[str, str]
+    graphs: dict[str, GraphSpec]
+    checkpoint: dict[str, str]
+    files: dict[str, str]
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        """Return the text of ``manifest.json``."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
+        """Rebuild from JSON."""
+        graphs = {name: GraphSpec.from_dict(graph) for name, graph in values["graphs"].items()}
+        return cls(values["versions"], graphs, values["checkpoint"], values["files"], values["format_version"])
+
+
+@dataclass(frozen=True)
+class ProfileShapes:
+    """Optimisation profile of one input: smallest, tuned-for and largest shape."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ProfileShapes:
+        """Rebuild from JSON."""
+        return cls(tuple(values["min"]), tuple(values["opt"]), tuple(values["max"]))
+
+
+@dataclass(frozen=True)
+class EngineManifest:
+    """``engines/NAME.json``: what an engine is, and which graph it was built from.
+
+    Attributes:
+        name: File name without suffix.
+        flavour: ``tensorrt`` or ``tensorrt-rtx``.
+        version: Version of that package.
+        targets: Compute capabilities it was built for, such as ``8.9``; ``current`` for the GPU at hand.
+        graph: Name of the graph in the bundle.
+        graph_sha256: Hash of the ONNX file it was built from.
+        engine_sha256: Hash of the engine file.
+        profiles: One entry a profile: shapes by input name.
+        inputs: Engine inputs as the parsed network declares them.
+        outputs: Engine outputs as the parsed network declares them.
+        num_layers: Layers of the parsed network.
+        layer_dtypes: Number of network layers by output dtype.
+        build_seconds: Wall time of the build.
+        size_bytes: Size of the engine file.
+    """
+
+    name: str
+    flavour: str
+    version: str
+    targets: tuple[str, ...]
+    graph: str
+    graph_sha256: str
+    engine_sha256: str
+    profiles: tuple[dict[str, ProfileShapes], ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    num_layers: int
+    layer_dtypes: dict[str, int] = field(default_factory=dict)
+    build_seconds: float = 0.0
+    size_bytes: int = 0
+
+    def to_json(self) -> str:
+        """Return the text of ``engines/NAME.json``."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EngineManifest:
+        """Rebuild from JSON."""
+        return cls(
+            **{
+                **values,
+                "targets": tuple(values["targets"]),
+                "profiles": tuple(
+                    {name: ProfileShapes.from_dict(shapes) for name, shapes in profile.items()}
+                    for profile in values["profiles"]
+                ),
+                "inputs": tuple(map(TensorSpec.from_dict, values["inputs"])),
+                "outputs": tuple(map(TensorSpec.from_dict, values["outputs"])),
+            }
+        )
