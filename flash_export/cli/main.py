@@ -1,0 +1,65 @@
+"""The ``flash-export`` command: a group whose commands parse, call the library, print and set the exit code.
+
+Exit codes: 0 all good; 1 a validation said no; 2 bad input or usage; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from flash_export import __version__
+from flash_export.cli.build_engine import trt_command
+from flash_export.cli.demo import demo_command
+from flash_export.cli.doctor import doctor_command
+from flash_export.cli.export_onnx import onnx_command
+from flash_export.cli.inspect_path import inspect_command
+from flash_export.cli.validate import validate_command
+from flash_export.errors import FlashExportError
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+class ErrorReportingGroup(click.Group):
+    """A group that turns errors into one line on stderr and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; show a traceback only if ``--traceback`` was given."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("Interrupted.", err=True)
+            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+        except Exception as error:
+            if ctx.params.get("traceback"):
+                raise
+            if isinstance(error, FlashExportError):
+                message = " ".join(str(error).split())
+            else:
+                detail = " ".join(str(error).split())
+                message = f"internal error, {type(error).__name__}: {detail}; see it whole with 'flash-export --traceback'"
+            click.echo(f"Error: {message}", err=True)
+            raise click.exceptions.Exit(EXIT_BAD_INPUT) from None
+
+
+@click.group(cls=ErrorReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="flash-export")
+@click.option("--traceback", is_flag=True, help="Show the Python traceback of an error.")
+def main(traceback: bool) -> None:
+    """Take trained FLASH models from PyTorch to ONNX to TensorRT, and prove that they are still the same model.
+
+    \b
+    Examples:
+      flash-export demo
+      flash-export onnx CHECKPOINT -o BUNDLE
+      flash-export trt BUNDLE
+      flash-export validate BUNDLE
+    """
+
+
+for _command in (onnx_command, trt_command, validate_command, inspect_command, doctor_command, demo_command):
+    main.add_command(_command)
