@@ -1,0 +1,154 @@
+"""Building a TensorRT engine from a graph of a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from flash_export.bundle import ENGINE_FOLDER
+from flash_export.config import BuildOptions, Flavour
+from flash_export.errors import BundleError, EngineBuildError
+from flash_export.exporters.engine_facts import count_layer_dtypes, read_tensors
+from flash_export.exporters.engine_log import create_log
+from flash_export.exporters.engine_progress import BuildWatch, ProgressCallback, create_monitor
+from flash_export.exporters.flavour import CURRENT_TARGET, choose_flavour, choose_targets, import_flavour
+from flash_export.exporters.parser_errors import format_complaints, read_complaints
+from flash_export.exporters.profile import DEFAULT_CHUNK_SIZE, derive_profile, parse_profile
+from flash_export.manifest import EngineManifest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from flash_export.bundle import Bundle
+    from flash_export.manifest import GraphSpec, ProfileShapes
+
+_TURING_REFUSAL = "FP32 GEMM is not supported"
+
+
+def build_engine(
+    bundle: Bundle, *, options: BuildOptions | None = None, progress: ProgressCallback | None = None
+) -> EngineManifest:
+    """Build an engine from a graph of the bundle and store it there.
+
+    The network is strongly typed: every layer computes in the dtype that the graph gives it.
+
+    Args:
+        bundle: The bundle to read the graph from and to write the engine into.
+        options: What to build; None for the defaults.
+        progress: Called with every step; whatever it raises cancels the build, as does Ctrl-C.
+
+    Returns:
+        The stored manifest of the engine.
+
+    Raises:
+        BackendUnavailableError: The flavour is not installed, or needs a GPU that is not there.
+        BundleError: The bundle has no such graph, or an engine of this name and ``overwrite`` is not set.
+        ConfigError: A compute capability is not one that the flavour builds for.
+        ProfileError: A profile is malformed or outside the range of the graph.
+        EngineBuildError: TensorRT refused the graph or failed to build it.
+    """
+    options = options or BuildOptions()
+    graph = bundle.get_graph(options.graph)
+    _check_name_is_free(bundle, options)
+    profiles = tuple(parse_profile(text, graph) for text in options.profiles) or (
+        derive_profile(graph, _read_chunk_size(bundle)),
+    )
+    flavour = choose_flavour(options)
+    trt = import_flavour(flavour)
+    targets = choose_targets(trt, flavour, options.compute_capabilities)
+
+    started = time.perf_counter()
+    errors: list[str] = []
+    log = create_log(trt, errors)
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    # The parser owns the weights that the network refers to, so it has to outlive the build.
+    parser = trt.OnnxParser(network, log)
+    _parse_graph(parser, bundle.get_graph_path(options.graph), flavour)
+    inputs, outputs = read_tensors(network, graph)
+
+    watch = BuildWatch(progress)
+    config = _configure_builder(trt, builder, options, targets, profiles)
+    config.progress_monitor = create_monitor(trt, watch)
+    with watch.catch_interrupt():
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise EngineBuildError(_describe_failure(flavour, trt.__version__, graph, errors))
+    content = bytes(plan)
+
+    engine = EngineManifest(
+        name=options.engine_name,
+        flavour=flavour.name,
+        version=trt.__version__,
+        targets=tuple(targets),
+        graph=options.graph,
+        graph_sha256=bundle.manifest.files[graph.file],
+        engine_sha256=hashlib.sha256(content).hexdigest(),
+        profiles=profiles,
+        inputs=inputs,
+        outputs=outputs,
+        num_layers=network.num_layers,
+        layer_dtypes=count_layer_dtypes(network),
+        build_seconds=round(time.perf_counter() - started, 3),
+        size_bytes=len(content),
+    )
+    bundle.write_engine(engine, content)
+    return engine
+
+
+def _check_name_is_free(bundle: Bundle, options: BuildOptions) -> None:
+    path = bundle.path / ENGINE_FOLDER / f"{options.engine_name}.json"
+    if path.exists() and not options.overwrite:
+        raise BundleError(
+            f"{bundle.path} already has an engine {options.engine_name!r}; replace it with --force, or choose another --name"
+        )
+
+
+def _read_chunk_size(bundle: Bundle) -> int:
+    """Return the chunk size of the model; families without chunks have none in their config."""
+    config = json.loads((bundle.path / "config.json").read_text(encoding="utf-8"))
+    return int(config.get("chunk_size", DEFAULT_CHUNK_SIZE))
+
+
+def _parse_graph(parser: Any, path: Path, flavour: Flavour) -> None:
+    """Parse from the file, so that external data is found beside it."""
+    if parser.parse_from_file(str(path)):
+        return
+    complaints = read_complaints(parser, path)
+    raise EngineBuildError(f"{flavour.title} cannot take {path}: {format_complaints(complaints)}")
+
+
+def _configure_builder(
+    trt: Any,
+    builder: Any,
+    options: BuildOptions,
+    targets: Mapping[str, Any],
+    profiles: Sequence[Mapping[str, ProfileShapes]],
+) -> Any:
+    config = builder.create_builder_config()
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    if CURRENT_TARGET not in targets:
+        config.num_compute_capabilities = len(targets)
+        for index, target in enumerate(targets.values()):
+            config.set_compute_capability(target, index)
+    for shapes in profiles:
+        profile = builder.create_optimization_profile()
+        for name, shape in shapes.items():
+            profile.set_shape(name, shape.min, shape.opt, shape.max)
+        config.add_optimization_profile(profile)
+    return config
+
+
+def _describe_failure(flavour: Flavour, version: str, graph: GraphSpec, errors: Sequence[str]) -> str:
+    reason = errors[-1] if errors else "it gave no reason"
+    if _TURING_REFUSAL in reason:
+        cure = "leave compute capability 7.5 out: it has no fp32 matrix products"
+    else:
+        cure = "try another profile or target to see whether it depends on them"
+    return f"{flavour.title} {version} could not build {graph.file}: {reason}; {cure}"

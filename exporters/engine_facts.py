@@ -1,0 +1,77 @@
+"""What a parsed TensorRT network is: its tensors and layers, checked against the contract of the graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from flash_export.errors import EngineBuildError
+from flash_export.manifest import GraphSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_DTYPE_NAMES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "FP8": "float8_e4m3fn",
+    "FP4": "float4_e2m1fn",
+    "INT64": "int64",
+    "INT32": "int32",
+    "INT8": "int8",
+    "INT4": "int4",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+_DYNAMIC = -1
+
+
+def read_tensors(network: Any, graph: GraphSpec) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return the inputs and outputs of a network, with dynamic axes named as in the manifest.
+
+    Raises:
+        EngineBuildError: Names, dtypes or shapes are not those that the manifest promises.
+    """
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    outputs = [network.get_output(index) for index in range(network.num_outputs)]
+    return _match_specs("inputs", inputs, graph.inputs, graph), _match_specs("outputs", outputs, graph.outputs, graph)
+
+
+def count_layer_dtypes(network: Any) -> dict[str, int]:
+    """Return the number of layers by the dtype of their first output, most frequent first."""
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    dtypes = Counter(name_dtype(layer.get_output(0).dtype) for layer in layers if layer.num_outputs)
+    return dict(dtypes.most_common())
+
+
+def name_dtype(dtype: Any) -> str:
+    """Return the numpy name of a TensorRT dtype, such as ``float16`` for ``HALF``."""
+    return _DTYPE_NAMES.get(dtype.name, dtype.name.lower())
+
+
+def _match_specs(
+    kind: str, tensors: Sequence[Any], specs: tuple[TensorSpec, ...], graph: GraphSpec
+) -> tuple[TensorSpec, ...]:
+    actual, expected = [tensor.name for tensor in tensors], [spec.name for spec in specs]
+    if actual != expected:
+        raise EngineBuildError(
+            f"{graph.file}: the network's {kind} are {', '.join(actual)}, the manifest says {', '.join(expected)}; "
+            "export the bundle again"
+        )
+    return tuple(_match_spec(tensor, spec, graph) for tensor, spec in zip(tensors, specs, strict=True))
+
+
+def _match_spec(tensor: Any, spec: TensorSpec, graph: GraphSpec) -> TensorSpec:
+    dtype, shape = name_dtype(tensor.dtype), tuple(tensor.shape)
+    expected = tuple(_DYNAMIC if isinstance(size, str) else size for size in spec.shape)
+    if dtype != spec.dtype or shape != expected:
+        raise EngineBuildError(
+            f"{graph.file}: the network has {spec.name} as {dtype} {_format_shape(shape)}, the manifest says "
+            f"{spec.dtype} {_format_shape(expected)}; export the bundle again"
+        )
+    return TensorSpec(spec.name, dtype, spec.shape)
+
+
+def _format_shape(shape: tuple[int, ...]) -> str:
+    return f"({', '.join(map(str, shape))})"

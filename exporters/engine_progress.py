@@ -1,0 +1,105 @@
+"""Progress of an engine build, and its cancellation.
+
+TensorRT reports phases, which nest, and steps within them. An exception must not travel through its C++ code, so
+whatever the callback raises is kept, the build is cancelled, and the exception is raised when TensorRT has returned.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+
+@dataclass(frozen=True)
+class BuildProgress:
+    """One report: ``step`` of ``num_steps`` in a phase; ``parent`` is the phase around it, None for the outermost."""
+
+    phase: str
+    parent: str | None
+    step: int
+    num_steps: int
+
+
+ProgressCallback = Callable[[BuildProgress], None]
+
+
+@dataclass
+class BuildWatch:
+    """Passes progress on and remembers why a build has to stop."""
+
+    report: ProgressCallback | None = None
+    error: BaseException | None = None
+    _phases: dict[str, tuple[str | None, int]] = field(default_factory=dict)
+
+    def start_phase(self, phase: str, parent: str | None, num_steps: int) -> None:
+        """Report that a phase begins."""
+        self._phases[phase] = (parent, num_steps)
+        self._send(phase, 0)
+
+    def complete_step(self, phase: str, step: int) -> bool:
+        """Report that step number ``step``, counted from 0, is done; return whether to go on."""
+        self._send(phase, step + 1)
+        return self.error is None
+
+    def finish_phase(self, phase: str) -> None:
+        """Report that a phase is over."""
+        self._send(phase, self._phases[phase][1])
+
+    def _send(self, phase: str, step: int) -> None:
+        if self.report is None or self.error is not None:
+            return
+        parent, num_steps = self._phases[phase]
+        try:
+            self.report(BuildProgress(phase, parent, step, num_steps))
+        except BaseException as error:  # noqa: BLE001
+            self.error = error
+
+    @contextmanager
+    def catch_interrupt(self) -> Iterator[None]:
+        """Turn Ctrl-C into a cancelled build, then raise whatever stopped the build.
+
+        Python allows signal handlers in the main thread only; elsewhere Ctrl-C is not ours to handle.
+        """
+
+        def remember(_signal: int, _frame: FrameType | None) -> None:
+            self.error = KeyboardInterrupt()
+
+        is_main = threading.current_thread() is threading.main_thread()
+        previous = signal.signal(signal.SIGINT, remember) if is_main else None
+        try:
+            yield
+        finally:
+            if is_main:
+                signal.signal(signal.SIGINT, previous)
+        if self.error is not None:
+            raise self.error
+
+
+def create_monitor(trt: Any, watch: BuildWatch) -> Any:
+    """Return a TensorRT progress monitor that drives a watch.
+
+    The class is made here because its base exists only once TensorRT was imported.
+    """
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            watch.start_phase(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return watch.complete_step(phase_name, step)
+
+        def phase_finish(self, phase_name: str) -> None:
+            watch.finish_phase(phase_name)
+
+    return Monitor()

@@ -1,0 +1,106 @@
+"""Which TensorRT builds an engine: choosing the flavour, importing it, and naming its targets.
+
+This is one of the two places that import TensorRT, and it does so only when asked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from typing import TYPE_CHECKING, Any
+
+from flash_export.config import AUTO_FLAVOUR, FLAVOURS, TENSORRT, TENSORRT_RTX, BuildOptions, Flavour
+from flash_export.errors import BackendUnavailableError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CURRENT_TARGET = "current"
+# TensorRT-RTX refuses fp32 matrix products for Turing (7.5), so Turing is built for only when it is asked for.
+MIN_DEFAULT_CAPABILITY = (8, 0)
+
+
+def choose_flavour(options: BuildOptions) -> Flavour:
+    """Return the flavour to build with.
+
+    ``auto`` takes TensorRT where it is installed and a GPU is present, unless targets are named; else TensorRT-RTX,
+    which builds ahead of time.
+
+    Raises:
+        BackendUnavailableError: TensorRT was asked for and there is no GPU to build on.
+    """
+    if options.flavour != AUTO_FLAVOUR:
+        flavour = FLAVOURS[options.flavour]
+        if flavour is TENSORRT and not has_cuda_device():
+            raise BackendUnavailableError(
+                "flavour tensorrt builds on the GPU that the engine is for, and there is no CUDA device here; "
+                "build there, or use --flavour tensorrt-rtx, which needs no GPU"
+            )
+        return flavour
+    if not options.compute_capabilities and is_installed(TENSORRT) and has_cuda_device():
+        return TENSORRT
+    return TENSORRT_RTX
+
+
+def is_installed(flavour: Flavour) -> bool:
+    """Tell whether the package of a flavour is installed, without importing it."""
+    return importlib.util.find_spec(flavour.module) is not None
+
+
+def has_cuda_device() -> bool:
+    """Tell whether PyTorch sees a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def import_flavour(flavour: Flavour) -> Any:
+    """Import the package of a flavour.
+
+    Raises:
+        BackendUnavailableError: It is not installed, or its libraries cannot be loaded.
+    """
+    cure = f"pip install 'flash-export[{flavour.extra}]'"
+    try:
+        return importlib.import_module(flavour.module)
+    except ModuleNotFoundError as error:
+        raise BackendUnavailableError(f"{flavour.title} is not installed (no module {error.name!r}); {cure}") from error
+    except (ImportError, OSError, RuntimeError) as error:
+        raise BackendUnavailableError(
+            f"{flavour.title} is installed but cannot be loaded ({error}); install it again: {cure}"
+        ) from error
+
+
+def list_capabilities(trt: Any) -> dict[str, Any]:
+    """Return the compute capabilities that a TensorRT-RTX builds for without a GPU: enum members by ``8.9`` style name."""
+    found = {}
+    for name, member in trt.ComputeCapability.__members__.items():
+        if match := re.fullmatch(r"SM(\d+)(\d)", name):
+            found[f"{match[1]}.{match[2]}"] = member
+    return found
+
+
+def choose_targets(trt: Any, flavour: Flavour, requested: Sequence[str]) -> dict[str, Any]:
+    """Return what to build for: enum members by name, or nothing but ``current`` for TensorRT.
+
+    Raises:
+        ConfigError: A compute capability was asked for that this version does not offer.
+    """
+    if flavour is TENSORRT:
+        return {CURRENT_TARGET: None}
+    offered = list_capabilities(trt)
+    if not requested:
+        return {name: member for name, member in offered.items() if _parse_capability(name) >= MIN_DEFAULT_CAPABILITY}
+    for name in requested:
+        if name not in offered:
+            raise ConfigError(
+                f"compute capability {name!r} is not one that {flavour.title} {trt.__version__} builds for; "
+                f"use one of {', '.join(offered)}"
+            )
+    return {name: offered[name] for name in requested}
+
+
+def _parse_capability(name: str) -> tuple[int, int]:
+    major, minor = name.split(".")
+    return int(major), int(minor)

@@ -1,0 +1,1 @@
+"""Lowering: from a reference model to the same function in the form that is exported."""

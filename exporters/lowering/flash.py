@@ -1,0 +1,201 @@
+"""The export form of family ``flash``.
+
+What differs from the reference, each step preserving the function: tokens are padded to whole chunks once; padded and
+masked tokens have their values zeroed; divisors, norm gains and RoPE's permutation are in the weights; the relative
+bias is a table that also hides the future.
+
+Axes: b batch, n padded sequence, g chunk, c position in a chunk, d model, e hidden, s query/key, r rotated width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flash_export.exporters.lowering.fold import (
+    HIDDEN_SCORE,
+    fold_heads,
+    fold_input_projection,
+    order_rotary_columns,
+)
+from flash_export.exporters.lowering.pieces import (
+    LAPLACE_SHIFT,
+    LAPLACE_SLOPE,
+    Head,
+    TokenEmbedding,
+    apply_attention_fn,
+    apply_silu,
+    lower_norm,
+)
+from flash_export.exporters.primitives import join_chunks, split_chunks, sum_earlier_chunks
+from flash_export.layers.attention import build_causal_mask
+from flash_export.layers.position import shift_tokens
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from flash_export.models.flash import FlashConfig, FlashLayer, FlashModel
+
+
+class Heads(nn.Module):
+    """Turn the shared projection into the rotated heads ``quad_q, lin_q, quad_k, lin_k``."""
+
+    def __init__(self, layer: FlashLayer, columns: Int[Tensor, " q"], signs: Float[Tensor, " q"], rotary_dim: int):
+        """Fold signs, the score divisor and the causal sum's divisor into the affine maps."""
+        super().__init__()
+        config = layer.config
+        slope = 1.0 if config.attention_fn == "relu2" else LAPLACE_SLOPE
+        factors = [slope / config.chunk_size, 1.0, 1.0, 1 / config.chunk_size if config.causal else 1.0]
+        gamma, beta = fold_heads(layer.qk_offset_scale, columns, signs, factors)
+        self.gamma, self.beta = nn.Buffer(gamma), nn.Buffer(beta)
+        self.widths = [rotary_dim, config.qk_dim - rotary_dim, rotary_dim]
+
+    def forward(
+        self, z: Float[Tensor, "b n q"], cos: Float[Tensor, "n 1 r"], sin: Float[Tensor, "n 1 r"]
+    ) -> tuple[Float[Tensor, "b n 1 s"], ...]:
+        """Apply the affine maps and RoPE to all heads at once."""
+        heads = z.unsqueeze(2) * self.gamma + self.beta  # (b, n, 4, s + r)
+        straight, rest, crossed = heads.split(self.widths, dim=-1)
+        return torch.cat((straight * cos + crossed * sin, rest), dim=-1).split(1, dim=2)
+
+
+class QuadraticAttention(nn.Module):
+    """``attention_fn(q k^T + bias) v`` inside each chunk."""
+
+    def __init__(self, layer: FlashLayer) -> None:
+        """Bake the relative bias, with hidden future positions, into one table."""
+        super().__init__()
+        config = layer.config
+        self.attention_fn = config.attention_fn
+        bias = layer.rel_pos_bias(config.chunk_size)
+        if config.attention_fn == "laplace":
+            bias = bias * LAPLACE_SLOPE - LAPLACE_SHIFT
+        if config.causal:
+            bias = bias.masked_fill(~build_causal_mask(config.chunk_size, bias.device), HIDDEN_SCORE)
+        self.bias = nn.Buffer(bias)
+
+    def forward(
+        self, q: Float[Tensor, "b g c s"], k: Float[Tensor, "b g c s"], v: Float[Tensor, "b g c e"]
+    ) -> Float[Tensor, "b g c e"]:
+        """Attend; the score divisor is in q."""
+        return apply_attention_fn(q @ k.mT + self.bias, self.attention_fn) @ v
+
+
+class LinearAttention(nn.Module):
+    """The linear branch: over earlier chunks, over everything, or inside each chunk."""
+
+    def __init__(self, config: FlashConfig) -> None:
+        """Choose the branch of this config."""
+        super().__init__()
+        self.causal, self.sum_over_chunks = config.causal, config.sum_over_chunks
+        self.chunk_size = config.chunk_size
+
+    def forward(
+        self,
+        q: Float[Tensor, "b n 1 s"],
+        k: Float[Tensor, "b n 1 s"],
+        v: Float[Tensor, "b n e"],
+        v_chunks: Float[Tensor, "b g c e"],
+        inverse_length: Float[Tensor, "#b 1 1"] | None,
+    ) -> Float[Tensor, "b g c e"]:
+        """Attend; the causal divisor is in k."""
+        q_chunks = split_chunks(q, self.chunk_size)
+        if self.causal:
+            kv = split_chunks(k, self.chunk_size).mT @ v_chunks  # (b, g, s, e)
+            return q_chunks @ sum_earlier_chunks(kv)
+        if self.sum_over_chunks:
+            kv = (join_chunks(k).mT @ v) * inverse_length  # (b, s, e)
+            return split_chunks(join_chunks(q) @ kv, self.chunk_size)
+        kv = (split_chunks(k, self.chunk_size).mT @ v_chunks) * inverse_length.unsqueeze(-1)
+        return q_chunks @ kv
+
+
+class LoweredFlashLayer(nn.Module):
+    """One FLASH layer in export form."""
+
+    def __init__(self, layer: FlashLayer, rotary_dim: int) -> None:
+        """Fold the weights of the reference layer."""
+        super().__init__()
+        config = layer.config
+        columns, signs = order_rotary_columns(config.qk_dim, rotary_dim)
+        weight, bias = fold_input_projection(layer.norm, layer.to_hidden[0], layer.to_qk[0], columns)
+        self.norm = lower_norm(layer.norm)
+        self.in_weight, self.in_bias = nn.Buffer(weight), nn.Buffer(bias)
+        self.heads = Heads(layer, columns, signs, rotary_dim)
+        self.quadratic = QuadraticAttention(layer)
+        self.linear = LinearAttention(config)
+        self.out_weight, self.out_bias = nn.Buffer(layer.to_out.weight.mT.contiguous()), layer.to_out.bias
+        self.shift_tokens, self.chunk_size = config.shift_tokens, config.chunk_size
+        self.widths = [config.hidden_dim, config.hidden_dim, len(columns)]
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        cos: Float[Tensor, "n 1 r"],
+        sin: Float[Tensor, "n 1 r"],
+        valid: Float[Tensor, "#b n 1"] | None,
+        inverse_length: Float[Tensor, "#b 1 1"] | None,
+    ) -> Float[Tensor, "b n d"]:
+        """Mix the tokens; ``valid`` is None where padding cannot be seen."""
+        normed = self.norm(x)
+        if self.shift_tokens:
+            normed = shift_tokens(normed)
+        value, gate, z = apply_silu(normed @ self.in_weight + self.in_bias).split(self.widths, dim=-1)
+        quad_q, lin_q, quad_k, lin_k = self.heads(z, cos, sin)
+        if valid is not None:
+            value = value * valid
+        value_chunks = split_chunks(value, self.chunk_size)
+        quadratic = self.quadratic(
+            split_chunks(quad_q, self.chunk_size), split_chunks(quad_k, self.chunk_size), value_chunks
+        )
+        linear = self.linear(lin_q, lin_k, value, value_chunks, inverse_length)
+        return x + (gate * join_chunks(quadratic + linear) @ self.out_weight + self.out_bias)
+
+
+class LoweredFlash(nn.Module):
+    """A FLASH model in export form: ``forward(input_ids[, attention_mask]) -> logits``."""
+
+    def __init__(self, model: FlashModel) -> None:
+        """Fold the weights of the reference model."""
+        super().__init__()
+        self.config = model.config
+        rotary = model.rotary_pos_emb
+        self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb)
+        self.freqs = torch.cat((rotary.freqs, rotary.freqs))  # (r,)
+        self.layers = nn.ModuleList(LoweredFlashLayer(layer, len(self.freqs)) for layer in model.layers)
+        self.head = Head(model.to_logits)
+
+    def forward(
+        self, input_ids: Int[Tensor, "b seq"], attention_mask: Int[Tensor, "b seq"] | None = None
+    ) -> Float[Tensor, "b seq vocab"]:
+        """Return the logits of every position."""
+        seq_len, chunk_size = input_ids.shape[1], self.config.chunk_size
+        padded_len = (seq_len + chunk_size - 1) // chunk_size * chunk_size
+        positions = torch.arange(padded_len, dtype=torch.float32)
+        valid, inverse_length = self._weigh_tokens(attention_mask, positions, seq_len, padded_len)
+        x = self.embedding(F.pad(input_ids, (0, padded_len - seq_len)), positions)
+        angles = (positions[:, None] * self.freqs).unsqueeze(1)  # (n, 1, r)
+        cos, sin = angles.cos(), angles.sin()
+        for layer in self.layers:
+            x = layer(x, cos, sin, valid, inverse_length)
+        return self.head(x[:, :seq_len])
+
+    def _weigh_tokens(
+        self, attention_mask: Tensor | None, positions: Tensor, seq_len: int, padded_len: int
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return what zeroes the values of padding, and the divisor of the non-causal sum."""
+        if attention_mask is None and self.config.causal:
+            return None, None  # padding lies in the future of every token
+        if attention_mask is None:
+            valid = (positions < seq_len).float()[None, :, None]
+        else:
+            valid = F.pad(attention_mask.bool().float(), (0, padded_len - seq_len)).unsqueeze(-1)
+        if self.config.mask_divisor == "padded":
+            length = (positions[None, :, None] < seq_len).float().sum(dim=1, keepdim=True)
+        else:
+            length = valid.sum(dim=1, keepdim=True).clamp(min=1)
+        return valid, 1 / length

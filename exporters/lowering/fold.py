@@ -1,0 +1,66 @@
+"""Weights rewritten once so that the graph need not compute at run time.
+
+Axes: d model width, e hidden width, s query/key width, r rotated width, h heads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from flash_export.layers.norm import SCALE_NORM_EPS, ScaleNorm
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor, nn
+
+    from flash_export.layers.attention import OffsetScale
+
+# relu² and Laplace of it are exactly 0, whatever finite score is added.
+HIDDEN_SCORE = -1e9
+
+
+def fold_input_projection(
+    norm: nn.Module, to_hidden: nn.Linear, to_qk: nn.Linear, qk_columns: Int[Tensor, " q"]
+) -> tuple[Float[Tensor, "d w"], Float[Tensor, " w"]]:
+    """Merge the two projections of one input into one matrix ``[value | gate | qk]``.
+
+    The columns of ``to_qk`` are taken in the order ``qk_columns``, repetitions allowed. The gain of a ScaleNorm, one
+    scalar that commutes with the token shift, goes into the matrix.
+
+    Returns:
+        Weight ``(d, 2e + len(qk_columns))``, to be multiplied from the right, and bias.
+    """
+    weight = torch.cat((to_hidden.weight, to_qk.weight[qk_columns]))
+    bias = torch.cat((to_hidden.bias, to_qk.bias[qk_columns]))
+    if isinstance(norm, ScaleNorm):
+        weight = weight * (norm.g * norm.dim**0.5)
+    return weight.mT.contiguous(), bias
+
+
+def compute_norm_floor(norm: ScaleNorm) -> float:
+    """Return the smallest divisor of a ScaleNorm whose ``dim**0.5`` was folded away."""
+    return float(SCALE_NORM_EPS * norm.dim**0.5)
+
+
+def fold_heads(
+    offset_scale: OffsetScale, columns: Int[Tensor, " q"], signs: Float[Tensor, " q"], factors: list[float]
+) -> tuple[Float[Tensor, "h q"], Float[Tensor, "h q"]]:
+    """Reorder the affine maps to ``columns``, and multiply each head by its factor and each column by its sign."""
+    scale = torch.tensor(factors)[:, None] * signs
+    return offset_scale.gamma[:, columns] * scale, offset_scale.beta[:, columns] * scale
+
+
+def order_rotary_columns(qk_dim: int, rotary_dim: int) -> tuple[Int[Tensor, " q"], Float[Tensor, " q"]]:
+    """Return the column order and signs with which RoPE needs no gather, shuffle or negation.
+
+    With interleaved pairs, ``even' = even cos - odd sin`` and ``odd' = odd cos + even sin``. The columns
+    ``[even | odd | rest | -odd | even]`` hold both terms: ``[even' | odd']`` is the first r columns times the cosine
+    plus the last r times the sine. Dot products do not change, as queries and keys are permuted alike.
+    """
+    even, odd = torch.arange(0, rotary_dim, 2), torch.arange(1, rotary_dim, 2)
+    rest = torch.arange(rotary_dim, qk_dim)
+    signs = torch.ones(qk_dim + rotary_dim)
+    signs[qk_dim : qk_dim + len(odd)] = -1
+    return torch.cat((even, odd, rest, odd, even)), signs

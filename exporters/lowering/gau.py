@@ -1,0 +1,119 @@
+"""The export form of family ``gau`` (FLASH-Quad).
+
+The attention is over the whole sequence, so nothing is padded. The relative bias depends on the distance alone and
+saturates at ``MAX_DISTANCE``: it is looked up in a short table, which also hides the future of causal models.
+
+Axes: b batch, n sequence, d model, e hidden, s query/key.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from flash_export.exporters.lowering.fold import HIDDEN_SCORE, fold_heads, fold_input_projection
+from flash_export.exporters.lowering.pieces import (
+    LAPLACE_SHIFT,
+    LAPLACE_SLOPE,
+    Head,
+    TokenEmbedding,
+    apply_attention_fn,
+    apply_silu,
+    lower_norm,
+)
+from flash_export.layers.position import MAX_DISTANCE, compute_t5_buckets
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from flash_export.models.gau import GauLayer, GauModel
+
+
+def bake_bias_by_distance(layer: GauLayer) -> Float[Tensor, " t"]:
+    """Return the bias of the offsets ``key - query`` from ``-MAX_DISTANCE`` to ``MAX_DISTANCE``."""
+    offsets = torch.arange(-MAX_DISTANCE, MAX_DISTANCE + 1)
+    bias = layer.rel_pos_bias
+    table = bias.relative_attention_bias.weight[compute_t5_buckets(offsets, bias.causal), 0] * bias.scale
+    return table.masked_fill(offsets > 0, HIDDEN_SCORE) if bias.causal else table
+
+
+class LoweredGauLayer(nn.Module):
+    """One gated attention unit in export form."""
+
+    def __init__(self, layer: GauLayer) -> None:
+        """Fold the weights of the reference layer."""
+        super().__init__()
+        config = layer.config
+        columns = torch.arange(config.qk_dim)
+        weight, bias = fold_input_projection(layer.norm, layer.to_hidden[0], layer.to_qk[0], columns)
+        gamma, beta = fold_heads(layer.offsetscale, columns, torch.ones(config.qk_dim), [1.0, 1.0])
+        self.norm = lower_norm(layer.norm)
+        self.in_weight, self.in_bias = nn.Buffer(weight), nn.Buffer(bias)
+        self.gamma, self.beta = nn.Buffer(gamma), nn.Buffer(beta)
+        self.bias_by_distance = nn.Buffer(bake_bias_by_distance(layer))
+        self.out_weight, self.out_bias = nn.Buffer(layer.to_out[0].weight.mT.contiguous()), layer.to_out[0].bias
+        self.attention_fn = config.attention_fn
+        self.widths = [config.hidden_dim, config.hidden_dim, config.qk_dim]
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        distance_index: Int[Tensor, "n n"],
+        value_weight: Float[Tensor, "#b #n 1"] | None,
+        inverse_length: Float[Tensor, "#b 1 1"],
+    ) -> Float[Tensor, "b n d"]:
+        """Mix the tokens; ``value_weight`` zeroes masked tokens and, with relu², carries the divisor squared."""
+        activated = apply_silu(self.norm(x) @ self.in_weight + self.in_bias)
+        value, gate, z = activated.split(self.widths, dim=-1)
+        q, k = (z * self.gamma[0] + self.beta[0]), (z * self.gamma[1] + self.beta[1])
+        if value_weight is not None:
+            value = value * value_weight
+        scores = q @ k.mT + self.bias_by_distance[distance_index]
+        if self.attention_fn == "laplace":
+            scores = scores * (inverse_length * LAPLACE_SLOPE) - LAPLACE_SHIFT
+        attended = apply_attention_fn(scores, self.attention_fn) @ value
+        return x + (gate * attended @ self.out_weight + self.out_bias)
+
+
+class LoweredGau(nn.Module):
+    """A FLASH-Quad model in export form: ``forward(input_ids[, attention_mask]) -> logits``."""
+
+    def __init__(self, model: GauModel) -> None:
+        """Fold the weights of the reference model."""
+        super().__init__()
+        self.config = model.config
+        self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb)
+        self.layers = nn.ModuleList(LoweredGauLayer(layer) for layer in model.layers)
+        self.head = Head(model.to_logits)
+
+    def forward(
+        self, input_ids: Int[Tensor, "b seq"], attention_mask: Int[Tensor, "b seq"] | None = None
+    ) -> Float[Tensor, "b seq vocab"]:
+        """Return the logits of every position."""
+        seq_len = input_ids.shape[1]
+        positions = torch.arange(seq_len, dtype=torch.float32)
+        offsets = (positions[None, :] - positions[:, None]).clamp(-MAX_DISTANCE, MAX_DISTANCE)
+        distance_index = (offsets + MAX_DISTANCE).to(torch.int32)
+        value_weight, inverse_length = self._weigh_tokens(attention_mask, positions)
+        x = self.embedding(input_ids, positions)
+        for layer in self.layers:
+            x = layer(x, distance_index, value_weight, inverse_length)
+        return self.head(x)
+
+    def _weigh_tokens(self, attention_mask: Tensor | None, positions: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return the weight of each value, and the reciprocal of the scores' divisor."""
+        length = torch.ones_like(positions).sum().reshape(1, 1, 1)
+        valid = None
+        if attention_mask is not None:
+            valid = attention_mask.bool().float().unsqueeze(-1)
+            if self.config.mask_divisor == "valid":
+                length = valid.sum(dim=1, keepdim=True).clamp(min=1)
+        inverse_length = 1 / length
+        if self.config.attention_fn == "laplace":
+            return valid, inverse_length
+        # relu²(scores / length) = relu²(scores) / length²: two numbers a token instead of one a score.
+        weight = inverse_length * inverse_length
+        return (weight if valid is None else valid * weight), inverse_length

@@ -1,0 +1,73 @@
+"""The few operations whose ONNX spelling we choose ourselves, because the exporter's would depend on the length.
+
+Each is a PyTorch custom op with an eager meaning, so that a lowered model runs and can be tested without ONNX, and
+a translation to ``ai.onnx`` nodes with constant arguments. No trace of the op is left in the graph.
+
+Axes: b batch, n padded sequence, g chunk, c position in a chunk, d width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from onnxscript import opset18 as op
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from torch import Tensor
+
+
+@torch.library.custom_op("flash_export::split_chunks", mutates_args=())
+def split_chunks(x: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    """Cut ``(b, n, d)``, or ``(b, n, 1, d)``, into ``(b, n / chunk_size, chunk_size, d)``."""
+    return x.reshape(x.shape[0], x.shape[1] // chunk_size, chunk_size, x.shape[-1]).clone()
+
+
+@split_chunks.register_fake
+def _(x: Tensor, chunk_size: int) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[1] // chunk_size, chunk_size, x.shape[-1]))
+
+
+def _spell_split_chunks(x: Any, chunk_size: int) -> Any:
+    # 0 copies the batch and -1 stands for the number of chunks: no shape arithmetic at run time.
+    return op.Reshape(x, op.Constant(value_ints=[0, -1, chunk_size, x.shape[-1]]))
+
+
+@torch.library.custom_op("flash_export::join_chunks", mutates_args=())
+def join_chunks(x: torch.Tensor) -> torch.Tensor:
+    """Merge ``(b, g, c, d)`` into ``(b, g * c, d)``."""
+    return x.flatten(1, 2).clone()
+
+
+@join_chunks.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[1] * x.shape[2], x.shape[3]))
+
+
+def _spell_join_chunks(x: Any) -> Any:
+    return op.Reshape(x, op.Constant(value_ints=[0, -1, x.shape[-1]]))
+
+
+@torch.library.custom_op("flash_export::sum_earlier_chunks", mutates_args=())
+def sum_earlier_chunks(x: torch.Tensor) -> torch.Tensor:
+    """Return, for each chunk of ``(b, g, ...)``, the sum over all chunks before it."""
+    return torch.cat((torch.zeros_like(x[:, :1]), x.cumsum(dim=1)[:, :-1]), dim=1)
+
+
+@sum_earlier_chunks.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _spell_sum_earlier_chunks(x: Any) -> Any:
+    return op.CumSum(x, op.Constant(value_int=1), exclusive=1)
+
+
+TRANSLATIONS: dict[Any, Callable[..., Any]] = {
+    torch.ops.flash_export.split_chunks.default: _spell_split_chunks,
+    torch.ops.flash_export.join_chunks.default: _spell_join_chunks,
+    torch.ops.flash_export.sum_earlier_chunks.default: _spell_sum_earlier_chunks,
+}

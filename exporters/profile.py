@@ -1,0 +1,144 @@
+"""Optimisation profiles: ``MIN:OPT:MAX`` text, such as ``1x1:1x512:4x4096``, to shapes of every graph input.
+
+Each part gives one size for every symbolic axis of the inputs, in the order in which the inputs show them:
+``batch x seq`` for the forward graphs. All inputs share these axes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from flash_export.errors import ProfileError
+from flash_export.manifest import AxisRange, GraphSpec, ProfileShapes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+BATCH_AXIS = "batch"
+SEQ_AXIS = "seq"
+MAX_DEFAULT_BATCH = 8
+DEFAULT_OPT_SEQ_LEN = 512
+DEFAULT_CHUNK_SIZE = 256
+
+_EXPORT_OPTIONS = {BATCH_AXIS: "--max-batch", SEQ_AXIS: "--max-seq-len"}
+_PARTS = ("min", "opt", "max")
+
+
+def parse_profile(text: str, graph: GraphSpec) -> dict[str, ProfileShapes]:
+    """Read one profile and check it against the ranges of the graph.
+
+    Args:
+        text: ``MIN:OPT:MAX``, each part one size per axis joined by ``x``.
+        graph: Contract of the graph that the profile is for.
+
+    Returns:
+        The shapes of every input, by name.
+
+    Raises:
+        ProfileError: The text is malformed, min > opt or opt > max, or a size is outside the graph's range.
+    """
+    axes = get_input_axes(graph)
+    form = ":".join(["x".join(axes)] * 3)
+    parts = text.strip().split(":")
+    if len(parts) != len(_PARTS):
+        raise ProfileError(
+            f"profile {text}: {len(parts)} part(s) where MIN:OPT:MAX has 3; write {form}, such as {_format_example(axes)}"
+        )
+    minimum, optimum, maximum = (_parse_sizes(text, part, axes) for part in parts)
+    for axis, bounds in axes.items():
+        sizes = dict(zip(_PARTS, (minimum[axis], optimum[axis], maximum[axis]), strict=True))
+        _check_order(text, axis, sizes)
+        _check_range(text, axis, sizes, bounds)
+    return _build_shapes(graph, minimum, optimum, maximum)
+
+
+def derive_profile(graph: GraphSpec, chunk_size: int = DEFAULT_CHUNK_SIZE) -> dict[str, ProfileShapes]:
+    """Return the profile of an engine for which the user asked for none.
+
+    It covers every length the graph promises and batches up to 8, and is tuned for one sequence of about 512 tokens,
+    a whole number of chunks. A large maximum changes neither the build time nor the size of the engine; it is
+    memory at run time that grows, with the batch most of all, so the batch is what is capped.
+    """
+    axes = get_input_axes(graph)
+    optimum = {axis: bounds.min for axis, bounds in axes.items()}
+    maximum = {axis: bounds.max for axis, bounds in axes.items()}
+    if SEQ_AXIS in axes:
+        bounds = axes[SEQ_AXIS]
+        tuned = max(DEFAULT_OPT_SEQ_LEN // chunk_size, 1) * chunk_size
+        optimum[SEQ_AXIS] = min(max(tuned, bounds.min), bounds.max)
+    if BATCH_AXIS in axes:
+        bounds = axes[BATCH_AXIS]
+        maximum[BATCH_AXIS] = max(min(bounds.max, MAX_DEFAULT_BATCH), bounds.min)
+    return _build_shapes(graph, {axis: bounds.min for axis, bounds in axes.items()}, optimum, maximum)
+
+
+def get_input_axes(graph: GraphSpec) -> dict[str, AxisRange]:
+    """Return the symbolic axes of the inputs and their ranges, in order of appearance.
+
+    Raises:
+        ProfileError: The manifest declares no range for an axis.
+    """
+    axes = {}
+    for axis in _iterate_input_axes(graph):
+        if axis not in graph.axes:
+            raise ProfileError(f"{graph.file}: axis {axis!r} has no range in the manifest; export the bundle again")
+        axes[axis] = graph.axes[axis]
+    return axes
+
+
+def _iterate_input_axes(graph: GraphSpec) -> Iterator[str]:
+    return (size for spec in graph.inputs for size in spec.shape if isinstance(size, str))
+
+
+def _parse_sizes(text: str, part: str, axes: Mapping[str, AxisRange]) -> dict[str, int]:
+    wanted = "x".join(axes)
+    sizes = part.split("x") if part else []
+    if len(sizes) != len(axes):
+        raise ProfileError(
+            f"profile {text}: {part!r} has {len(sizes)} size(s) where the graph has {len(axes)} axes; write {wanted}, "
+            f"such as {_format_example(axes)}"
+        )
+    for axis, size in zip(axes, sizes, strict=True):
+        if not re.fullmatch(r"[0-9]+", size):
+            raise ProfileError(f"profile {text}: {axis} {size!r} is not a whole number; write {wanted} in digits")
+        if int(size) == 0:
+            raise ProfileError(f"profile {text}: {axis} 0 is an empty axis; use at least 1")
+    return {axis: int(size) for axis, size in zip(axes, sizes, strict=True)}
+
+
+def _check_order(text: str, axis: str, sizes: Mapping[str, int]) -> None:
+    for lower, upper in (("min", "opt"), ("opt", "max")):
+        if sizes[lower] > sizes[upper]:
+            raise ProfileError(
+                f"profile {text}: {axis} has {lower} {sizes[lower]} above {upper} {sizes[upper]}; "
+                "write MIN:OPT:MAX in rising order"
+            )
+
+
+def _check_range(text: str, axis: str, sizes: Mapping[str, int], bounds: AxisRange) -> None:
+    if sizes["max"] > bounds.max:
+        option = _EXPORT_OPTIONS.get(axis)
+        cure = f"export again with {option} or lower it" if option else "lower it"
+        raise ProfileError(f"profile {text}: {axis} {sizes['max']} exceeds the graph's maximum {bounds.max}; {cure}")
+    if sizes["min"] < bounds.min:
+        raise ProfileError(f"profile {text}: {axis} {sizes['min']} is below the graph's minimum {bounds.min}; raise it")
+
+
+def _build_shapes(
+    graph: GraphSpec, minimum: Mapping[str, int], optimum: Mapping[str, int], maximum: Mapping[str, int]
+) -> dict[str, ProfileShapes]:
+    def fill(shape: tuple[int | str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(sizes[size] if isinstance(size, str) else size for size in shape)
+
+    return {
+        spec.name: ProfileShapes(fill(spec.shape, minimum), fill(spec.shape, optimum), fill(spec.shape, maximum))
+        for spec in graph.inputs
+    }
+
+
+def _format_example(axes: Mapping[str, AxisRange]) -> str:
+    """Return a profile that this graph accepts."""
+    lowest = "x".join(str(bounds.min) for bounds in axes.values())
+    highest = "x".join(str(bounds.max) for bounds in axes.values())
+    return f"{lowest}:{lowest}:{highest}"
