@@ -72,7 +72,8 @@ def build_engine(
 
     watch = BuildWatch(progress)
     config = _configure_builder(trt, builder, options, targets, profiles)
-    config.progress_monitor = create_monitor(trt, watch)
+    monitor = create_monitor(trt, watch)
+    config.progress_monitor = monitor
     with watch.catch_interrupt():
         plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -103,7 +104,8 @@ def _check_name_is_free(bundle: Bundle, options: BuildOptions) -> None:
     path = bundle.path / ENGINE_FOLDER / f"{options.engine_name}.json"
     if path.exists() and not options.overwrite:
         raise BundleError(
-            f"{bundle.path} already has an engine {options.engine_name!r}; replace it with --force, or choose another --name"
+            f"{bundle.path} already has an engine {options.engine_name!r}; "
+            "replace it with --force, or choose another --name"
         )
 
 

@@ -47,7 +47,8 @@ def count_layer_dtypes(network: Any) -> dict[str, int]:
 
 def name_dtype(dtype: Any) -> str:
     """Return the numpy name of a TensorRT dtype, such as ``float16`` for ``HALF``."""
-    return _DTYPE_NAMES.get(dtype.name, dtype.name.lower())
+    name = str(dtype.name)
+    return _DTYPE_NAMES.get(name, name.lower())
 
 
 def _match_specs(

@@ -23,7 +23,7 @@ def create_log(trt: Any, errors: list[str]) -> Any:
     """
     severity = trt.ILogger.Severity
 
-    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+    class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
 

@@ -89,7 +89,7 @@ def create_monitor(trt: Any, watch: BuildWatch) -> Any:
     The class is made here because its base exists only once TensorRT was imported.
     """
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
 

@@ -73,7 +73,7 @@ def import_flavour(flavour: Flavour) -> Any:
 
 
 def list_capabilities(trt: Any) -> dict[str, Any]:
-    """Return the compute capabilities that a TensorRT-RTX builds for without a GPU: enum members by ``8.9`` style name."""
+    """Return what a TensorRT-RTX builds for without a GPU: enum members by compute capability, such as ``8.9``."""
     found = {}
     for name, member in trt.ComputeCapability.__members__.items():
         if match := re.fullmatch(r"SM(\d+)(\d)", name):

@@ -39,11 +39,12 @@ def parse_profile(text: str, graph: GraphSpec) -> dict[str, ProfileShapes]:
         ProfileError: The text is malformed, min > opt or opt > max, or a size is outside the graph's range.
     """
     axes = get_input_axes(graph)
-    form = ":".join(["x".join(axes)] * 3)
+    form = ":".join([_format_axes(axes)] * 3)
     parts = text.strip().split(":")
     if len(parts) != len(_PARTS):
         raise ProfileError(
-            f"profile {text}: {len(parts)} part(s) where MIN:OPT:MAX has 3; write {form}, such as {_format_example(axes)}"
+            f"profile {text}: {len(parts)} part(s) where MIN:OPT:MAX has 3; "
+            f"write {form}, such as {_format_example(axes)}"
         )
     minimum, optimum, maximum = (_parse_sizes(text, part, axes) for part in parts)
     for axis, bounds in axes.items():
@@ -92,7 +93,7 @@ def _iterate_input_axes(graph: GraphSpec) -> Iterator[str]:
 
 
 def _parse_sizes(text: str, part: str, axes: Mapping[str, AxisRange]) -> dict[str, int]:
-    wanted = "x".join(axes)
+    wanted = _format_axes(axes)
     sizes = part.split("x") if part else []
     if len(sizes) != len(axes):
         raise ProfileError(
@@ -135,6 +136,10 @@ def _build_shapes(
         spec.name: ProfileShapes(fill(spec.shape, minimum), fill(spec.shape, optimum), fill(spec.shape, maximum))
         for spec in graph.inputs
     }
+
+
+def _format_axes(axes: Mapping[str, AxisRange]) -> str:
+    return "x".join(axis.upper() for axis in axes)
 
 
 def _format_example(axes: Mapping[str, AxisRange]) -> str:

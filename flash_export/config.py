@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from flash_export.errors import ConfigError
@@ -55,3 +56,72 @@ class Tolerance:
     def compute_limit(self, scale: float) -> float:
         """Return the largest accepted absolute difference for outputs of this scale."""
         return self.atol + self.rtol * scale
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One of the two packages that share the TensorRT interface.
+
+    Attributes:
+        name: What the user calls it.
+        title: What messages call it.
+        module: Python module it is imported as.
+        extra: Extra of this package that installs it.
+    """
+
+    name: str
+    title: str
+    module: str
+    extra: str
+
+
+TENSORRT = Flavour("tensorrt", "TensorRT", "tensorrt", "gpu")
+TENSORRT_RTX = Flavour("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "rtx")
+FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, TENSORRT_RTX)}
+AUTO_FLAVOUR = "auto"
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is built.
+
+    Attributes:
+        graph: Graph of the bundle to build.
+        name: Name of the engine; None: the name of the graph.
+        flavour: ``auto``, ``tensorrt`` or ``tensorrt-rtx``.
+        profiles: Optimisation profiles such as ``1x1:1x512:4x4096``; none: one derived from the graph's ranges.
+        compute_capabilities: TensorRT-RTX only: targets such as ``8.9``; none: every one it offers from 8.0 on.
+        workspace_bytes: Most scratch memory a layer may use; None: TensorRT's own limit, the whole device.
+        tf32: Whether fp32 products may be rounded to TensorFloat-32, 10 bits of mantissa. TensorRT's default is
+            yes; ours is no, as in PyTorch, because such an engine no longer agrees with the model to fp32 accuracy.
+        overwrite: Whether an engine of the same name is replaced.
+    """
+
+    graph: str = "forward"
+    name: str | None = None
+    flavour: str = AUTO_FLAVOUR
+    profiles: tuple[str, ...] = ()
+    compute_capabilities: tuple[str, ...] = ()
+    workspace_bytes: int | None = None
+    tf32: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a graph and without TensorRT."""
+        if self.flavour not in (AUTO_FLAVOUR, *FLAVOURS):
+            known = ", ".join((AUTO_FLAVOUR, *FLAVOURS))
+            raise ConfigError(f"flavour={self.flavour!r} is unknown; use one of {known}")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ConfigError(f"name={self.name!r} is not usable as a file name; use letters, digits, '.', '_' and '-'")
+        if self.compute_capabilities and self.flavour == TENSORRT.name:
+            raise ConfigError(
+                "compute_capabilities need flavour tensorrt-rtx, because tensorrt builds for the GPU at hand; "
+                "leave one of them out"
+            )
+        if self.workspace_bytes is not None and self.workspace_bytes < 1:
+            raise ConfigError(f"workspace_bytes={self.workspace_bytes} is not usable; use at least 1, or leave it out")
+
+    @property
+    def engine_name(self) -> str:
+        """Name of the engine files, without suffix."""
+        return self.name or self.graph
