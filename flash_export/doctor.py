@@ -1,0 +1,238 @@
+"""What is installed here and what it is good for: export, run, build, validate.
+
+Every probe stands alone: a package that is missing or broken is a finding, never an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flash_export.config import FLAVOURS, TENSORRT_RTX, Flavour
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+MIN_PYTHON = (3, 10)
+LOW_DISK_BYTES = 2 << 30
+REMOTE_PROVIDER = "AzureExecutionProvider"  # sends the work elsewhere, so it says nothing about this machine
+ORT_LOG_FATAL = 4
+
+
+class Status(str, Enum):
+    """How well something can be used here."""
+
+    OK = "ok"
+    LIMITED = "limited"
+    MISSING = "missing"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What.
+        status: How well it can be used here.
+        version: Its version; empty where it has none or is missing.
+        detail: What it can do here and what it cannot.
+        cure: What to do about it; empty where nothing needs doing.
+        required: Whether nothing can be exported without it.
+    """
+
+    name: str
+    status: Status
+    version: str = ""
+    detail: str = ""
+    cure: str = ""
+    required: bool = False
+
+    def __bool__(self) -> bool:
+        """Tell whether it can be used at all."""
+        return self.status in (Status.OK, Status.LIMITED)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings; true if a model can be exported here."""
+
+    findings: tuple[Finding, ...]
+
+    def __bool__(self) -> bool:
+        """Tell whether everything that an export needs can be used."""
+        return all(finding for finding in self.findings if finding.required)
+
+
+def diagnose(folder: str | Path = ".") -> Diagnosis:
+    """Look at Python, the packages, the GPU, the disk that holds ``folder`` and the memory."""
+    probes: tuple[tuple[str, Callable[[], Finding], bool], ...] = (
+        ("python", _probe_python, True),
+        ("torch", _probe_torch, True),
+        ("onnx", lambda: _probe_package("onnx", "flash-export"), True),
+        ("onnxscript", lambda: _probe_package("onnxscript", "flash-export"), True),
+        ("onnxruntime", _probe_onnxruntime, False),
+        *((name, lambda flavour=flavour: _probe_tensorrt(flavour), False) for name, flavour in FLAVOURS.items()),
+        ("gpu", _probe_gpu, False),
+        ("disk", lambda: _probe_disk(Path(folder)), False),
+        ("memory", _probe_memory, False),
+    )
+    return Diagnosis(tuple(_run_probe(name, probe, required) for name, probe, required in probes))
+
+
+def _run_probe(name: str, probe: Callable[[], Finding], required: bool) -> Finding:
+    try:
+        finding = probe()
+    except Exception as error:  # noqa: BLE001 - a broken package may raise anything at import
+        finding = Finding(name, Status.BROKEN, detail=_describe(error))
+    return Finding(name, finding.status, finding.version, finding.detail, finding.cure, required)
+
+
+def _probe_python() -> Finding:
+    version = platform.python_version()
+    if sys.version_info < MIN_PYTHON:
+        wanted = ".".join(map(str, MIN_PYTHON))
+        return Finding("python", Status.BROKEN, version, "too old", f"use Python {wanted} or newer")
+    return Finding("python", Status.OK, version, f"{platform.system()} {platform.machine()}")
+
+
+def _probe_package(name: str, extra: str) -> Finding:
+    cure = f"pip install '{extra}'"
+    if not _is_installed(name):
+        return Finding(name, Status.MISSING, cure=cure)
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # noqa: BLE001
+        return Finding(name, Status.BROKEN, detail=_describe(error), cure=f"install it again: {cure}")
+    return Finding(name, Status.OK, str(getattr(module, "__version__", "")))
+
+
+def _probe_torch() -> Finding:
+    found = _probe_package("torch", "flash-export")
+    if not found:
+        return found
+    torch = importlib.import_module("torch")
+    build = f"CUDA {torch.version.cuda} build" if torch.version.cuda else "CPU build"
+    return Finding("torch", Status.OK, found.version, build)
+
+
+def _probe_onnxruntime() -> Finding:
+    found = _probe_package("onnxruntime", "flash-export[cpu]")
+    if not found:
+        return found
+    ort = importlib.import_module("onnxruntime")
+    listed = [name for name in ort.get_available_providers() if name != REMOTE_PROVIDER]
+    if not _probe_package("onnx", "flash-export"):
+        detail = f"listed, not tried: {_format_providers(listed)}"
+        return Finding("onnxruntime", Status.LIMITED, found.version, detail, "needs onnx to try its providers")
+    usable = _try_providers(ort, listed)
+    detail = f"usable: {_format_providers(usable) or 'none'}"
+    if unusable := [name for name in listed if name not in usable]:
+        detail += f"; only listed: {_format_providers(unusable)}"
+    cure = "" if usable else "install it again: pip install 'flash-export[cpu]'"
+    return Finding("onnxruntime", Status.OK if usable else Status.BROKEN, found.version, detail, cure)
+
+
+def _try_providers(ort: Any, listed: Sequence[str]) -> list[str]:
+    """Return the providers that a session really starts with.
+
+    onnxruntime lists what it was compiled with; one whose libraries or GPU are missing is silently left out.
+    """
+    from onnx import TensorProto, helper
+
+    source = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", [source], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
+    options = ort.SessionOptions()
+    options.log_severity_level = ORT_LOG_FATAL
+
+    def starts(provider: str) -> bool:
+        try:
+            return provider in ort.InferenceSession(model, options, providers=[provider]).get_providers()
+        except Exception:  # noqa: BLE001 - what cannot start is not usable, for whatever reason
+            return False
+
+    return [provider for provider in listed if starts(provider)]
+
+
+def _format_providers(providers: Sequence[str]) -> str:
+    return ", ".join(provider.removesuffix("ExecutionProvider") for provider in providers)
+
+
+def _probe_tensorrt(flavour: Flavour) -> Finding:
+    from flash_export.exporters.flavour import import_flavour, is_installed
+
+    cure = f"pip install 'flash-export[{flavour.extra}]'"
+    if not is_installed(flavour):
+        return Finding(flavour.name, Status.MISSING, cure=cure)
+    version = str(import_flavour(flavour).__version__)
+    has_gpu = _has_cuda_device()
+    builds = has_gpu or flavour is TENSORRT_RTX
+    detail = f"builds engines here: {_format_flag(builds)}; runs them here: {_format_flag(has_gpu)}"
+    need = "" if has_gpu else "to run engines: an NVIDIA GPU and a CUDA build of torch"
+    return Finding(flavour.name, Status.OK if has_gpu else Status.LIMITED, version, detail, need)
+
+
+def _probe_gpu() -> Finding:
+    if not _has_cuda_device():
+        cure = f"to build engines without one: {TENSORRT_RTX.name}"
+        return Finding("gpu", Status.MISSING, detail="torch sees no CUDA device", cure=cure)
+    torch = importlib.import_module("torch")
+    devices = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        capability = f"{properties.major}.{properties.minor}"
+        devices.append(f"{properties.name}, compute capability {capability}, {_format_gib(properties.total_memory)}")
+    return Finding("gpu", Status.OK, detail="; ".join(devices))
+
+
+def _probe_disk(folder: Path) -> Finding:
+    usage = shutil.disk_usage(folder)
+    enough = usage.free >= LOW_DISK_BYTES
+    detail = f"{_format_gib(usage.free)} free of {_format_gib(usage.total)}"
+    cure = "" if enough else "free some space: a bundle holds the weights twice, an engine once more"
+    return Finding("disk", Status.OK if enough else Status.LIMITED, detail=detail, cure=cure)
+
+
+def _probe_memory() -> Finding:
+    try:
+        page_bytes = os.sysconf("SC_PAGE_SIZE")
+        total, available = (page_bytes * os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return Finding("memory", Status.OK, detail="this system does not say")
+    return Finding("memory", Status.OK, detail=f"{_format_gib(available)} free of {_format_gib(total)}")
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return name in sys.modules
+
+
+def _has_cuda_device() -> bool:
+    try:
+        return bool(importlib.import_module("torch").cuda.is_available())
+    except Exception:  # noqa: BLE001 - without a working torch there is no device to use
+        return False
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _format_gib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB"
+
+
+def _format_flag(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,47 @@
+"""Choosing the optimisation profile of an engine that fits the shapes of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flash_export.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from flash_export.manifest import EngineManifest, ProfileShapes
+
+
+def choose_profile(engine: EngineManifest, shapes: Mapping[str, Sequence[int]]) -> int:
+    """Return the index of the first profile that holds every shape.
+
+    Args:
+        engine: The engine's manifest.
+        shapes: Shape of every input, by name.
+
+    Raises:
+        InputError: No profile fits; the message names the ranges of them all.
+    """
+    for index, profile in enumerate(engine.profiles):
+        if all(_fits(profile[name], shape) for name, shape in shapes.items()):
+            return index
+    got = ", ".join(f"{name} {_format(shape)}" for name, shape in shapes.items())
+    ranges = "; ".join(f"profile {index}: {_format_ranges(profile)}" for index, profile in enumerate(engine.profiles))
+    raise InputError(
+        f"{got} fits no profile of engine {engine.name!r} ({ranges}); stay in range, or build another engine with "
+        "'flash-export trt --profile MIN:OPT:MAX'"
+    )
+
+
+def _fits(profile: ProfileShapes, shape: Sequence[int]) -> bool:
+    return len(shape) == len(profile.min) and all(
+        low <= size <= high for low, size, high in zip(profile.min, shape, profile.max, strict=True)
+    )
+
+
+def _format_ranges(profile: Mapping[str, ProfileShapes]) -> str:
+    return ", ".join(f"{name} {_format(shapes.min)} to {_format(shapes.max)}" for name, shapes in profile.items())
+
+
+def _format(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
