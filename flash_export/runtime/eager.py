@@ -1,0 +1,77 @@
+"""The reference: the plain PyTorch model, run as it is. Everything else is compared with this."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from flash_export.errors import BackendUnavailableError
+from flash_export.runtime.inputs import check_input_names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    import numpy as np
+    from typing_extensions import Self
+
+    from flash_export.models.base import ReferenceModel
+
+
+class EagerRunner:
+    """Runs a reference model in fp32, without autograd.
+
+    Entering the runner moves the model to its device and sets the number of threads; leaving it puts both back.
+    """
+
+    def __init__(self, model: ReferenceModel, *, device: str = "cpu", threads: int | None = None) -> None:
+        """Wrap a model.
+
+        Args:
+            model: Reference model, in evaluation mode.
+            device: ``cpu`` or ``cuda``.
+            threads: Threads of one operator on the CPU; None: what PyTorch chooses.
+
+        Raises:
+            BackendUnavailableError: ``cuda`` was asked for and PyTorch sees no GPU.
+        """
+        if device == "cuda" and not torch.cuda.is_available():
+            raise BackendUnavailableError("PyTorch sees no CUDA device; use device='cpu' or install a CUDA build")
+        self._model = model
+        self._device = torch.device(device)
+        self._threads = threads
+        self._threads_before = torch.get_num_threads()
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return "eager"
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return ``logits`` for ``input_ids`` and, optionally, ``attention_mask``.
+
+        Raises:
+            InputError: An input is missing or unknown.
+        """
+        check_input_names(inputs, required=["input_ids"], optional=("attention_mask",))
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(value).to(self._device) for name, value in inputs.items()}
+            logits = self._model(tensors["input_ids"], tensors.get("attention_mask"))
+        return {"logits": logits.cpu().numpy()}
+
+    def __enter__(self) -> Self:
+        """Move the model to the device."""
+        self._model.to(self._device)
+        if self._threads is not None:
+            self._threads_before = torch.get_num_threads()
+            torch.set_num_threads(self._threads)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Put the model and the number of threads back."""
+        self._model.to("cpu")
+        if self._threads is not None:
+            torch.set_num_threads(self._threads_before)

@@ -1,0 +1,88 @@
+"""Checking the inputs of a run against a graph's contract, before any backend sees them.
+
+A backend's own message about a wrong shape names internals and no cure; some (a length beyond the declared
+range) would not complain at all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flash_export.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
+
+
+def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
+    """Check names, dtypes, ranks, fixed sizes, and that equal symbolic axes have equal sizes within their range.
+
+    Raises:
+        InputError: What was got, what the graph takes, and what to do about it.
+    """
+    check_input_names(inputs, required=[spec.name for spec in graph.inputs])
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in graph.inputs:
+        _check_tensor(spec, inputs[spec.name], sizes, graph.axes)
+
+
+def check_input_names(inputs: Mapping[str, np.ndarray], *, required: list[str], optional: tuple[str, ...] = ()) -> None:
+    """Check that every required input is there, and nothing unknown.
+
+    Raises:
+        InputError: Which input is missing or unknown.
+    """
+    known = ", ".join([*required, *optional])
+    if missing := [name for name in required if name not in inputs]:
+        raise InputError(f"input {', '.join(missing)} is missing; the model takes {known}, so add it")
+    if unknown := sorted(set(inputs) - set(required) - set(optional)):
+        raise InputError(f"input {', '.join(unknown)} is unknown; the model takes {known}, so leave it out")
+
+
+def check_axis(name: str, value: int, axis: AxisRange) -> None:
+    """Check one size against the range of its symbolic axis.
+
+    Raises:
+        InputError: The size lies outside of the range.
+    """
+    if value < axis.min:
+        raise InputError(f"{_label_axis(name)}={value} is below the graph's minimum {axis.min}; use {axis.min} or more")
+    if value > axis.max:
+        raise InputError(
+            f"{_label_axis(name)}={value} exceeds the graph's maximum {axis.max}; use at most {axis.max}, or export "
+            f"again with --max-{_label_axis(name).replace('_', '-')} {value}"
+        )
+
+
+def _check_tensor(
+    spec: TensorSpec, value: np.ndarray, sizes: dict[str, tuple[int, str]], axes: Mapping[str, AxisRange]
+) -> None:
+    if str(value.dtype) != spec.dtype:
+        raise InputError(f"{spec.name} has dtype {value.dtype}, the graph takes {spec.dtype}; convert it with astype")
+    if value.ndim != len(spec.shape):
+        wanted = ", ".join(map(str, spec.shape))
+        raise InputError(
+            f"{spec.name} has rank {value.ndim}, shape {value.shape}; the graph takes rank {len(spec.shape)} "
+            f"({wanted}), so reshape it"
+        )
+    for axis, size in zip(spec.shape, value.shape, strict=True):
+        if isinstance(axis, int):
+            if size != axis:
+                raise InputError(f"{spec.name} has shape {value.shape}, the graph takes {spec.shape}; reshape it")
+            continue
+        if axis in axes:
+            check_axis(axis, size, axes[axis])
+        known, owner = sizes.setdefault(axis, (size, spec.name))
+        if size != known:
+            raise InputError(
+                f"{spec.name} has {_label_axis(axis)}={size} but {owner} has {known}; give them the same shape"
+            )
+
+
+def _label_axis(name: str) -> str:
+    """Return the name that users know an axis by."""
+    return {"seq": "seq_len"}.get(name, name)

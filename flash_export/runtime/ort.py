@@ -1,0 +1,123 @@
+"""Running a graph with onnxruntime, on the CPU or on a CUDA device; never on one in place of the other."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from flash_export.errors import BackendUnavailableError, BundleError
+from flash_export.runtime.inputs import check_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import ModuleType, TracebackType
+
+    import numpy as np
+    from typing_extensions import Self
+
+    from flash_export.manifest import GraphSpec
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# TensorFloat-32 keeps 10 bits of mantissa, and onnxruntime uses it unless told otherwise.
+_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+_LOG_FATAL = 4
+
+
+class OrtRunner:
+    """Runs one ONNX file of a bundle with one execution provider."""
+
+    def __init__(self, graph: GraphSpec, path: Path, *, provider: str = "cpu", threads: int | None = None) -> None:
+        """Create the session.
+
+        Args:
+            graph: Contract of the graph, from the bundle's manifest.
+            path: The ONNX file.
+            provider: ``cpu`` or ``cuda``.
+            threads: Threads of one operator; None: as many as there are cores.
+
+        Raises:
+            BackendUnavailableError: onnxruntime, or this provider, cannot be used here.
+            BundleError: The file cannot be loaded, or has other inputs or outputs than the manifest says.
+        """
+        self._graph = graph
+        self._provider = provider
+        self._session = _open_session(path, provider, threads)
+        self._output_names = [spec.name for spec in graph.outputs]
+        for kind, specs, found in (
+            ("inputs", graph.inputs, self._session.get_inputs()),
+            ("outputs", graph.outputs, self._session.get_outputs()),
+        ):
+            wanted, actual = sorted(spec.name for spec in specs), sorted(item.name for item in found)
+            if wanted != actual:
+                raise BundleError(
+                    f"{path} has the {kind} {', '.join(actual)}, the manifest says {', '.join(wanted)}; "
+                    "export the bundle again"
+                )
+
+    @property
+    def name(self) -> str:
+        """Name in reports: ``ort-cpu`` or ``ort-cuda``."""
+        return f"ort-{self._provider}"
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the graph once.
+
+        Raises:
+            InputError: An input does not fit the graph's contract.
+        """
+        check_inputs(self._graph, inputs)
+        outputs = self._session.run(self._output_names, dict(inputs))
+        return dict(zip(self._output_names, outputs, strict=True))
+
+    def __enter__(self) -> Self:
+        """Return the runner."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drop the session and the memory of its arena."""
+        self._session = None
+
+
+def _import_onnxruntime() -> ModuleType:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "onnxruntime is not installed; pip install 'flash-export[cpu]' (or [gpu])"
+        ) from error
+
+
+def _open_session(path: Path, provider: str, threads: int | None) -> Any:
+    ort = _import_onnxruntime()
+    wanted = PROVIDERS[provider]
+    if wanted not in (available := ort.get_available_providers()):
+        raise BackendUnavailableError(
+            f"this onnxruntime has no {wanted}, only {', '.join(available)}; pip install 'flash-export[gpu]' in place "
+            "of the CPU build"
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_FATAL  # failures are raised; the log would repeat them on stderr
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning slows the eager model beside it
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if provider == "cuda" and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds the CUDA libraries of the nvidia-* packages
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[(wanted, _PROVIDER_OPTIONS[provider])])
+    except Exception as error:  # onnxruntime's exceptions have no common base below Exception
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; export the bundle again") from error
+        detail = " ".join(str(error).split())
+        raise BundleError(
+            f"{path} cannot be loaded by onnxruntime {ort.__version__} ({detail}); export it again"
+        ) from error
+    session.disable_fallback()
+    if wanted not in (active := session.get_providers()):
+        raise BackendUnavailableError(
+            f"onnxruntime could not start {wanted} and fell back to {', '.join(active)}; install the CUDA and cuDNN "
+            "versions that it needs"
+        )
+    return session
