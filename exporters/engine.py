@@ -11,7 +11,7 @@ from flash_export.bundle import ENGINE_FOLDER
 from flash_export.config import BuildOptions, Flavour
 from flash_export.errors import BundleError, EngineBuildError
 from flash_export.exporters.engine_facts import count_layer_dtypes, read_tensors
-from flash_export.exporters.engine_log import create_log
+from flash_export.exporters.engine_log import collect_errors, get_log
 from flash_export.exporters.engine_progress import BuildWatch, ProgressCallback, create_monitor
 from flash_export.exporters.flavour import CURRENT_TARGET, choose_flavour, choose_targets, import_flavour
 from flash_export.exporters.parser_errors import format_complaints, read_complaints
@@ -61,8 +61,7 @@ def build_engine(
     targets = choose_targets(trt, flavour, options.compute_capabilities)
 
     started = time.perf_counter()
-    errors: list[str] = []
-    log = create_log(trt, errors)
+    log = get_log(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     # The parser owns the weights that the network refers to, so it has to outlive the build.
@@ -74,8 +73,9 @@ def build_engine(
     config = _configure_builder(trt, builder, options, targets, profiles)
     monitor = create_monitor(trt, watch)
     config.progress_monitor = monitor
-    with watch.catch_interrupt():
+    with collect_errors() as errors, watch.catch_interrupt():
         plan = builder.build_serialized_network(network, config)
+    watch.raise_error()
     if plan is None:
         raise EngineBuildError(_describe_failure(flavour, trt.__version__, graph, errors))
     content = bytes(plan)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LOGGER_NAME = "flash_export.tensorrt"
 
@@ -16,10 +21,26 @@ logger = logging.getLogger(LOGGER_NAME)
 logger.addHandler(logging.NullHandler())
 
 
-def create_log(trt: Any, errors: list[str]) -> Any:
-    """Return a TensorRT logger that appends errors to ``errors`` and hands warnings to the Python logger.
+_collectors: list[list[str]] = []
 
-    The class is made here because its base exists only once TensorRT was imported.
+
+@contextmanager
+def collect_errors() -> Iterator[list[str]]:
+    """Yield a list that receives the errors that TensorRT logs while the block runs."""
+    errors: list[str] = []
+    _collectors.append(errors)
+    try:
+        yield errors
+    finally:
+        _collectors[:] = [collector for collector in _collectors if collector is not errors]
+
+
+@cache
+def get_log(trt: Any) -> Any:
+    """Return the TensorRT logger of this process: errors go to the collectors, warnings to the Python logger.
+
+    There is one, because TensorRT ignores a second logger for as long as anything made with the first is alive. Its
+    class is made here because the base exists only once TensorRT was imported.
     """
     severity = trt.ILogger.Severity
 
@@ -30,8 +51,8 @@ def create_log(trt: Any, errors: list[str]) -> Any:
         def log(self, level: Any, message: str) -> None:
             text = clean_message(message)
             if level in (severity.ERROR, severity.INTERNAL_ERROR):
-                errors.append(text)
-                logger.debug("%s", text)
+                for errors in _collectors:
+                    errors.append(text)
             elif level == severity.WARNING and not _HARMLESS.search(text):
                 logger.warning("%s", text)
 

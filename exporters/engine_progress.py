@@ -64,7 +64,7 @@ class BuildWatch:
 
     @contextmanager
     def catch_interrupt(self) -> Iterator[None]:
-        """Turn Ctrl-C into a cancelled build, then raise whatever stopped the build.
+        """Turn Ctrl-C into a cancelled build.
 
         Python allows signal handlers in the main thread only; elsewhere Ctrl-C is not ours to handle.
         """
@@ -79,6 +79,9 @@ class BuildWatch:
         finally:
             if is_main:
                 signal.signal(signal.SIGINT, previous)
+
+    def raise_error(self) -> None:
+        """Raise whatever stopped the build."""
         if self.error is not None:
             raise self.error
 
