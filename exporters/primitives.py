@@ -66,8 +66,24 @@ def _spell_sum_earlier_chunks(x: Any) -> Any:
     return op.CumSum(x, op.Constant(value_int=1), exclusive=1)
 
 
+@torch.library.custom_op("flash_export::look_up", mutates_args=())
+def look_up(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return ``table[index]`` for a table of one axis; int32 indices halve the memory of a large index."""
+    return table[index.long()]
+
+
+@look_up.register_fake
+def _(table: Tensor, index: Tensor) -> Tensor:
+    return table.new_empty(index.shape)
+
+
+def _spell_look_up(table: Any, index: Any) -> Any:
+    return op.Gather(table, index, axis=0)
+
+
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.flash_export.split_chunks.default: _spell_split_chunks,
     torch.ops.flash_export.join_chunks.default: _spell_join_chunks,
     torch.ops.flash_export.sum_earlier_chunks.default: _spell_sum_earlier_chunks,
+    torch.ops.flash_export.look_up.default: _spell_look_up,
 }

@@ -21,26 +21,27 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flash_export.config import ExportOptions
+    from flash_export.exporters.traced_sizes import TracedSizes
 
-# Neither 0, 1, a power of two nor a multiple of a chunk: nothing can be specialised to it unseen.
-EXAMPLE_BATCH, EXAMPLE_SEQ_LEN = 3, 37
 SCOPE_PROPERTY = "pkg.torch.onnx.name_scopes"
+SCOPE_PLACEHOLDER = "_empty_nn_module_stack_from_metadata_hook"
+GRAPH_SCOPE = "graph"
 
 
-def trace_model(lowered: nn.Module, *, mask: bool, options: ExportOptions) -> ir.Model:
+def trace_model(lowered: nn.Module, *, mask: bool, options: ExportOptions, example: TracedSizes) -> ir.Model:
     """Trace ``forward(input_ids[, attention_mask]) -> logits`` with symbolic ``batch`` and ``seq``.
 
     Args:
         lowered: A lowered model in evaluation mode.
         mask: Whether the graph takes ``attention_mask``.
         options: Opset and the ranges of the axes.
+        example: Sizes of the example inputs.
 
     Returns:
         The graph, its nodes named after the submodule they come from (``layers.3.quadratic/MatMul_2``).
     """
     names = ["input_ids", "attention_mask"] if mask else ["input_ids"]
-    shape = (min(EXAMPLE_BATCH, options.max_batch), min(EXAMPLE_SEQ_LEN, options.max_seq_len))
-    examples = tuple(torch.ones(shape, dtype=torch.int64) for _ in names)
+    examples = tuple(torch.ones(example.batch, example.seq_len, dtype=torch.int64) for _ in names)
     axes = {
         axis: torch.export.Dim(name, min=1, max=limit) if limit > 1 else None
         for axis, (name, limit) in enumerate((("batch", options.max_batch), ("seq", options.max_seq_len)))
@@ -83,15 +84,24 @@ def _name_nodes(graph: ir.Graph) -> None:
     """Name each node, and the values it makes, ``SCOPE/OP_NUMBER``."""
     counts: Counter[str] = Counter()
     outputs = {id(value) for value in graph.outputs}
+    scopes = {node: _read_scope(node) for node in graph}
     for node in graph:
-        scopes = re.findall(r"'([^']*)'", node.metadata_props.get(SCOPE_PROPERTY, ""))
-        scope = next((name for name in reversed(scopes[:-1]) if name), "graph")
+        consumer = next((user for output in node.outputs for user, _ in output.uses()), None)
+        # Nodes that the exporter's optimizer made carry no scope: they belong to whoever uses them first.
+        scope = scopes[node] or (scopes.get(consumer) if consumer else None) or GRAPH_SCOPE
         key = f"{scope}/{node.op_type}"
         node.name = f"{key}_{counts[key]}"
         counts[key] += 1
         for index, value in enumerate(node.outputs):
             if id(value) not in outputs:
                 value.name = f"{node.name}:{index}"
+
+
+def _read_scope(node: ir.Node) -> str | None:
+    """Return the dotted name of the innermost submodule that a node was traced in."""
+    scopes = re.findall(r"'([^']*)'", node.metadata_props.get(SCOPE_PROPERTY, ""))
+    named = [scope for scope in scopes[:-1] if scope not in ("", SCOPE_PLACEHOLDER)]
+    return named[-1] if named else (GRAPH_SCOPE if scopes else None)
 
 
 def _drop_metadata(model: ir.Model) -> None:

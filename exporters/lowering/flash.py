@@ -182,7 +182,7 @@ class LoweredFlash(nn.Module):
         cos, sin = angles.cos(), angles.sin()
         for layer in self.layers:
             x = layer(x, cos, sin, valid, inverse_length)
-        return self.head(x[:, :seq_len])
+        return self.head(x.narrow(1, 0, seq_len))
 
     def _weigh_tokens(
         self, attention_mask: Tensor | None, positions: Tensor, seq_len: int, padded_len: int

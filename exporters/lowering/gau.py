@@ -23,6 +23,7 @@ from flash_export.exporters.lowering.pieces import (
     apply_silu,
     lower_norm,
 )
+from flash_export.exporters.primitives import look_up
 from flash_export.layers.position import MAX_DISTANCE, compute_t5_buckets
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class LoweredGauLayer(nn.Module):
         q, k = (z * self.gamma[0] + self.beta[0]), (z * self.gamma[1] + self.beta[1])
         if value_weight is not None:
             value = value * value_weight
-        scores = q @ k.mT + self.bias_by_distance[distance_index]
+        scores = q @ k.mT + look_up(self.bias_by_distance, distance_index)
         if self.attention_fn == "laplace":
             scores = scores * (inverse_length * LAPLACE_SLOPE) - LAPLACE_SHIFT
         attended = apply_attention_fn(scores, self.attention_fn) @ value

@@ -50,6 +50,20 @@ class ModelConfig:
             elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{field.name}={value!r} is not usable; use a whole number of at least 1")
 
+    @property
+    def window(self) -> int:
+        """Number of tokens that sequences are padded to a multiple of; 1 if they are not padded."""
+        return 1
+
+    @property
+    def sees_padding(self) -> bool:
+        """Whether tokens to the right of a row's end change the row's outputs, so that a mask is needed."""
+        raise NotImplementedError
+
+    def count_macs(self, seq_len: int) -> int:
+        """Return the multiply-accumulates of the matrix products of one row of ``seq_len`` tokens."""
+        raise NotImplementedError
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, with ``model_type`` first."""
         return {"model_type": self.model_type, **dataclasses.asdict(self)}

@@ -79,6 +79,24 @@ class FlashConfig(ModelConfig):
         if self.dim % 2:
             raise ConfigError(f"dim={self.dim} is odd; the sinusoidal position embedding needs an even width")
 
+    @property
+    def window(self) -> int:
+        """Sequences are padded to whole chunks."""
+        return self.chunk_size
+
+    @property
+    def sees_padding(self) -> bool:
+        """The non-causal linear branch sums over, and divides by, the whole length."""
+        return not self.causal
+
+    def count_macs(self, seq_len: int) -> int:
+        """Count both branches and the projections, on the length padded to whole chunks."""
+        padded_len = seq_len + -seq_len % self.chunk_size
+        projections = 3 * self.dim * self.hidden_dim + self.dim * self.qk_dim
+        quadratic = self.chunk_size * (self.qk_dim + self.hidden_dim)
+        linear = 2 * self.qk_dim * self.hidden_dim
+        return self.depth * padded_len * (projections + quadratic + linear) + seq_len * self.dim * self.vocab_size
+
 
 class FlashLayer(nn.Module):
     """One pre-norm FLASH layer with its residual."""

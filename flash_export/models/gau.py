@@ -66,6 +66,17 @@ class GauConfig(ModelConfig):
         if self.dim % 2:
             raise ConfigError(f"dim={self.dim} is odd; the sinusoidal position embedding needs an even width")
 
+    @property
+    def sees_padding(self) -> bool:
+        """Scores are divided by the number of tokens, in causal models too."""
+        return True
+
+    def count_macs(self, seq_len: int) -> int:
+        """Count the attention over the whole length and the projections."""
+        projections = 3 * self.dim * self.hidden_dim + self.dim * self.qk_dim
+        attention = seq_len * (self.qk_dim + self.hidden_dim)
+        return seq_len * (self.depth * (projections + attention) + self.dim * self.vocab_size)
+
 
 class GauLayer(nn.Module):
     """One pre-norm gated attention unit with its residual."""

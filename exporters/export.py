@@ -1,0 +1,159 @@
+"""From a checkpoint to a bundle: load, lower, trace, check, write."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from flash_export.bundle import GRAPH_FILE, HELDOUT_FILE, HELDOUT_TEXT_FILE, MANIFEST_FILE, Bundle
+from flash_export.config import ExportOptions
+from flash_export.errors import BundleError
+from flash_export.exporters.lowering.registry import lower_model
+from flash_export.exporters.promises import check_promises
+from flash_export.exporters.traced_sizes import choose_traced_sizes
+from flash_export.exporters.tracing import trace_model
+from flash_export.files import hash_file, replace_folder
+from flash_export.manifest import AxisRange, GraphSpec, Manifest, TensorSpec
+from flash_export.models.checkpoint import load_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flash_export.models.base import ModelConfig
+    from flash_export.models.checkpoint import Checkpoint
+
+EXTERNAL_DATA_THRESHOLD_BYTES = 1 << 30
+VERSIONED_PACKAGES = ("flash-export", "torch", "onnx", "onnxscript", "onnx-ir", "numpy", "safetensors")
+
+
+@dataclass(frozen=True)
+class ExportStage:
+    """A step of the export, for progress display."""
+
+    index: int
+    total: int
+    text: str
+
+
+STAGES = ("Loading the checkpoint", "Lowering", "Tracing", "Writing the graph", "Checking the graph's promises", "Hashing")
+
+
+def export_onnx(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    options: ExportOptions | None = None,
+    family: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    force: bool = False,
+    on_stage: Callable[[ExportStage], None] | None = None,
+) -> Bundle:
+    """Export a checkpoint as a bundle.
+
+    Args:
+        checkpoint: Checkpoint folder or foreign weights file, see :func:`load_checkpoint`.
+        output: Folder to create.
+        options: Opset, axes and mask.
+        family: Model family of a foreign file.
+        config: Constructor arguments of a foreign file, or fields to replace in a folder's config.
+        force: Replace a bundle that is there, with its engines and reports.
+        on_stage: Called at the start of each step.
+
+    Returns:
+        The bundle, opened and checked.
+
+    Raises:
+        FlashExportError: The checkpoint or an option is unusable, or the output cannot be written; ``output`` is then
+            as it was before.
+        GraphError: The graph breaks one of its promises.
+    """
+    options = options or ExportOptions()
+    target = Path(output)
+    check_output(target, force=force)
+
+    def start(index: int) -> None:
+        if on_stage:
+            on_stage(ExportStage(index, len(STAGES), STAGES[index]))
+
+    start(0)
+    loaded = load_checkpoint(checkpoint, family=family, config=config)
+    with replace_folder(target) as staging:
+        start(1)
+        loaded.model.save_pretrained(staging)
+        _copy_heldout(loaded, staging)
+        lowered = lower_model(loaded.model)
+        start(2)
+        graph = _describe_graph(loaded.model.config, options)
+        traced = choose_traced_sizes(loaded.model.config, options)
+        model = trace_model(lowered, mask=graph.has_mask, options=options, example=traced)
+        model.producer_name, model.producer_version = "flash-export", metadata.version("flash-export")
+        start(3)
+        save_graph(model, staging / GRAPH_FILE)
+        start(4)
+        check_promises(staging / GRAPH_FILE, traced, graph.inputs, graph.outputs)
+        start(5)
+        _write_manifest(staging, graph, loaded.provenance)
+    return Bundle.open(target)
+
+
+def check_output(target: Path, *, force: bool) -> None:
+    """Refuse to write where something else is.
+
+    Raises:
+        BundleError: ``target`` is a file, another folder, or a bundle and ``force`` is not set.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise BundleError(f"{target} is a file; give the name of a folder to create")
+    is_bundle = (target / MANIFEST_FILE).is_file()
+    if not is_bundle and any(target.iterdir()):
+        raise BundleError(f"{target} holds other files and is no bundle; choose another folder")
+    if is_bundle and not force:
+        raise BundleError(f"{target} already holds a bundle; add --force to replace it, with its engines and reports")
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write a graph, its weights beside it in ``PATH.data`` if they are larger than 1 GiB."""
+    weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
+    external = f"{path.name}.data" if sum(w.nbytes for w in weights) > EXTERNAL_DATA_THRESHOLD_BYTES else None
+    ir.save(model, path, external_data=external)
+
+
+def _describe_graph(config: ModelConfig, options: ExportOptions) -> GraphSpec:
+    """Return the contract of the forward graph."""
+    mask = config.sees_padding if options.mask is None else options.mask
+    axes = {"batch": options.max_batch, "seq": options.max_seq_len}
+    shape = tuple(name if limit > 1 else 1 for name, limit in axes.items())
+    names = ("input_ids", "attention_mask") if mask else ("input_ids",)
+    vocab_size: int = config.to_dict()["vocab_size"]
+    return GraphSpec(
+        file=GRAPH_FILE,
+        opset=options.opset,
+        precision="fp32",
+        inputs=tuple(TensorSpec(name, "int64", shape) for name in names),
+        outputs=(TensorSpec("logits", "float32", (*shape, vocab_size)),),
+        axes={name: AxisRange(1, limit) for name, limit in axes.items()},
+    )
+
+
+def _copy_heldout(loaded: Checkpoint, staging: Path) -> None:
+    if loaded.folder is not None and (loaded.folder / HELDOUT_FILE).is_file():
+        for name in (HELDOUT_FILE, HELDOUT_TEXT_FILE):
+            shutil.copyfile(loaded.folder / name, staging / name)
+
+
+def _write_manifest(staging: Path, graph: GraphSpec, provenance: dict[str, str]) -> None:
+    manifest = Manifest(
+        versions={"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONED_PACKAGES}},
+        graphs={"forward": graph},
+        checkpoint=provenance,
+        files={path.name: hash_file(path) for path in sorted(staging.iterdir())},
+    )
+    (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")

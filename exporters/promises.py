@@ -1,0 +1,94 @@
+"""The graph promises: what every exported graph is checked for before it is written.
+
+Only ``ai.onnx`` operators, no functions, no control flow, symbolic ``batch`` and ``seq``, and nowhere a number that
+comes from the traced sizes instead of the model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from flash_export.errors import GraphError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from flash_export.exporters.traced_sizes import TracedSizes
+    from flash_export.manifest import TensorSpec
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
+MAX_SHAPE_LENGTH = 8
+INTEGER_TYPES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+
+
+def check_promises(path: Path, traced: TracedSizes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Check the graph in a file against every promise.
+
+    Args:
+        path: The ONNX file; weights may be external.
+        traced: Sizes it was traced with.
+        inputs: What the inputs must be, in order.
+        outputs: What the outputs must be, in order.
+
+    Raises:
+        GraphError: A promise is broken; the message names the node.
+    """
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise GraphError(f"the ONNX checker refuses the graph: {error}; please report this model's config") from error
+    model = onnx.load(str(path), load_external_data=False)
+    for problem in (
+        *_find_foreign_operators(model),
+        *_find_interface_changes(model, inputs, outputs),
+        *_find_baked_sizes(model, traced),
+    ):
+        raise GraphError(f"the exported graph breaks a promise: {problem}; please report this model's config")
+
+
+def _find_foreign_operators(model: onnx.ModelProto) -> Iterator[str]:
+    for domain in {opset.domain for opset in model.opset_import} - set(STANDARD_DOMAINS):
+        yield f"it imports the operator set {domain!r}, wanted ai.onnx alone"
+    for function in model.functions:
+        yield f"it holds the local function {function.name!r}, wanted none"
+    for node in model.graph.node:
+        if node.domain not in STANDARD_DOMAINS:
+            yield f"node {node.name!r} is {node.domain}::{node.op_type}, wanted ai.onnx operators alone"
+        if node.op_type in CONTROL_FLOW or any(attribute.HasField("g") for attribute in node.attribute):
+            yield f"node {node.name!r} is control flow ({node.op_type}), wanted none"
+
+
+def _find_interface_changes(
+    model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> Iterator[str]:
+    for kind, values, specs in (("input", model.graph.input, inputs), ("output", model.graph.output, outputs)):
+        actual = [_describe_value(value) for value in values]
+        expected = [(spec.name, spec.dtype, spec.shape) for spec in specs]
+        if actual != expected:
+            yield f"its {kind}s are {actual}, wanted {expected}"
+
+
+def _describe_value(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
+    tensor = value.type.tensor_type
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+    return value.name, dtype, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+
+
+def _find_baked_sizes(model: onnx.ModelProto, traced: TracedSizes) -> Iterator[str]:
+    """Look for the traced sizes among constant shapes and among the sizes of intermediate values."""
+    users = {name: node.name for node in model.graph.node for name in node.input}
+    for tensor in model.graph.initializer:
+        if tensor.data_type in INTEGER_TYPES and int(np.prod(tensor.dims)) <= MAX_SHAPE_LENGTH:
+            values = numpy_helper.to_array(tensor).reshape(-1).tolist()
+            if baked := traced.telltales.intersection(values):
+                yield f"node {users.get(tensor.name)!r} takes the constant {values}, where {baked} comes from tracing"
+    for value in model.graph.value_info:
+        sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_value")]
+        if baked := traced.telltales.intersection(sizes):
+            yield f"value {value.name!r} has the fixed sizes {sizes}, where {baked} comes from tracing"
