@@ -19,15 +19,16 @@ from flash_export.exporters.promises import check_promises
 from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
 from flash_export.files import hash_file, replace_folder
-from flash_export.manifest import AxisRange, GraphSpec, Manifest, TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec, Manifest, ModelFacts, TensorSpec
 from flash_export.models.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from flash_export.models.base import ModelConfig
+    from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.models.checkpoint import Checkpoint
 
+FLOPS_SEQ_LEN = 1024
 EXTERNAL_DATA_THRESHOLD_BYTES = 1 << 30
 VERSIONED_PACKAGES = ("flash-export", "torch", "onnx", "onnxscript", "onnx-ir", "numpy", "safetensors")
 
@@ -98,7 +99,14 @@ def export_onnx(
         start(4)
         check_promises(staging / GRAPH_FILE, traced, graph.inputs, graph.outputs)
         start(5)
-        _write_manifest(staging, graph, loaded.provenance)
+        manifest = Manifest(
+            versions=_read_versions(),
+            graphs={"forward": graph},
+            checkpoint=loaded.provenance,
+            files={path.name: hash_file(path) for path in sorted(staging.iterdir())},
+            model=_describe_model(loaded.model, options),
+        )
+        (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(target)
 
 
@@ -149,11 +157,16 @@ def _copy_heldout(loaded: Checkpoint, staging: Path) -> None:
             shutil.copyfile(loaded.folder / name, staging / name)
 
 
-def _write_manifest(staging: Path, graph: GraphSpec, provenance: dict[str, str]) -> None:
-    manifest = Manifest(
-        versions={"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONED_PACKAGES}},
-        graphs={"forward": graph},
-        checkpoint=provenance,
-        files={path.name: hash_file(path) for path in sorted(staging.iterdir())},
+def _read_versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONED_PACKAGES}}
+
+
+def _describe_model(model: ReferenceModel, options: ExportOptions) -> ModelFacts:
+    config = model.config
+    lengths = sorted({min(FLOPS_SEQ_LEN, options.max_seq_len), options.max_seq_len})
+    return ModelFacts(
+        model_type=config.model_type,
+        num_parameters=model.count_parameters(),
+        num_blocks=config.to_dict()["depth"],
+        flops_per_token={str(seq_len): 2 * config.count_macs(seq_len) // seq_len for seq_len in lengths},
     )
-    (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")

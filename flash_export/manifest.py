@@ -69,6 +69,23 @@ class GraphSpec:
 
 
 @dataclass(frozen=True)
+class ModelFacts:
+    """What a model is, in numbers.
+
+    Attributes:
+        model_type: Family.
+        num_parameters: Trained parameters of the reference model.
+        num_blocks: Layers.
+        flops_per_token: Floating-point operations of the matrix products, a token, by sequence length.
+    """
+
+    model_type: str
+    num_parameters: int
+    num_blocks: int
+    flops_per_token: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """``manifest.json`` of a bundle.
 
@@ -77,6 +94,7 @@ class Manifest:
         graphs: Graphs by name; ``forward`` is always there.
         checkpoint: Where the weights came from: source name, format and sha256.
         files: sha256 of every other file of the export, by name.
+        model: Facts about the model that readers want without loading it.
         format_version: Version of this layout.
     """
 
@@ -84,6 +102,7 @@ class Manifest:
     graphs: dict[str, GraphSpec]
     checkpoint: dict[str, str]
     files: dict[str, str]
+    model: ModelFacts | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -94,7 +113,14 @@ class Manifest:
     def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
         """Rebuild from JSON."""
         graphs = {name: GraphSpec.from_dict(graph) for name, graph in values["graphs"].items()}
-        return cls(values["versions"], graphs, values["checkpoint"], values["files"], values["format_version"])
+        return cls(
+            versions=values["versions"],
+            graphs=graphs,
+            checkpoint=values["checkpoint"],
+            files=values["files"],
+            model=ModelFacts(**values["model"]) if values.get("model") else None,
+            format_version=values["format_version"],
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+"""What is in a graph: operators, nodes a block, parameters, work a token."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from flash_export.errors import BundleError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BLOCK_NAME = re.compile(r"layers\.(\d+)[./]")
+
+
+@dataclass(frozen=True)
+class GraphAnalysis:
+    """Counts over one ONNX file.
+
+    Attributes:
+        opset: ``ai.onnx`` opset.
+        inputs: ``name dtype (axes)`` of each input.
+        outputs: The same of each output.
+        operators: Number of nodes by operator, most frequent first.
+        nodes_by_block: Number of nodes of each block; nodes outside the blocks are not counted.
+        num_nodes: All nodes.
+        num_parameters: Elements of the floating-point constants.
+        constant_bytes: Bytes of all constants.
+        producer: Tool and version that wrote the file.
+    """
+
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    operators: dict[str, int]
+    nodes_by_block: dict[int, int]
+    num_nodes: int
+    num_parameters: int
+    constant_bytes: int
+    producer: str
+
+
+def analyse_graph(path: Path) -> GraphAnalysis:
+    """Count what is in an ONNX file, without reading its external weights.
+
+    Raises:
+        BundleError: The file cannot be read as ONNX.
+    """
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's own errors share no base that onnx exports
+        raise BundleError(f"{path} cannot be read as ONNX ({error}); it is damaged or of another kind") from error
+    if not model.graph.node:
+        raise BundleError(f"{path} holds no ONNX graph; it is damaged or of another kind")
+    blocks = Counter(int(match[1]) for node in model.graph.node if (match := BLOCK_NAME.match(node.name)))
+    sizes = [(tensor, _count_elements(tensor)) for tensor in model.graph.initializer]
+    return GraphAnalysis(
+        opset=next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 0),
+        inputs=tuple(map(_describe_value, model.graph.input)),
+        outputs=tuple(map(_describe_value, model.graph.output)),
+        operators=dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        nodes_by_block=dict(sorted(blocks.items())),
+        num_nodes=len(model.graph.node),
+        num_parameters=sum(size for tensor, size in sizes if _get_dtype(tensor.data_type).kind == "f"),
+        constant_bytes=sum(size * _get_dtype(tensor.data_type).itemsize for tensor, size in sizes),
+        producer=f"{model.producer_name} {model.producer_version}".strip(),
+    )
+
+
+def _count_elements(tensor: onnx.TensorProto) -> int:
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    return count
+
+
+def _get_dtype(elem_type: int) -> np.dtype[Any]:
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type))
+
+
+def _describe_value(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    axes = ", ".join(dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim)
+    return f"{value.name} {_get_dtype(tensor.elem_type).name} ({axes})"

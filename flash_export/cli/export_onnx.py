@@ -1,0 +1,99 @@
+"""``flash-export onnx``: checkpoint to bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from flash_export.cli.options import format_bytes, parse_config
+from flash_export.config import (
+    DEFAULT_MAX_BATCH,
+    DEFAULT_MAX_SEQ_LEN,
+    DEFAULT_OPSET,
+    MAX_OPSET,
+    MIN_OPSET,
+    ExportOptions,
+)
+
+if TYPE_CHECKING:
+    from flash_export.bundle import Bundle
+
+
+@click.command("onnx")
+@click.argument("checkpoint", type=click.Path())
+@click.option("-o", "--output", type=click.Path(), required=True, help="Bundle folder to create.")
+@click.option("--family", help="Model family of a weights file: flash or gau. Folders tell it themselves.")
+@click.option("--config", "config_file", type=click.Path(), help="JSON file with what weights cannot tell.")
+@click.option(
+    "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="One config value; overrides --config. Repeatable."
+)
+@click.option(
+    "--opset", type=click.IntRange(MIN_OPSET, MAX_OPSET), default=DEFAULT_OPSET, show_default=True, help="ai.onnx opset."
+)
+@click.option("--max-seq-len", type=int, default=DEFAULT_MAX_SEQ_LEN, show_default=True, help="Longest sequence.")
+@click.option("--max-batch", type=int, default=DEFAULT_MAX_BATCH, show_default=True, help="Largest batch.")
+@click.option("--mask/--no-mask", default=None, help="Take attention_mask. Default: only if padding would matter.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is there, with its engines and reports.")
+def onnx_command(
+    checkpoint: str,
+    output: str,
+    family: str | None,
+    config_file: str | None,
+    assignments: tuple[str, ...],
+    opset: int,
+    max_seq_len: int,
+    max_batch: int,
+    mask: bool | None,
+    force: bool,
+) -> None:
+    """Export CHECKPOINT as a bundle: ONNX graph, weights, manifest.
+
+    CHECKPOINT is a folder with config.json and model.safetensors, or a weights file of flash-pytorch (.pt, .pth,
+    .bin, .ckpt, .safetensors) with --family and that library's constructor arguments.
+
+    \b
+    Examples:
+      flash-export onnx my-model/ -o bundle/
+      flash-export onnx model.pt -o bundle/ --family flash --set causal=true --set group_size=256
+      flash-export onnx model.pt -o bundle/ --family flash --config arguments.json --opset 18 --max-seq-len 8192
+    """
+    options = ExportOptions(opset=opset, max_seq_len=max_seq_len, max_batch=max_batch, mask=mask)
+    config = parse_config(config_file, assignments)
+
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("Loading PyTorch ..."):
+        from flash_export.exporters.export import check_output, export_onnx
+    check_output(Path(output), force=force)
+    with console.status("Starting ...") as status:
+        bundle = export_onnx(
+            checkpoint,
+            output,
+            options=options,
+            family=family,
+            config=config,
+            force=force,
+            on_stage=lambda stage: status.update(f"[{stage.index + 1}/{stage.total}] {stage.text} ..."),
+        )
+    print_bundle(bundle)
+
+
+def print_bundle(bundle: Bundle) -> None:
+    """Print what an export made."""
+    from flash_export.exporters.analysis import analyse_graph
+
+    graph = bundle.get_graph()
+    analysis = analyse_graph(bundle.get_graph_path())
+    sizes = [(bundle.path / name).stat().st_size for name in bundle.manifest.files]
+    nodes = sorted(set(analysis.nodes_by_block.values()))
+    click.echo(f"Exported {bundle.manifest.checkpoint['source']} to {bundle.path} ({format_bytes(sum(sizes))})")
+    for name, values in (("inputs", analysis.inputs), ("outputs", analysis.outputs)):
+        click.echo(f"  {name:<8}{', '.join(values)}")
+    click.echo(f"  {'ranges':<8}{', '.join(f'{name} {axis.min} to {axis.max}' for name, axis in graph.axes.items())}")
+    click.echo(
+        f"  {'graph':<8}opset {analysis.opset}, {graph.precision}, {analysis.num_nodes} nodes, "
+        f"{' or '.join(map(str, nodes))} in each of {len(analysis.nodes_by_block)} blocks"
+    )

@@ -1,0 +1,100 @@
+"""``flash-export inspect``: what is in a bundle, a graph or an engine."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from flash_export.cli.options import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flash_export.exporters.analysis import GraphAnalysis
+    from flash_export.exporters.inspection import Inspection
+    from flash_export.manifest import EngineManifest, Manifest, ProfileShapes, TensorSpec
+
+
+@click.command("inspect")
+@click.argument("path", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def inspect_command(path: str, as_json: bool) -> None:
+    """Show inputs, outputs, axes, operators, nodes a block, parameters and work a token of PATH.
+
+    PATH is a bundle folder, an .onnx file, or an engine in a bundle's engines folder. Hashes are checked.
+
+    \b
+    Examples:
+      flash-export inspect bundle/
+      flash-export inspect bundle/model.onnx
+      flash-export inspect bundle/engines/forward.engine --json
+    """  # noqa: D301
+    from flash_export.exporters.inspection import inspect_path
+
+    inspection = inspect_path(path)
+    if as_json:
+        click.echo(json.dumps(inspection.to_dict(), indent=2))
+        return
+    click.echo(f"{inspection.kind} {inspection.path}")
+    for line in format_inspection(inspection):
+        click.echo(f"  {line}")
+
+
+def format_inspection(inspection: Inspection) -> Iterator[str]:
+    """Yield the lines of the text form."""
+    if inspection.manifest:
+        yield from _format_manifest(inspection.manifest)
+    for name, analysis in inspection.graphs.items():
+        yield f"graph {name}"
+        yield from (f"  {line}" for line in _format_graph(analysis))
+    for engine in inspection.engines:
+        yield f"engine {engine.name}"
+        yield from (f"  {line}" for line in _format_engine(engine))
+    if inspection.manifest and not inspection.engines:
+        yield "no engine yet; build one with 'flash-export trt'"
+
+
+def _format_manifest(manifest: Manifest) -> Iterator[str]:
+    checkpoint = manifest.checkpoint
+    yield f"from      {checkpoint['source']} ({checkpoint['format']}, sha256 {checkpoint['sha256'][:12]}...)"
+    if model := manifest.model:
+        yield f"model     {model.model_type}, {model.num_parameters:,} parameters, {model.num_blocks} blocks"
+        work = ", ".join(f"{flops:,} at {seq_len} tokens" for seq_len, flops in model.flops_per_token.items())
+        yield f"FLOPs     a token: {work}"
+    for name, graph in manifest.graphs.items():
+        ranges = ", ".join(f"{axis} {bounds.min} to {bounds.max}" for axis, bounds in graph.axes.items())
+        yield f"{name:<9} {graph.precision}, {ranges}"
+    yield f"made by   {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}"
+    yield f"files     {len(manifest.files)}, all with the sha256 that the manifest says"
+
+
+def _format_graph(analysis: GraphAnalysis) -> Iterator[str]:
+    yield f"inputs    {', '.join(analysis.inputs)}"
+    yield f"outputs   {', '.join(analysis.outputs)}"
+    counts = sorted(set(analysis.nodes_by_block.values()))
+    blocks = f", {' or '.join(map(str, counts))} in each of {len(analysis.nodes_by_block)} blocks" if counts else ""
+    yield f"nodes     {analysis.num_nodes}{blocks}; opset {analysis.opset}; {analysis.producer}"
+    yield f"operators {', '.join(f'{name} {count}' for name, count in analysis.operators.items())}"
+    yield f"constants {analysis.num_parameters:,} numbers, {format_bytes(analysis.constant_bytes)}"
+
+
+def _format_engine(engine: EngineManifest) -> Iterator[str]:
+    yield f"built     {engine.flavour} {engine.version} for {', '.join(engine.targets)}, in {engine.build_seconds:.1f} s"
+    for kind, specs in (("inputs", engine.inputs), ("outputs", engine.outputs)):
+        yield f"{kind:<9} {', '.join(map(_format_spec, specs))}"
+    for index, profile in enumerate(engine.profiles):
+        shapes = "; ".join(f"{name} {_format_shapes(shapes)}" for name, shapes in profile.items())
+        yield f"profile {index} {shapes}"
+    dtypes = ", ".join(f"{dtype} {count}" for dtype, count in engine.layer_dtypes.items())
+    yield f"layers    {engine.num_layers} ({dtypes}), {format_bytes(engine.size_bytes)}"
+    yield f"graph     {engine.graph}, sha256 {engine.graph_sha256[:12]}..."
+
+
+def _format_spec(spec: TensorSpec) -> str:
+    return f"{spec.name} {spec.dtype} ({', '.join(map(str, spec.shape))})"
+
+
+def _format_shapes(shapes: ProfileShapes) -> str:
+    return ":".join("x".join(map(str, shape)) for shape in (shapes.min, shapes.opt, shapes.max))
