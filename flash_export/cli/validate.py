@@ -80,7 +80,7 @@ def validate_command(
       flash-export validate BUNDLE --seq-lens 1,17,300 --batch 1,8
       flash-export validate BUNDLE --backend trt --rtol 1e-3
       flash-export validate BUNDLE --json - | jq .passed
-    """  # noqa: D301
+    """
     from rich.console import Console
 
     from flash_export.bundle import REPORT_FOLDER, Bundle

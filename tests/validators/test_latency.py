@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from flash_export.validators.latency import LatencyResult, Percentiles, measure_latency
+
+
+class FakeMachine:
+    """A clock that only the runs advance."""
+
+    def __init__(self, eager_s: float, backend_s: float) -> None:
+        self.now = 0.0
+        self.order: list[str] = []
+        self.durations = {"eager": eager_s, "backend": backend_s}
+
+    def run(self, name: str) -> None:
+        self.order.append(name)
+        self.now += self.durations[name]
+
+    def measure(self, **options: object) -> LatencyResult:
+        return measure_latency(
+            lambda: self.run("eager"),
+            lambda: self.run("backend"),
+            clock=lambda: self.now,
+            **options,  # type: ignore[arg-type]
+        )
+
+
+def test_runs_alternate_and_stop_at_the_budget() -> None:
+    machine = FakeMachine(0.03, 0.01)
+    result = machine.measure(budget_s=0.4, warmup=1)
+
+    assert machine.order == ["eager", "backend"] * (result.runs + 1)
+    assert result.runs == 10
+    assert result.speedup == pytest.approx(3.0)
+    assert result.backend.p50 == pytest.approx(10.0)
+
+
+def test_slow_runs_are_still_repeated_three_times() -> None:
+    assert FakeMachine(5.0, 1.0).measure(budget_s=0.1).runs == 3
+
+
+def test_first_run_counts_when_it_is_given() -> None:
+    machine = FakeMachine(5.0, 1.0)
+    result = machine.measure(budget_s=0.1, warmup=0, first=(7.0, 2.0))
+
+    assert result.runs == 3
+    assert len(machine.order) == 4
+    assert result.eager.p99 > 5000
+
+
+def test_percentiles_are_in_milliseconds() -> None:
+    found = Percentiles.from_seconds([0.001 * value for value in range(1, 102)])
+    assert (found.p50, found.p90, found.p99) == pytest.approx((51.0, 91.0, 100.0))

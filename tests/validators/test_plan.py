@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
+from flash_export.validators.plan import (
+    DEFAULT_CELL_TOKENS,
+    Cell,
+    build_cell_inputs,
+    build_graph_inputs,
+    describe_default_omission,
+    get_axis,
+    plan_cells,
+    plan_lengths,
+)
+
+
+def make_graph(*, mask: bool, max_seq_len: int = 4096, shape: tuple[int | str, ...] = ("batch", "seq")) -> GraphSpec:
+    names = ("input_ids", "attention_mask") if mask else ("input_ids",)
+    return GraphSpec(
+        "model.onnx",
+        20,
+        "fp32",
+        tuple(TensorSpec(name, "int64", shape) for name in names),
+        (TensorSpec("logits", "float32", ("batch", "seq", 11)),),
+        {"batch": AxisRange(1, 8), "seq": AxisRange(1, max_seq_len)},
+    )
+
+
+@given(chunk=st.integers(2, 512), low=st.integers(1, 50), size=st.integers(0, 70000))
+def test_lengths_are_sorted_unique_and_within_the_range(chunk: int, low: int, size: int) -> None:
+    axis = AxisRange(low, low + size)
+    lengths = plan_lengths(chunk, axis)
+
+    assert list(lengths) == sorted(set(lengths))
+    assert all(length in axis for length in lengths)
+
+
+def test_lengths_cross_the_chunk_boundary_and_reach_the_maximum() -> None:
+    lengths = set(plan_lengths(256, AxisRange(1, 65536)))
+
+    assert {1, 2, 255, 256, 257, 512, 1027, 65536} <= lengths
+    assert 769 in lengths  # the prime
+
+
+def test_maximum_that_is_no_power_of_two_limits_the_plan() -> None:
+    assert max(plan_lengths(8, AxisRange(1, 100))) == 64
+
+
+def test_cells_are_masked_where_there_is_room_for_padding() -> None:
+    cells = plan_cells(make_graph(mask=True), [1, 5], [1, 3])
+
+    assert Cell(1, 1, masked=True) not in cells
+    assert {Cell(1, 5, masked=True), Cell(3, 1, masked=True), Cell(3, 5, masked=False)} <= set(cells)
+    assert not any(cell.masked for cell in plan_cells(make_graph(mask=False), [1, 5], [1, 3]))
+
+
+@given(batch=st.integers(1, 5), seq_len=st.integers(1, 60))
+def test_masked_inputs_are_ragged_and_repeatable(batch: int, seq_len: int) -> None:
+    inputs = build_cell_inputs(Cell(batch, seq_len, masked=True), vocab_size=7)
+    again = build_cell_inputs(Cell(batch, seq_len, masked=True), vocab_size=7)
+
+    assert np.array_equal(inputs.input_ids, again.input_ids)
+    assert np.array_equal(inputs.lengths, again.lengths)
+    assert ((inputs.input_ids >= 0) & (inputs.input_ids < 7)).all()
+    assert (inputs.lengths >= 1).all()
+    if batch > 1:
+        assert inputs.lengths[0] == seq_len
+    if seq_len > 1:
+        assert inputs.lengths.min() < seq_len
+    assert np.array_equal(inputs.valid.sum(axis=1), inputs.lengths)
+
+
+def test_graph_inputs_have_a_mask_of_the_declared_dtype() -> None:
+    arrays = build_graph_inputs(make_graph(mask=True).inputs, build_cell_inputs(Cell(3, 9, masked=True), 7))
+
+    assert arrays["attention_mask"].dtype == np.int64
+    assert arrays["attention_mask"][0].tolist() == [1] * 9
+    assert set(build_graph_inputs(make_graph(mask=False).inputs, build_cell_inputs(Cell(3, 9, masked=False), 7))) == {
+        "input_ids"
+    }
+
+
+@pytest.mark.parametrize(("batch", "seq_len", "left_out"), [(1, 1 << 20, False), (3, 16384, False), (3, 32768, True)])
+def test_only_long_batches_are_left_out_by_default(batch: int, seq_len: int, left_out: bool) -> None:
+    reason = describe_default_omission(Cell(batch, seq_len, masked=False))
+
+    assert bool(reason) == left_out == (batch > 1 and batch * seq_len > DEFAULT_CELL_TOKENS)
+    assert not left_out or f"--seq-lens {seq_len} --batch {batch}" in str(reason)
+
+
+def test_axis_of_fixed_size_has_a_range_of_one_value() -> None:
+    graph = make_graph(mask=False, shape=(1, "seq"))
+    assert get_axis(graph, "batch") == AxisRange(1, 1)
+    assert get_axis(graph, "seq") == AxisRange(1, 4096)

@@ -1,0 +1,121 @@
+"""The backends that a bundle can be validated on: onnxruntime's providers and the engines built from the bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from flash_export.errors import BackendUnavailableError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flash_export.bundle import Bundle
+    from flash_export.manifest import EngineManifest, ProfileShapes, TensorSpec
+    from flash_export.runtime.runner import Runner
+    from flash_export.validators.plan import Cell
+
+GRAPH = "forward"
+ORT_PROVIDERS = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
+ENGINE_PREFIX = "trt"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Something to validate that is not open yet.
+
+    Attributes:
+        name: Name in reports.
+        graph: Graph of the bundle that it runs.
+        device: Where it runs, and so where the eager model is timed: ``cpu`` or ``cuda``.
+        inputs: What it takes.
+        outputs: What it returns; the first is compared.
+        open: Make the runner; raises BackendUnavailableError where it cannot be used.
+        profiles: Ranges that an engine was built for; empty: the whole range of the graph.
+    """
+
+    name: str
+    graph: str
+    device: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    open: Callable[[], Runner]
+    profiles: tuple[dict[str, ProfileShapes], ...] = ()
+
+    def describe_misfit(self, cell: Cell) -> str | None:
+        """Say why the engine was not built for a shape, or None when it was."""
+        shape = (cell.batch, cell.seq_len)
+        ranges = [profile[self.inputs[0].name] for profile in self.profiles]
+        if not ranges or any(_contains(shapes, shape) for shapes in ranges):
+            return None
+        built = ", ".join(f"{_format(shapes.min)} to {_format(shapes.max)}" for shapes in ranges)
+        return (
+            f"{_format(shape)} is outside of the engine's profiles ({built}); build one for it with 'flash-export trt'"
+        )
+
+
+def list_backends(bundle: Bundle, requested: Sequence[str] = (), *, threads: int | None = None) -> list[Backend]:
+    """Return the backends that were asked for; all that the bundle could run on when none was named.
+
+    Args:
+        bundle: The bundle.
+        requested: ``ort-cpu``, ``ort-cuda``, ``trt`` (every engine of the bundle) or ``trt:NAME``.
+        threads: Threads of one operator on the CPU; None: what the backend chooses.
+
+    Raises:
+        ConfigError: A name is none of these.
+        BundleError: An engine's manifest cannot be read.
+    """
+    engines = {f"{ENGINE_PREFIX}:{engine.name}": engine for engine in bundle.list_engines()}
+    names: dict[str, None] = {}
+    for name in requested or (*ORT_PROVIDERS, *engines):
+        if name == ENGINE_PREFIX and engines:
+            names |= dict.fromkeys(engines)
+        elif name == ENGINE_PREFIX or name in ORT_PROVIDERS or name in engines:
+            names[name] = None
+        else:
+            known = ", ".join([*ORT_PROVIDERS, ENGINE_PREFIX, *engines])
+            raise ConfigError(f"unknown backend {name!r}; use one of {known}")
+    return [_describe_backend(bundle, name, engines, threads) for name in names]
+
+
+def _describe_backend(bundle: Bundle, name: str, engines: dict[str, EngineManifest], threads: int | None) -> Backend:
+    graph = bundle.get_graph(GRAPH)
+    if name in ORT_PROVIDERS:
+        provider = ORT_PROVIDERS[name]
+        opener = partial(_open_ort, bundle, provider, threads)
+        return Backend(name, GRAPH, provider, graph.inputs, graph.outputs, opener)
+    if name == ENGINE_PREFIX:
+        return Backend(name, GRAPH, "cuda", graph.inputs, graph.outputs, _refuse_missing_engine)
+    engine = engines[name]
+    return Backend(
+        name, engine.graph, "cuda", engine.inputs, engine.outputs, partial(_open_trt, bundle, engine), engine.profiles
+    )
+
+
+def _open_ort(bundle: Bundle, provider: str, threads: int | None) -> Runner:
+    from flash_export.runtime.ort import OrtRunner
+
+    return OrtRunner(bundle.get_graph(GRAPH), bundle.get_graph_path(GRAPH), provider=provider, threads=threads)
+
+
+def _open_trt(bundle: Bundle, engine: EngineManifest) -> Runner:
+    if engine.graph != GRAPH:
+        raise BackendUnavailableError(f"engine {engine.name} runs the graph {engine.graph}; only {GRAPH} is compared")
+    from flash_export.runtime.trt import open_engine
+
+    return open_engine(bundle, engine)
+
+
+def _refuse_missing_engine() -> Runner:
+    raise BackendUnavailableError("the bundle has no engine; build one with 'flash-export trt BUNDLE'")
+
+
+def _contains(shapes: ProfileShapes, shape: tuple[int, ...]) -> bool:
+    bounds = zip(shapes.min, shape, shapes.max, strict=True)
+    return all(low <= size <= high for low, size, high in bounds)
+
+
+def _format(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

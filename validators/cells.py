@@ -1,0 +1,176 @@
+"""Checking one cell: the same inputs through the eager model and through every open backend."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flash_export.errors import FlashExportError
+from flash_export.validators.accuracy import compare_outputs
+from flash_export.validators.latency import LatencyResult, measure_latency
+from flash_export.validators.memory import describe_lack_of_memory
+from flash_export.validators.plan import build_cell_inputs, build_graph_inputs, describe_default_omission
+from flash_export.validators.results import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flash_export.config import Tolerance
+    from flash_export.models.base import ModelConfig
+    from flash_export.runtime.runner import Runner
+    from flash_export.validators.backends import Backend
+    from flash_export.validators.plan import Cell, CellInputs
+    from flash_export.validators.results import Status
+
+# A run this long is not noticeably shorter after a warm-up, so the run that was compared is timed too.
+_SLOW_PAIR_S = 1.0
+_MAX_PAIR_S = 15.0
+_REASON_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class OpenBackend:
+    """A backend, its runner and what it is held to.
+
+    Attributes:
+        eager: The eager model on the same kind of device, to be timed beside the backend.
+    """
+
+    backend: Backend
+    runner: Runner
+    eager: Runner
+    tolerance: Tolerance
+
+    def run(self, inputs: CellInputs) -> np.ndarray:
+        """Return the first output."""
+        return self.runner.run(build_graph_inputs(self.backend.inputs, inputs))[self.backend.outputs[0].name]
+
+
+@dataclass(frozen=True)
+class CellChecker:
+    """Compares backends with the reference, one cell at a time.
+
+    Attributes:
+        config: Config of the model.
+        reference: The eager model that accuracy is measured against.
+        budget_s: Time for measuring the latency of one cell; 0: do not measure it.
+        is_default_plan: Whether the lengths are ours, so that the very expensive cells may be left out.
+    """
+
+    config: ModelConfig
+    reference: Runner
+    budget_s: float
+    is_default_plan: bool
+
+    def check(self, cell: Cell, backends: Sequence[OpenBackend]) -> list[Row]:
+        """Return one row a backend; what a backend raises makes its row fail."""
+        omitted = describe_default_omission(cell) if self.is_default_plan else None
+        skip = omitted or describe_lack_of_memory(self.config, cell)
+        if skip:
+            return [_make_row(opened.backend, cell, skip) for opened in backends]
+
+        rows = {
+            opened.backend.name: _make_row(opened.backend, cell, misfit)
+            for opened in backends
+            if (misfit := opened.backend.describe_misfit(cell))
+        }
+        inputs = build_cell_inputs(cell, int(self.config.to_dict()["vocab_size"]))
+        remaining = [opened for opened in backends if opened.backend.name not in rows]
+        if remaining:
+            try:
+                start = time.perf_counter()
+                expected = self._compute_expected(cell, inputs)
+                eager_s = time.perf_counter() - start
+            except Exception as error:
+                reason = f"the eager model failed: {describe_exception(error)}"
+                return [_make_row(opened.backend, cell, reason, failed=True) for opened in backends]
+        for opened in remaining:
+            rows[opened.backend.name] = self._check_backend(opened, cell, inputs, expected, eager_s)
+        return [rows[opened.backend.name] for opened in backends]
+
+    def _compute_expected(self, cell: Cell, inputs: CellInputs) -> np.ndarray:
+        """Run the reference.
+
+        Where a model promises that padding changes nothing, a masked batch is compared with each of its rows alone,
+        unpadded and unmasked. A model whose divisor counts the padding gets the same mask instead.
+        """
+        if not cell.masked:
+            return _run_reference(self.reference, inputs.input_ids)
+        if getattr(self.config, "mask_divisor", "valid") == "padded":
+            return _run_reference(self.reference, inputs.input_ids, inputs.valid.astype(np.int64))
+        expected: np.ndarray | None = None
+        for row, length in enumerate(inputs.lengths):
+            logits = _run_reference(self.reference, inputs.input_ids[row : row + 1, :length])
+            if expected is None:
+                expected = np.zeros((cell.batch, cell.seq_len, logits.shape[-1]), dtype=logits.dtype)
+            expected[row, :length] = logits[0]
+        assert expected is not None  # a cell has at least one row
+        return expected
+
+    def _check_backend(
+        self, opened: OpenBackend, cell: Cell, inputs: CellInputs, expected: np.ndarray, eager_s: float
+    ) -> Row:
+        try:
+            return self._compare(opened, cell, inputs, expected, eager_s)
+        except Exception as error:  # whatever a backend raises, the other cells still have something to tell
+            return _make_row(opened.backend, cell, describe_exception(error), failed=True)
+
+    def _compare(
+        self, opened: OpenBackend, cell: Cell, inputs: CellInputs, expected: np.ndarray, eager_s: float
+    ) -> Row:
+        start = time.perf_counter()
+        actual = opened.run(inputs)
+        backend_s = time.perf_counter() - start
+        result = compare_outputs(
+            expected, actual, inputs.valid, opened.tolerance, dtype=opened.backend.outputs[0].dtype
+        )
+        del actual
+        row = replace(
+            _make_row(opened.backend, cell, result.reason, failed=not result),
+            status="passed" if result else "failed",
+            max_abs_error=result.max_abs_error,
+            max_rel_error=result.max_rel_error,
+            tolerance=result.tolerance,
+        )
+        # A masked batch costs what an unmasked one does, so time is spent on the latter alone.
+        if not result or cell.masked or not self.budget_s:
+            return row
+        if eager_s + backend_s > _MAX_PAIR_S:
+            note = f"latency not measured: one run of both takes {eager_s + backend_s:.0f} s"
+            return replace(row, reason=note)
+        latency = self._measure(opened, inputs, (eager_s, backend_s))
+        return replace(row, latency_ms=latency.backend, eager_latency_ms=latency.eager, speedup=latency.speedup)
+
+    def _measure(self, opened: OpenBackend, inputs: CellInputs, first: tuple[float, float]) -> LatencyResult:
+        arrays = build_graph_inputs(opened.backend.inputs, inputs)
+        is_slow = opened.eager is self.reference and sum(first) > _SLOW_PAIR_S
+        return measure_latency(
+            lambda: _run_reference(opened.eager, inputs.input_ids),
+            lambda: opened.runner.run(arrays),
+            budget_s=self.budget_s,
+            warmup=0 if is_slow else 1,
+            first=first if is_slow else None,
+        )
+
+
+def describe_exception(error: Exception) -> str:
+    """Return one line: our own errors speak for themselves, others are named."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, FlashExportError):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= _REASON_CHARACTERS else f"{text[: _REASON_CHARACTERS - 3]}..."
+
+
+def _run_reference(runner: Runner, input_ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    inputs = {"input_ids": input_ids}
+    if mask is not None:
+        inputs["attention_mask"] = mask
+    return runner.run(inputs)["logits"]
+
+
+def _make_row(backend: Backend, cell: Cell, reason: str | None, *, failed: bool = False) -> Row:
+    status: Status = "failed" if failed else "skipped"
+    return Row(backend.name, backend.graph, cell.batch, cell.seq_len, cell.masked, status, reason)

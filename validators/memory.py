@@ -1,0 +1,61 @@
+"""Whether a cell fits: a coarse estimate of the eager model's memory, and what is free on this machine.
+
+A process that is killed for memory tells nothing, so a cell that would not fit is reported as skipped instead.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flash_export.models.base import ModelConfig
+    from flash_export.validators.plan import Cell
+
+_GIB = 1 << 30
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def estimate_cell_bytes(config: ModelConfig, cell: Cell) -> int:
+    """Estimate the peak memory of the eager model for a cell, in bytes.
+
+    Counted are the tensors of fp32 that are alive at the widest point of a layer, and three copies of the logits for
+    comparing them. A model without chunks is quadratic: its relative bias holds several ``n x n`` tables of int64.
+    """
+    sizes = config.to_dict()
+    dim, hidden, qk = (int(sizes.get(name, 0)) for name in ("dim", "hidden_dim", "qk_dim"))
+    chunk = int(sizes.get("chunk_size", 0))
+    per_token = 4 * dim + 6 * hidden + 12 * qk + 3 * int(sizes.get("vocab_size", 0))
+    if chunk:
+        padded = cell.batch * (-(-cell.seq_len // chunk) * chunk)
+        return 4 * padded * (per_token + 3 * chunk + 3 * qk * hidden // chunk)
+    return 4 * cell.tokens * per_token + cell.seq_len**2 * (12 * cell.batch + 32)
+
+
+def read_free_bytes() -> int:
+    """Return the memory that this process may still take: the smaller of the machine's and its control group's."""
+    candidates = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        candidates = [int(fields["MemAvailable"].split()[0]) * 1024]
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit != "max":
+            candidates.append(int(limit) - int((_CGROUP / "memory.current").read_text()))
+    except (OSError, KeyError, ValueError):
+        pass  # not Linux, or no control group: the first candidate stands
+    return max(0, min(candidates))
+
+
+def describe_lack_of_memory(config: ModelConfig, cell: Cell) -> str | None:
+    """Say why a cell would not fit in half of the free memory, or None when it does.
+
+    The other half is left to the backends and to whatever else the machine does.
+    """
+    needed, free = estimate_cell_bytes(config, cell), read_free_bytes()
+    if needed <= free // 2:
+        return None
+    return (
+        f"not enough memory: the eager model needs about {needed / _GIB:.1f} GiB for {cell.batch} x {cell.seq_len}, "
+        f"half of the free memory is {free / _GIB / 2:.1f} GiB"
+    )
