@@ -59,7 +59,7 @@ class BuildWatch:
         parent, num_steps = self._phases[phase]
         try:
             self.report(BuildProgress(phase, parent, step, num_steps))
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             self.error = error
 
     @contextmanager

@@ -69,7 +69,7 @@ def trt_command(
       flash-export trt BUNDLE --profile 1x1:1x512:4x4096
       flash-export trt BUNDLE --compute-capability 8.9 --compute-capability 12.0 --name ada-blackwell
       flash-export trt BUNDLE --flavour tensorrt --profile 1x1:1x256:1x1024 --profile 8x1:8x256:8x1024 --force
-    """  # noqa: D301
+    """
     from flash_export.bundle import Bundle
     from flash_export.exporters.engine import build_engine
 
@@ -131,7 +131,7 @@ def _print_summary(bundle: Bundle, engine: EngineManifest) -> None:
 
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in engine.layer_dtypes.items())
     depth = json.loads((bundle.path / "config.json").read_text(encoding="utf-8")).get("depth")
-    blocks = f", about {round(engine.num_layers / depth)} for each of {depth} blocks" if depth else ""
+    blocks = f", {engine.num_layers / depth:.0f} a block with what is around the {depth}" if depth else ""
     rows = {
         "engine": bundle.path / ENGINE_FOLDER / f"{engine.name}.engine",
         "flavour": f"{engine.flavour} {engine.version}",

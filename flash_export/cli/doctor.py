@@ -27,7 +27,7 @@ def doctor_command(context: click.Context, as_json: bool) -> None:
     Examples:
       flash-export doctor
       flash-export doctor --json
-    """  # noqa: D301
+    """
     from flash_export.doctor import diagnose
 
     diagnosis = diagnose()

@@ -72,7 +72,7 @@ class TrtRunner:
                 f"({self._get_last_error()}); build the engine again"
             )
         self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream()
         self._profile: int | None = None
 
     @property

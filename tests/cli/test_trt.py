@@ -62,7 +62,7 @@ def test_engine_is_built_and_summed_up(write_graph_bundle: BundleFactory) -> Non
     assert rows["flavour"] == f"tensorrt-rtx {engine.version}"
     assert rows["targets"] == "8.9"
     assert rows["profiles"] == "1x1:1x128:2x256; 4x1:4x8:4x8"
-    assert rows["layers"] == "4, about 2 for each of 2 blocks (3 float32, 1 int32)"
+    assert rows["layers"] == "4, 2 a block with what is around the 2 (3 float32, 1 int32)"
     assert result.stderr == ""
 
 

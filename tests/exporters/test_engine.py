@@ -20,11 +20,15 @@ from flash_export.config import TENSORRT, TENSORRT_RTX, BuildOptions
 from flash_export.errors import BackendUnavailableError, BundleError, ConfigError, EngineBuildError, ProfileError
 from flash_export.exporters import flavour as flavour_module
 from flash_export.exporters.engine import build_engine
+from flash_export.exporters.export import export_onnx
 from flash_export.files import hash_file
 from flash_export.manifest import ProfileShapes, TensorSpec
+from flash_export.models.flash import FlashConfig, FlashModel
+from flash_export.models.gau import GauConfig, GauModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from flash_export.bundle import Bundle
     from flash_export.exporters.engine_progress import BuildProgress
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
 
+SIZES: dict[str, Any] = {"vocab_size": 16, "dim": 32, "depth": 2, "hidden_dim": 64, "qk_dim": 32}
 ADA = BuildOptions(compute_capabilities=("8.9",))
 
 
@@ -59,6 +64,30 @@ def make_matmul(dtype: type[np.generic] = np.float32) -> onnx.ModelProto:
 
 
 RELU = make_model([helper.make_node("Relu", ["x"], ["y"], name="only")])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FlashConfig(**SIZES, chunk_size=32),
+        FlashConfig(**SIZES, chunk_size=32, causal=True, norm_type="layernorm", attention_fn="laplace"),
+        GauConfig(**SIZES),
+        GauConfig(**SIZES, causal=True),
+    ],
+    ids=["flash-masked", "flash-causal", "gau-masked", "gau-causal"],
+)
+def test_exported_models_build(tmp_path: Path, config: FlashConfig | GauConfig) -> None:
+    model = FlashModel(config) if isinstance(config, FlashConfig) else GauModel(config)
+    model.save_pretrained(tmp_path / "checkpoint")
+    bundle = export_onnx(tmp_path / "checkpoint", tmp_path / "bundle")
+
+    engine = build_engine(bundle, options=ADA)
+
+    graph = bundle.get_graph()
+    assert (engine.inputs, engine.outputs) == (graph.inputs, graph.outputs)
+    assert {"float64", "float16"}.isdisjoint(engine.layer_dtypes)
+    assert engine.profiles[0]["input_ids"] == ProfileShapes((1, 1), (1, 512), (8, 65536))
+    assert engine.num_layers < 130 * (config.depth + 1)  # at most 130 a block, and as many around them
 
 
 def test_manifest_says_what_was_built(write_graph_bundle: BundleFactory) -> None:
