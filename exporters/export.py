@@ -42,7 +42,14 @@ class ExportStage:
     text: str
 
 
-STAGES = ("Loading the checkpoint", "Lowering", "Tracing", "Writing the graph", "Checking the graph's promises", "Hashing")
+STAGES = (
+    "Loading the checkpoint",
+    "Lowering",
+    "Tracing",
+    "Writing the graph",
+    "Checking the graph's promises",
+    "Hashing",
+)
 
 
 def export_onnx(

@@ -8,16 +8,17 @@ Axes: b batch, n padded sequence, g chunk, c position in a chunk, d width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     from torch import Tensor
+
+op: Any = opset18  # what torch.onnx translates to, before it converts to the opset that was asked for
 
 
 @torch.library.custom_op("flash_export::split_chunks", mutates_args=())

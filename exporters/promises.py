@@ -27,7 +27,9 @@ MAX_SHAPE_LENGTH = 8
 INTEGER_TYPES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 
-def check_promises(path: Path, traced: TracedSizes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+def check_promises(
+    path: Path, traced: TracedSizes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> None:
     """Check the graph in a file against every promise.
 
     Args:

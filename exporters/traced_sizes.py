@@ -40,4 +40,6 @@ def choose_traced_sizes(config: ModelConfig, options: ExportOptions) -> TracedSi
     seq_len = min((num_chunks - 1) * config.window + (config.window + 1) // 2, options.max_seq_len)
     num_chunks = -(-seq_len // config.window)
     candidates = {batch, seq_len, num_chunks * config.window, num_chunks}
-    return TracedSizes(batch, seq_len, frozenset(size for size in candidates - explained if size > max(PRIMES[0] - 1, 4)))
+    return TracedSizes(
+        batch, seq_len, frozenset(size for size in candidates - explained if size > max(PRIMES[0] - 1, 4))
+    )

@@ -54,7 +54,7 @@ def trace_model(lowered: nn.Module, *, mask: bool, options: ExportOptions, examp
             opset_version=options.opset,
             input_names=names,
             output_names=["logits"],
-            dynamic_shapes={name: axes for name in names},
+            dynamic_shapes=dict.fromkeys(names, axes),
             custom_translation_table=TRANSLATIONS,
             optimize=True,
             verbose=False,

@@ -9,7 +9,7 @@ Axes: b batch, n padded sequence, g chunk, c position in a chunk, d model, e hid
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -89,10 +89,9 @@ class LinearAttention(nn.Module):
     """The linear branch: over earlier chunks, over everything, or inside each chunk."""
 
     def __init__(self, config: FlashConfig) -> None:
-        """Choose the branch of this config."""
+        """Take what the branches need to know."""
         super().__init__()
-        self.causal, self.sum_over_chunks = config.causal, config.sum_over_chunks
-        self.chunk_size = config.chunk_size
+        self.sum_over_chunks, self.chunk_size = config.sum_over_chunks, config.chunk_size
 
     def forward(
         self,
@@ -102,15 +101,15 @@ class LinearAttention(nn.Module):
         v_chunks: Float[Tensor, "b g c e"],
         inverse_length: Float[Tensor, "#b 1 1"] | None,
     ) -> Float[Tensor, "b g c e"]:
-        """Attend; the causal divisor is in k."""
+        """Attend; the causal divisor is in k, so that ``inverse_length`` is None there alone."""
         q_chunks = split_chunks(q, self.chunk_size)
-        if self.causal:
+        if inverse_length is None:
             kv = split_chunks(k, self.chunk_size).mT @ v_chunks  # (b, g, s, e)
             return q_chunks @ sum_earlier_chunks(kv)
         if self.sum_over_chunks:
             kv = (join_chunks(k).mT @ v) * inverse_length  # (b, s, e)
             return split_chunks(join_chunks(q) @ kv, self.chunk_size)
-        kv = (split_chunks(k, self.chunk_size).mT @ v_chunks) * inverse_length.unsqueeze(-1)
+        kv = (split_chunks(k, self.chunk_size).mT @ v_chunks) * inverse_length[..., None]
         return q_chunks @ kv
 
 
@@ -122,7 +121,7 @@ class LoweredFlashLayer(nn.Module):
         super().__init__()
         config = layer.config
         columns, signs = order_rotary_columns(config.qk_dim, rotary_dim)
-        weight, bias = fold_input_projection(layer.norm, layer.to_hidden[0], layer.to_qk[0], columns)
+        weight, bias = fold_input_projection(layer.norm, layer.to_hidden, layer.to_qk, columns)
         self.norm = lower_norm(layer.norm)
         self.in_weight, self.in_bias = nn.Buffer(weight), nn.Buffer(bias)
         self.heads = Heads(layer, columns, signs, rotary_dim)
@@ -166,7 +165,8 @@ class LoweredFlash(nn.Module):
         rotary = model.rotary_pos_emb
         self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb)
         self.freqs = torch.cat((rotary.freqs, rotary.freqs))  # (r,)
-        self.layers = nn.ModuleList(LoweredFlashLayer(layer, len(self.freqs)) for layer in model.layers)
+        layers = cast("list[FlashLayer]", model.layers)
+        self.layers = nn.ModuleList(LoweredFlashLayer(layer, len(self.freqs)) for layer in layers)
         self.head = Head(model.to_logits)
 
     def forward(
@@ -198,4 +198,4 @@ class LoweredFlash(nn.Module):
             length = (positions[None, :, None] < seq_len).float().sum(dim=1, keepdim=True)
         else:
             length = valid.sum(dim=1, keepdim=True).clamp(min=1)
-        return valid, 1 / length
+        return valid, None if self.config.causal else 1 / length

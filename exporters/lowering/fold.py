@@ -5,7 +5,7 @@ Axes: d model width, e hidden width, s query/key width, r rotated width, h heads
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -22,7 +22,7 @@ HIDDEN_SCORE = -1e9
 
 
 def fold_input_projection(
-    norm: nn.Module, to_hidden: nn.Linear, to_qk: nn.Linear, qk_columns: Int[Tensor, " q"]
+    norm: nn.Module, to_hidden: nn.Sequential, to_qk: nn.Sequential, qk_columns: Int[Tensor, " q"]
 ) -> tuple[Float[Tensor, "d w"], Float[Tensor, " w"]]:
     """Merge the two projections of one input into one matrix ``[value | gate | qk]``.
 
@@ -32,11 +32,17 @@ def fold_input_projection(
     Returns:
         Weight ``(d, 2e + len(qk_columns))``, to be multiplied from the right, and bias.
     """
-    weight = torch.cat((to_hidden.weight, to_qk.weight[qk_columns]))
-    bias = torch.cat((to_hidden.bias, to_qk.bias[qk_columns]))
+    hidden, qk = get_linear(to_hidden), get_linear(to_qk)
+    weight = torch.cat((hidden.weight, qk.weight[qk_columns]))
+    bias = torch.cat((hidden.bias, qk.bias[qk_columns]))
     if isinstance(norm, ScaleNorm):
         weight = weight * (norm.g * norm.dim**0.5)
     return weight.mT.contiguous(), bias
+
+
+def get_linear(projection: nn.Sequential) -> nn.Linear:
+    """Return the linear layer that a projection starts with."""
+    return cast("nn.Linear", projection[0])
 
 
 def compute_norm_floor(norm: ScaleNorm) -> float:

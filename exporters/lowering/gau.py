@@ -8,12 +8,12 @@ Axes: b batch, n sequence, d model, e hidden, s query/key.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
-from flash_export.exporters.lowering.fold import HIDDEN_SCORE, fold_heads, fold_input_projection
+from flash_export.exporters.lowering.fold import HIDDEN_SCORE, fold_heads, fold_input_projection, get_linear
 from flash_export.exporters.lowering.pieces import (
     LAPLACE_SHIFT,
     LAPLACE_SLOPE,
@@ -49,13 +49,14 @@ class LoweredGauLayer(nn.Module):
         super().__init__()
         config = layer.config
         columns = torch.arange(config.qk_dim)
-        weight, bias = fold_input_projection(layer.norm, layer.to_hidden[0], layer.to_qk[0], columns)
+        weight, bias = fold_input_projection(layer.norm, layer.to_hidden, layer.to_qk, columns)
         gamma, beta = fold_heads(layer.offsetscale, columns, torch.ones(config.qk_dim), [1.0, 1.0])
         self.norm = lower_norm(layer.norm)
         self.in_weight, self.in_bias = nn.Buffer(weight), nn.Buffer(bias)
         self.gamma, self.beta = nn.Buffer(gamma), nn.Buffer(beta)
         self.bias_by_distance = nn.Buffer(bake_bias_by_distance(layer))
-        self.out_weight, self.out_bias = nn.Buffer(layer.to_out[0].weight.mT.contiguous()), layer.to_out[0].bias
+        to_out = get_linear(layer.to_out)
+        self.out_weight, self.out_bias = nn.Buffer(to_out.weight.mT.contiguous()), to_out.bias
         self.attention_fn = config.attention_fn
         self.widths = [config.hidden_dim, config.hidden_dim, config.qk_dim]
 
@@ -87,7 +88,7 @@ class LoweredGau(nn.Module):
         super().__init__()
         self.config = model.config
         self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb)
-        self.layers = nn.ModuleList(LoweredGauLayer(layer) for layer in model.layers)
+        self.layers = nn.ModuleList(LoweredGauLayer(cast("GauLayer", layer)) for layer in model.layers)
         self.head = Head(model.to_logits)
 
     def forward(

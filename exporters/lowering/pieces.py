@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -64,7 +64,7 @@ class Head(nn.Module):
     def __init__(self, to_logits: nn.Sequential) -> None:
         """Store the projection transposed, as one product wants it."""
         super().__init__()
-        self.norm, projection = to_logits
+        self.norm, projection = to_logits[0], cast("nn.Linear", to_logits[1])
         self.weight = nn.Buffer(projection.weight.mT.contiguous())
         self.bias = projection.bias
 
@@ -73,12 +73,12 @@ class Head(nn.Module):
         return self.norm(x) @ self.weight + self.bias
 
 
-def apply_silu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def apply_silu(x: Float[Tensor, ...]) -> Float[Tensor, ...]:
     """Return ``x * sigmoid(x)``, spelled as the two nodes that runtimes fuse."""
     return x * torch.sigmoid(x)
 
 
-def apply_attention_fn(scores: Float[Tensor, "..."], attention_fn: str) -> Float[Tensor, "..."]:
+def apply_attention_fn(scores: Float[Tensor, ...], attention_fn: str) -> Float[Tensor, ...]:
     """Apply relu², or Laplace to scores that already carry its slope and shift."""
     if attention_fn == "relu2":
         positive = torch.relu(scores)

@@ -11,7 +11,9 @@ DEMO_MAX_SEQ_LEN = 4096
 
 
 @click.command("demo")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder."
+)
 @click.option("--model", type=click.Choice(MODELS), default=MODELS[0], show_default=True, help="Bundled checkpoint.")
 @click.option("--max-seq-len", type=int, default=DEMO_MAX_SEQ_LEN, show_default=True, help="Longest sequence.")
 @click.pass_context
@@ -24,7 +26,7 @@ def demo_command(ctx: click.Context, output: Path, model: str, max_seq_len: int)
     Examples:
       flash-export demo
       flash-export demo --model byte-masked -o /tmp/demo
-    """  # noqa: D301
+    """
     from flash_export.cli.build_engine import trt_command
     from flash_export.cli.export_onnx import onnx_command
     from flash_export.cli.validate import validate_command

@@ -27,10 +27,18 @@ if TYPE_CHECKING:
 @click.option("--family", help="Model family of a weights file: flash or gau. Folders tell it themselves.")
 @click.option("--config", "config_file", type=click.Path(), help="JSON file with what weights cannot tell.")
 @click.option(
-    "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="One config value; overrides --config. Repeatable."
+    "--set",
+    "assignments",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="One config value; overrides --config. Repeatable.",
 )
 @click.option(
-    "--opset", type=click.IntRange(MIN_OPSET, MAX_OPSET), default=DEFAULT_OPSET, show_default=True, help="ai.onnx opset."
+    "--opset",
+    type=click.IntRange(MIN_OPSET, MAX_OPSET),
+    default=DEFAULT_OPSET,
+    show_default=True,
+    help="ai.onnx opset.",
 )
 @click.option("--max-seq-len", type=int, default=DEFAULT_MAX_SEQ_LEN, show_default=True, help="Longest sequence.")
 @click.option("--max-batch", type=int, default=DEFAULT_MAX_BATCH, show_default=True, help="Largest batch.")

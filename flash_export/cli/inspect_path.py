@@ -30,7 +30,7 @@ def inspect_command(path: str, as_json: bool) -> None:
       flash-export inspect bundle/
       flash-export inspect bundle/model.onnx
       flash-export inspect bundle/engines/forward.engine --json
-    """  # noqa: D301
+    """
     from flash_export.exporters.inspection import inspect_path
 
     inspection = inspect_path(path)
@@ -81,7 +81,8 @@ def _format_graph(analysis: GraphAnalysis) -> Iterator[str]:
 
 
 def _format_engine(engine: EngineManifest) -> Iterator[str]:
-    yield f"built     {engine.flavour} {engine.version} for {', '.join(engine.targets)}, in {engine.build_seconds:.1f} s"
+    targets = ", ".join(engine.targets)
+    yield f"built     {engine.flavour} {engine.version} for {targets}, in {engine.build_seconds:.1f} s"
     for kind, specs in (("inputs", engine.inputs), ("outputs", engine.outputs)):
         yield f"{kind:<9} {', '.join(map(_format_spec, specs))}"
     for index, profile in enumerate(engine.profiles):

@@ -41,7 +41,9 @@ class ErrorReportingGroup(click.Group):
                 message = " ".join(str(error).split())
             else:
                 detail = " ".join(str(error).split())
-                message = f"internal error, {type(error).__name__}: {detail}; see it whole with 'flash-export --traceback'"
+                message = (
+                    f"internal error, {type(error).__name__}: {detail}; see it whole with 'flash-export --traceback'"
+                )
             click.echo(f"Error: {message}", err=True)
             raise click.exceptions.Exit(EXIT_BAD_INPUT) from None
 

@@ -36,7 +36,9 @@ def _read_json_object(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"--config {path} cannot be read as JSON ({reason}); give a file with a JSON object") from error
+        raise ConfigError(
+            f"--config {path} cannot be read as JSON ({reason}); give a file with a JSON object"
+        ) from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path} holds {type(values).__name__}; give a file with a JSON object")
     return values

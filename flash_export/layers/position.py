@@ -68,7 +68,7 @@ class RotaryEmbedding(nn.Module):
         return torch.cat((pairs.flatten(-2), passed), dim=-1)
 
 
-def compute_t5_buckets(offsets: Int[Tensor, "..."], causal: bool) -> Int[Tensor, "..."]:
+def compute_t5_buckets(offsets: Int[Tensor, ...], causal: bool) -> Int[Tensor, ...]:
     """Return the T5 bucket of each offset ``key position - query position``.
 
     Bidirectional: ``|offset| < 8`` has a bucket of its own, then logarithmic to 15, and 16 more when the

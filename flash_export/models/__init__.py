@@ -1,0 +1,1 @@
+"""The model families: configs, reference modules, checkpoints."""

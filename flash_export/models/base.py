@@ -84,7 +84,9 @@ class ModelConfig:
             )
         required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
         if missing := [name for name in required if name not in given]:
-            raise ConfigError(f"config of model_type {cls.model_type!r} lacks {', '.join(missing)}; add it to config.json")
+            raise ConfigError(
+                f"config of model_type {cls.model_type!r} lacks {', '.join(missing)}; add it to config.json"
+            )
         return cls(**given)
 
 
@@ -116,9 +118,7 @@ class ReferenceModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def compute_valid_tokens(
-    input_ids: Tensor, attention_mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def compute_valid_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return what is a real token, and how many each row has.
 
     Args:
@@ -128,8 +128,6 @@ def compute_valid_tokens(
     Returns:
         Bool ``(batch, seq)`` and int64 ``(batch, 1)``, the count being at least 1.
     """
-    if attention_mask is None:
-        valid = torch.ones_like(input_ids, dtype=torch.bool)
-    else:
-        valid = attention_mask.bool()
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    valid = mask.bool()
     return valid, valid.sum(dim=1, keepdim=True).clamp(min=1)

@@ -74,8 +74,8 @@ def load_checkpoint(
         kind = get_family(family)
         if config is None:
             raise ConfigError(
-                f"weights do not tell {', '.join(kind.hidden_arguments)}; give {kind.source}'s constructor arguments with "
-                "--config FILE.json or --set NAME=VALUE (--config with {} takes that library's defaults)"
+                f"weights do not tell {', '.join(kind.hidden_arguments)}; give {kind.source}'s constructor arguments "
+                "with --config FILE.json or --set NAME=VALUE (--config with {} takes that library's defaults)"
             )
         model_config, tensors = kind.import_weights(tensors, config)
         source_format = kind.source
@@ -90,7 +90,8 @@ def _read_config(folder: Path, family: str | None, replaced: Mapping[str, Any]) 
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(
-            f"{folder} has no readable {CONFIG_FILE} ({error.strerror}); give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+            f"{folder} has no readable {CONFIG_FILE} ({error.strerror}); "
+            f"give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON ({error}); correct it") from error
@@ -127,9 +128,13 @@ def _build_model(kind: Family, config: ModelConfig, tensors: Mapping[str, Tensor
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise CheckpointError(f"{weights}: {name} is {tensor.dtype}; weights must be floating point")
+    in_fp32 = {name: tensor.float() for name, tensor in tensors.items()}
+    for name, tensor in in_fp32.items():
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{weights}: {name} holds NaN or infinite values; such a model cannot be exported")
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+            raise CheckpointError(
+                f"{weights}: {name} holds NaN or infinite values in fp32; such a model cannot be exported"
+            )
+    model.load_state_dict(in_fp32, assign=True)
     return model.requires_grad_(requires_grad=False).eval()
 
 

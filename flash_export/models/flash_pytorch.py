@@ -85,7 +85,8 @@ def _read_sizes(tensors: Tensors) -> dict[str, Any]:
         if name not in tensors or tensors[name].ndim != 2:
             found = ", ".join(sorted(tensors)[:4]) or "nothing"
             raise CheckpointError(
-                f"no matrix {name!r} in the checkpoint (found {found}, ...); give the state dict of a flash-pytorch model"
+                f"no matrix {name!r} in the checkpoint (found {found}, ...); "
+                "give the state dict of a flash-pytorch model"
             )
         rows, columns = tensors[name].shape
         return rows, columns
@@ -122,11 +123,12 @@ def _check_arguments(
                 )
         elif name in told_by_weights:
             if value != told_by_weights[name]:
-                raise ConfigError(f"{name}={value!r}, but the weights say {told_by_weights[name]!r}; correct it or leave it out")
+                raise ConfigError(
+                    f"{name}={value!r}, but the weights say {told_by_weights[name]!r}; correct it or leave it out"
+                )
         elif name not in known and name not in IGNORED_ARGUMENTS:
-            raise ConfigError(
-                f"unknown argument {name!r}; flash-pytorch's arguments are {', '.join((*known, *told_by_weights, 'expansion_factor'))}"
-            )
+            accepted = ", ".join((*known, *told_by_weights, "expansion_factor"))
+            raise ConfigError(f"unknown argument {name!r}; flash-pytorch's arguments are {accepted}")
     given = {name: value for name, value in arguments.items() if name in known}
     for name, value in given.items():
         if name != "group_size" and not isinstance(value, bool):

@@ -93,7 +93,16 @@ class GauLayer(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(config.hidden_dim, config.dim))
 
     def forward(
-        self, x: Float[Tensor, "b n d"], *, visible: Bool[Tensor, "b #n n"], length: Int[Tensor, "b 1"]
+        self,
+        x: Float[Tensor, "b n d"],
+        *,
+        visible: Bool[
+            Tensor,
+            (
+                b  # n n
+            ),
+        ],
+        length: Int[Tensor, "b 1"],
     ) -> Float[Tensor, "b n d"]:
         """Mix the tokens: ``to_out(gate * attention_fn((q k^T + bias) / length) v) + x``."""
         normed = self.norm(x)

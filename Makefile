@@ -1,0 +1,44 @@
+# make demo   the whole pipeline on a bundled trained model
+# make test   the test suite
+# make lint   formatting, types, import rules
+# make slow   the long tests
+# make clean  remove the virtual environment and the demo
+#
+# Everything runs in .venv, which is made when it is missing or when the requirements change.
+# PYTHON=python3.12 chooses the interpreter, PIP_ARGS passes options to pip.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint slow clean
+
+help:
+	@sed -n '1,5s/^# //p' Makefile
+
+$(INSTALLED): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v[:2] else f"Python {v[0]}.{v[1]} is too old; set PYTHON to 3.10 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[cpu,rtx,test,dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/flash-export demo --output demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m 'not slow'
+
+slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) demo
