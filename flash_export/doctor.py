@@ -91,7 +91,7 @@ def diagnose(folder: str | Path = ".") -> Diagnosis:
 def _run_probe(name: str, probe: Callable[[], Finding], required: bool) -> Finding:
     try:
         finding = probe()
-    except Exception as error:  # noqa: BLE001 - a broken package may raise anything at import
+    except Exception as error:
         finding = Finding(name, Status.BROKEN, detail=_describe(error))
     return Finding(name, finding.status, finding.version, finding.detail, finding.cure, required)
 
@@ -110,7 +110,7 @@ def _probe_package(name: str, extra: str) -> Finding:
         return Finding(name, Status.MISSING, cure=cure)
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return Finding(name, Status.BROKEN, detail=_describe(error), cure=f"install it again: {cure}")
     return Finding(name, Status.OK, str(getattr(module, "__version__", "")))
 
@@ -158,7 +158,7 @@ def _try_providers(ort: Any, listed: Sequence[str]) -> list[str]:
     def starts(provider: str) -> bool:
         try:
             return provider in ort.InferenceSession(model, options, providers=[provider]).get_providers()
-        except Exception:  # noqa: BLE001 - what cannot start is not usable, for whatever reason
+        except Exception:
             return False
 
     return [provider for provider in listed if starts(provider)]
@@ -222,7 +222,7 @@ def _is_installed(name: str) -> bool:
 def _has_cuda_device() -> bool:
     try:
         return bool(importlib.import_module("torch").cuda.is_available())
-    except Exception:  # noqa: BLE001 - without a working torch there is no device to use
+    except Exception:
         return False
 
 
