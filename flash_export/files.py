@@ -72,8 +72,11 @@ def replace_folder(target: Path) -> Iterator[Path]:
     ``target`` stays as it was.
 
     Raises:
-        BundleError: The folder beside ``target`` cannot be written, or the disk is full.
+        BundleError: ``target`` is the current folder, the folder beside it cannot be written, or the disk is full.
     """
+    target = target.resolve()  # a symbolic link keeps its place, and what it points to is replaced
+    if target == Path.cwd():
+        raise BundleError(f"{target} is the current folder, which cannot be replaced; give the name of a folder in it")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
@@ -83,7 +86,9 @@ def replace_folder(target: Path) -> Iterator[Path]:
         yield staging
         staging.chmod(0o755)
         for path in staging.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors makes files that only their owner can read
             flush_file(path)
+        flush_file(staging)
         if target.exists():
             _exchange(staging, target)
         else:
@@ -104,5 +109,9 @@ def _exchange(left: Path, right: Path) -> None:
             return
     aside = left.with_name(f"{left.name}.old")
     right.rename(aside)
-    left.rename(right)
+    try:
+        left.rename(right)
+    except OSError:
+        aside.rename(right)
+        raise
     aside.rename(left)

@@ -1,0 +1,286 @@
+"""Atomic writes: whatever fails or is killed, the old content is whole or the new one is."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flash_export.errors import BundleError
+from flash_export.files import hash_file, replace_folder, write_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WRITES = (lambda path: write_file(path, b"new"), lambda path: replace_folder(path).__enter__())
+NUM_KILLS = 10
+NUM_FILES = 6
+NUM_REPEATS = 5000
+
+
+class FullDisk:
+    """Stands in for a function that works ``working_calls`` times and then finds the disk full."""
+
+    def __init__(self, function: Callable[..., Any], working_calls: int = 0) -> None:
+        self.function = function
+        self.working_calls = working_calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.working_calls -= 1
+        if self.working_calls < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.function(*args, **kwargs)
+
+
+class HalfWrittenStream:
+    """A file that takes the first half of what is written, then finds the disk full."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __enter__(self) -> HalfWrittenStream:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.stream.close()
+
+    def write(self, data: bytes) -> None:
+        self.stream.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def list_tree(folder: Path) -> dict[str, bytes | None]:
+    """Return every path below a folder, hidden ones too, with the content of the files."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def without_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide renameat2, which only Linux has, and there not every file system."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda *args, **kwargs: object())
+
+
+def write_old_folder(target: Path) -> None:
+    target.mkdir()
+    (target / "a").write_bytes(b"old")
+    (target / "engines").mkdir()
+    (target / "engines" / "b").write_bytes(b"old engine")
+
+
+def test_hash_is_the_sha256_of_the_content(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 10_000
+    (tmp_path / "file").write_bytes(data)
+    assert hash_file(tmp_path / "file") == sha256(data).hexdigest()
+
+
+def test_written_file_replaces_the_old_one_and_everyone_may_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    write_file(path, b"old")
+    write_file(path, b"new")
+    assert list_tree(tmp_path) == {"new": None, "new/file": b"new"}
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("place", ["os.fsync", "pathlib.Path.chmod", "pathlib.Path.replace"])
+def test_full_disk_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str) -> None:
+    write_file(tmp_path / "file", b"old")
+    with monkeypatch.context() as context:
+        context.setattr(place, FullDisk(lambda: None))
+        with pytest.raises(BundleError, match=r"cannot write .*file: No space left on device; free some space"):
+            write_file(tmp_path / "file", b"new")
+    assert list_tree(tmp_path) == {"file": b"old"}
+
+
+def test_file_half_written_when_the_disk_is_full_leaves_the_old_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_file(tmp_path / "file", b"old")
+    fdopen = os.fdopen
+    with monkeypatch.context() as context:
+        context.setattr(os, "fdopen", lambda *args: HalfWrittenStream(fdopen(*args)))
+        with pytest.raises(BundleError, match="No space left on device"):
+            write_file(tmp_path / "file", b"something new")
+    assert list_tree(tmp_path) == {"file": b"old"}
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: write_file(path, b"new"), lambda path: replace_folder(path).__enter__()]
+)
+def test_place_that_cannot_be_written_is_an_error(tmp_path: Path, write: Callable[[Path], object]) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(BundleError, match="choose a folder that you may write to"):
+        write(tmp_path / "file" / "below")
+    assert list_tree(tmp_path) == {"file": b"old"}
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: write_file(path, b"new"), lambda path: replace_folder(path).__enter__()]
+)
+def test_full_disk_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, write: Callable[[Path], object]
+) -> None:
+    for name in ("mkdtemp", "mkstemp"):
+        monkeypatch.setattr(f"tempfile.{name}", FullDisk(lambda: None))
+    with pytest.raises(BundleError, match="No space left on device"):
+        write(tmp_path / "target")
+    assert list_tree(tmp_path) == {}
+
+
+def test_folder_is_created_where_there_was_none(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "target"
+    with replace_folder(target) as staging:
+        (staging / "a").write_bytes(b"new")
+        (staging / "a").chmod(0o600)
+        assert not target.exists()
+    assert list_tree(tmp_path) == {"deep": None, "deep/target": None, "deep/target/a": b"new"}
+    assert target.stat().st_mode & 0o777 == 0o755
+    assert (target / "a").stat().st_mode & 0o777 == 0o644
+
+
+def check_replaced(target: Path) -> None:
+    write_old_folder(target)
+    with replace_folder(target) as staging:
+        (staging / "a").write_bytes(b"new")
+        assert (target / "a").read_bytes() == b"old"
+    assert list_tree(target.parent) == {"target": None, "target/a": b"new"}
+
+
+def test_folder_is_replaced_whole(tmp_path: Path) -> None:
+    check_replaced(tmp_path / "target")
+
+
+@pytest.mark.usefixtures("without_exchange")
+def test_folder_is_replaced_whole_without_exchange(tmp_path: Path) -> None:
+    check_replaced(tmp_path / "target")
+
+
+def test_folder_behind_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    write_old_folder(tmp_path / "versions")
+    (tmp_path / "link").symlink_to("versions")
+    with replace_folder(tmp_path / "link") as staging:
+        (staging / "a").write_bytes(b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert list_tree(tmp_path / "versions") == {"a": b"new"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "versions"]
+
+
+def test_current_folder_is_not_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(BundleError, match="is the current folder"), replace_folder(Path()):
+        pytest.fail("the block must not run")
+    assert list_tree(tmp_path) == {"here": None}
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt()])
+def test_block_that_raises_leaves_the_old_folder(tmp_path: Path, error: BaseException) -> None:
+    write_old_folder(tmp_path / "target")
+    before = list_tree(tmp_path)
+
+    def replace() -> None:
+        with replace_folder(tmp_path / "target") as staging:
+            (staging / "a").write_bytes(b"new")
+            raise error
+
+    with pytest.raises(type(error)):
+        replace()
+    assert list_tree(tmp_path) == before
+
+
+def check_full_disk(tmp_path: Path) -> None:
+    """Fail while a folder is replaced; the old one must still be there, and nothing else."""
+    write_old_folder(tmp_path / "target")
+    before = list_tree(tmp_path)
+
+    def replace() -> None:
+        with replace_folder(tmp_path / "target") as staging:
+            for name in ("a", "c"):
+                (staging / name).write_bytes(b"new")
+
+    with pytest.raises(BundleError, match=r"cannot write .*target: No space left on device; free some space"):
+        replace()
+    assert list_tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("working_calls", [0, 1, 2])
+def test_full_disk_while_flushing_leaves_the_old_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, working_calls: int
+) -> None:
+    monkeypatch.setattr(os, "fsync", FullDisk(os.fsync, working_calls))
+    check_full_disk(tmp_path)
+
+
+def test_full_disk_while_writing_leaves_the_old_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    disk = FullDisk(Path.write_bytes, 3)
+    monkeypatch.setattr(Path, "write_bytes", lambda self, data: disk(self, data))
+    check_full_disk(tmp_path)
+
+
+@pytest.mark.usefixtures("without_exchange")
+@pytest.mark.parametrize("place", ["aside", "into place"])
+def test_failed_rename_leaves_the_old_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str) -> None:
+    rename = Path.rename
+    failures = {"aside": "target", "into place": ".tmp"}
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.endswith(failures[place]):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    check_full_disk(tmp_path)
+
+
+WRITER = """
+import os, sys
+from itertools import count
+from pathlib import Path
+from flash_export.files import replace_folder, write_file
+
+target, kind, num_files, repeats = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+for number in count():
+    data = f"{os.getpid()}-{number};".encode() * repeats
+    if kind == "file":
+        write_file(target, data)
+    else:
+        with replace_folder(target) as staging:
+            for index in range(num_files):
+                (staging / f"{index}.bin").write_bytes(data)
+    if number == 0:
+        print("ready", flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_killed_writer_leaves_the_old_content_or_the_new(tmp_path: Path, kind: str) -> None:
+    target, rng = tmp_path / "target", random.Random(0)
+    for _ in range(NUM_KILLS):
+        command = [sys.executable, "-c", WRITER, str(target), kind, str(NUM_FILES), str(NUM_REPEATS)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"ready\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                writer.wait(timeout=rng.uniform(0.0, 0.1))
+            writer.kill()
+        assert writer.returncode == -signal.SIGKILL
+        check_whole(target, kind, writer.pid)
+
+
+def check_whole(target: Path, kind: str, pid: int) -> None:
+    """Check that all files are there, whole, and of one version that this writer wrote."""
+    files = [target] if kind == "file" else sorted(target.iterdir())
+    names = ["target"] if kind == "file" else sorted(f"{index}.bin" for index in range(NUM_FILES))
+    assert [path.name for path in files] == names
+    (content,) = {path.read_bytes() for path in files}
+    version = content[: len(content) // NUM_REPEATS]
+    assert version.startswith(f"{pid}-".encode())
+    assert content == version * NUM_REPEATS
