@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flash_export.errors import BundleError
 from flash_export.files import hash_file, write_file
 from flash_export.manifest import FORMAT_VERSION, EngineManifest, GraphSpec, Manifest
+from flash_export.structure import find_mismatch
 
 if TYPE_CHECKING:
     from flash_export.models.base import ReferenceModel
@@ -116,23 +117,29 @@ def _read_manifest(folder: Path) -> Manifest:
             f"{path} has format_version {values.get('format_version')!r}, this version reads {FORMAT_VERSION}; "
             "export the bundle again"
         )
-    try:
-        return Manifest.from_dict(values)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path} is damaged ({error!r}); export the bundle again") from error
+    if mismatch := find_mismatch(values, Manifest):
+        raise BundleError(f"{path} is damaged: {mismatch}; export the bundle again")
+    manifest = Manifest.from_dict(values)
+    if outside := [name for name in manifest.files if Path(name).name != name]:
+        raise BundleError(f"{path} is damaged: {outside[0]!r} is not a file of the bundle; export the bundle again")
+    if unhashed := [graph.file for graph in manifest.graphs.values() if graph.file not in manifest.files]:
+        raise BundleError(f"{path} is damaged: it has no sha256 of {unhashed[0]}; export the bundle again")
+    return manifest
 
 
 def _read_engine_manifest(path: Path) -> EngineManifest:
-    try:
-        return EngineManifest.from_dict(_read_json(path))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path} is damaged ({error!r}); build the engine again") from error
+    values = _read_json(path)
+    if mismatch := find_mismatch(values, EngineManifest):
+        raise BundleError(f"{path} is damaged: {mismatch}; build the engine again")
+    if values["name"] != path.stem:
+        raise BundleError(f"{path} describes the engine {values['name']!r}; build the engine again")
+    return EngineManifest.from_dict(values)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path} cannot be read as JSON ({error}); make it again") from error
     if not isinstance(values, dict):
         raise BundleError(f"{path} holds {type(values).__name__}, not a JSON object; make it again")

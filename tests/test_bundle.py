@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flash_export.bundle import Bundle
+from flash_export.errors import BundleError
+from flash_export.files import hash_file
+from flash_export.manifest import (
+    AxisRange,
+    EngineManifest,
+    GraphSpec,
+    Manifest,
+    ModelFacts,
+    ProfileShapes,
+    TensorSpec,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+INPUT = TensorSpec("input_ids", "int64", ("batch", "seq"))
+OUTPUT = TensorSpec("logits", "float32", ("batch", "seq", 256))
+GRAPH = GraphSpec("model.onnx", 20, "fp32", (INPUT,), (OUTPUT,), {"batch": AxisRange(1, 64), "seq": AxisRange(1, 4096)})
+JUNK = st.sampled_from((None, True, -1, 1.5, "junk", [], ["junk"], {}, {"junk": 1}))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    """Write a bundle whose files have any content; opening it never looks inside."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    for name in ("config.json", "model.onnx", "model.safetensors"):
+        (folder / name).write_text(f"content of {name}")
+    files = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
+    manifest = Manifest(
+        versions={"python": "3.11.0"},
+        graphs={"forward": GRAPH},
+        checkpoint={"source": "model.pt", "format": "flash-pytorch", "sha256": "0" * 64},
+        files=files,
+        model=ModelFacts("flash", 1000, 2, {"1024": 4000}),
+    )
+    (folder / "manifest.json").write_text(manifest.to_json())
+    return Bundle.open(folder)
+
+
+def make_engine(bundle: Bundle, plan: bytes, **changes: Any) -> EngineManifest:
+    """Store a made-up engine; ``changes`` replace fields of its manifest."""
+    profile = {"input_ids": ProfileShapes((1, 1), (1, 512), (8, 4096))}
+    (bundle.path / "plan").write_bytes(plan)
+    engine = EngineManifest(
+        name="forward",
+        flavour="tensorrt-rtx",
+        version="1.7.0",
+        targets=("8.9",),
+        graph="forward",
+        graph_sha256=bundle.manifest.files["model.onnx"],
+        engine_sha256=hash_file(bundle.path / "plan"),
+        profiles=(profile,),
+        inputs=(INPUT,),
+        outputs=(OUTPUT,),
+        num_layers=30,
+        layer_dtypes={"float32": 30},
+        build_seconds=1.5,
+        size_bytes=len(plan),
+    )
+    (bundle.path / "plan").unlink()
+    engine = dataclasses.replace(engine, **changes)
+    bundle.write_engine(engine, plan)
+    return engine
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return values
+
+
+def list_leaves(values: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Return the path of every value inside JSON, containers included."""
+    children: list[tuple[str | int, Any]] = []
+    if isinstance(values, dict):
+        children = list(values.items())
+    elif isinstance(values, list):
+        children = list(enumerate(values))
+    return [path, *(leaf for name, child in children for leaf in list_leaves(child, (*path, name)))]
+
+
+def set_leaf(values: Any, path: tuple[str | int, ...], value: object) -> Any:
+    if not path:
+        return value
+    for name in path[:-1]:
+        values = values[name]
+    values[path[-1]] = value
+    return None
+
+
+def test_opened_bundle_says_what_was_written(bundle: Bundle) -> None:
+    assert bundle.get_graph() == GRAPH
+    assert bundle.get_graph_path() == bundle.path / "model.onnx"
+    assert bundle.list_engines() == []
+    assert Bundle.open(str(bundle.path)) == bundle
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.onnx", "model.safetensors"])
+def test_changed_file_is_named(bundle: Bundle, name: str) -> None:
+    with (bundle.path / name).open("ab") as stream:
+        stream.write(b"!")
+    with pytest.raises(BundleError, match=rf"{name} was changed after the export: sha256 .* export the bundle again"):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.onnx", "model.safetensors"])
+def test_missing_file_is_named(bundle: Bundle, name: str) -> None:
+    (bundle.path / name).unlink()
+    with pytest.raises(BundleError, match=rf"{name} is missing, but manifest.json names it; export the bundle again"):
+        Bundle.open(bundle.path)
+
+
+def test_file_that_became_a_folder_is_missing(bundle: Bundle) -> None:
+    (bundle.path / "model.onnx").unlink()
+    (bundle.path / "model.onnx").mkdir()
+    with pytest.raises(BundleError, match=r"model.onnx is missing"):
+        Bundle.open(bundle.path)
+
+
+def test_what_is_no_bundle(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path, message in (
+        (tmp_path / "none", "none is not a folder; give the folder that 'flash-export onnx' wrote"),
+        (bundle.path / "model.onnx", "model.onnx is not a folder"),
+        (tmp_path / "empty", "empty is not a bundle: it has no manifest.json; make one with 'flash-export onnx'"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            Bundle.open(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "manifest.json cannot be read as JSON"),
+        (b"{", "manifest.json cannot be read as JSON"),
+        (b"\xff\xfe", "manifest.json cannot be read as JSON"),
+        (b"[" * 100_000, "manifest.json cannot be read as JSON"),
+        (b"[]", "manifest.json holds list, not a JSON object"),
+        (b"null", "manifest.json holds NoneType, not a JSON object"),
+        (b"{}", "manifest.json has format_version None, this version reads 1"),
+        (b'{"format_version": 1}', "manifest.json is damaged: versions is missing; export the bundle again"),
+    ],
+)
+def test_damaged_manifest(bundle: Bundle, content: bytes, message: str) -> None:
+    (bundle.path / "manifest.json").write_bytes(content)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("name", ["versions", "graphs", "checkpoint", "files"])
+def test_manifest_that_lacks_a_field(bundle: Bundle, name: str) -> None:
+    values = read_manifest(bundle.path)
+    del values[name]
+    (bundle.path / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(BundleError, match=f"is damaged: {name} is missing; export the bundle again"):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_manifest_of_another_version(bundle: Bundle, version: object) -> None:
+    values = {**read_manifest(bundle.path), "format_version": version, "news": "of the future"}
+    (bundle.path / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(BundleError, match=f"has format_version {version!r}, this version reads 1; export the bundle"):
+        Bundle.open(bundle.path)
+
+
+def test_manifest_that_names_a_file_outside(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("secret")
+    values = read_manifest(bundle.path)
+    values["files"]["../outside"] = hash_file(tmp_path / "outside")
+    (bundle.path / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(BundleError, match=r"'../outside' is not a file of the bundle"):
+        Bundle.open(bundle.path)
+
+
+def test_manifest_without_the_hash_of_a_graph(bundle: Bundle) -> None:
+    values = read_manifest(bundle.path)
+    del values["files"]["model.onnx"]
+    (bundle.path / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(BundleError, match=r"is damaged: it has no sha256 of model.onnx"):
+        Bundle.open(bundle.path)
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damage_to_a_manifest_is_a_bundle_error_or_harmless(bundle: Bundle, data: st.DataObject) -> None:
+    path = bundle.path / "manifest.json"
+    text = path.read_text()
+    values = json.loads(text)
+    changed = set_leaf(values, data.draw(st.sampled_from(list_leaves(values))), data.draw(JUNK))
+    path.write_text(json.dumps(values if changed is None else changed))
+    try:
+        opened = Bundle.open(bundle.path)
+    except BundleError:
+        pass
+    else:
+        assert json.loads(opened.manifest.to_json()) == json.loads(path.read_text())
+    finally:
+        path.write_text(text)
+
+
+def test_unknown_graph_is_named_with_the_known_ones(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="has no graph 'decode'; it has forward"):
+        bundle.get_graph("decode")
+
+
+def test_written_engine_is_listed_and_found(bundle: Bundle) -> None:
+    second = make_engine(bundle, b"second", name="second")
+    first = make_engine(bundle, b"first", name="first")
+    assert Bundle.open(bundle.path).list_engines() == [first, second]
+    assert bundle.get_engine_path(second).read_bytes() == b"second"
+    assert sorted(path.name for path in (bundle.path / "engines").iterdir()) == [
+        "first.engine",
+        "first.json",
+        "second.engine",
+        "second.json",
+    ]
+
+
+def test_changed_engine_is_never_run(bundle: Bundle) -> None:
+    engine = make_engine(bundle, b"plan")
+    (bundle.path / "engines" / "forward.engine").write_bytes(b"evil")
+    with pytest.raises(BundleError, match=r"forward.engine was changed after the build; never run it"):
+        bundle.get_engine_path(engine)
+
+
+def test_missing_engine_is_named(bundle: Bundle) -> None:
+    engine = make_engine(bundle, b"plan")
+    (bundle.path / "engines" / "forward.engine").unlink()
+    with pytest.raises(BundleError, match=r"forward.engine is missing, but forward.json names it; build the engine"):
+        bundle.get_engine_path(engine)
+
+
+def test_engine_of_another_graph_is_refused(bundle: Bundle) -> None:
+    engine = make_engine(bundle, b"plan", graph_sha256="0" * 64)
+    with pytest.raises(BundleError, match=r"forward.engine was built from another graph than this bundle's"):
+        bundle.get_engine_path(engine)
+
+
+def test_engine_of_an_unknown_graph_is_refused(bundle: Bundle) -> None:
+    engine = make_engine(bundle, b"plan", graph="decode")
+    with pytest.raises(BundleError, match="has no graph 'decode'; it has forward"):
+        bundle.get_engine_path(engine)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine_sha256": None}, "forward.json is damaged: engine_sha256 is NoneType, wanted str; build the engine"),
+        ({"profiles": [["junk"]]}, r"forward.json is damaged: profiles\[0\] is list, wanted dict"),
+        ({"news": 1}, "forward.json is damaged: it has the unknown field 'news'"),
+        ({"name": "other"}, "forward.json describes the engine 'other'; build the engine again"),
+        ({"name": "../../outside"}, "forward.json describes the engine '../../outside'"),
+    ],
+)
+def test_changed_engine_manifest(bundle: Bundle, changes: dict[str, Any], message: str) -> None:
+    make_engine(bundle, b"plan")
+    path = bundle.path / "engines" / "forward.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(BundleError, match=message):
+        bundle.list_engines()
+
+
+def test_engine_manifest_that_is_not_json(bundle: Bundle) -> None:
+    make_engine(bundle, b"plan")
+    (bundle.path / "engines" / "forward.json").write_text("{")
+    with pytest.raises(BundleError, match=r"forward.json cannot be read as JSON"):
+        bundle.list_engines()
+
+
+def test_full_disk_while_an_engine_is_written_leaves_the_old_one(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(bundle, b"plan")
+
+    def fail(_: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as context:
+        context.setattr(os, "fsync", fail)
+        with pytest.raises(BundleError, match="No space left on device"):
+            bundle.write_engine(engine, b"new plan")
+    assert bundle.get_engine_path(engine).read_bytes() == b"plan"
+    assert len(list((bundle.path / "engines").iterdir())) == 2
