@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from flash_export.errors import ConfigError
+from flash_export.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     ConfigT = TypeVar("ConfigT", bound="ModelConfig")
 
+MAX_SIZE = 2**31 - 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
@@ -47,8 +49,8 @@ class ModelConfig:
             elif field.type == "bool":
                 if not isinstance(value, bool):
                     raise ConfigError(f"{field.name}={value!r} is not a boolean; use true or false")
-            elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{field.name}={value!r} is not usable; use a whole number of at least 1")
+            elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
+                raise ConfigError(f"{field.name}={value!r} is not usable; use a whole number from 1 to {MAX_SIZE}")
 
     @property
     def window(self) -> int:
@@ -102,16 +104,24 @@ class ReferenceModel(nn.Module):
         Args:
             directory: Created when it does not exist.
             dtype: Store parameters in this dtype; buffers (frequencies) keep their own.
+
+        Raises:
+            CheckpointError: ``directory`` cannot be written, or the disk is full.
         """
         folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
         parameters = {name for name, _ in self.named_parameters()}
         tensors = {
             name: (tensor.to(dtype) if dtype and name in parameters else tensor).contiguous()
             for name, tensor in self.state_dict().items()
         }
-        save_file(tensors, folder / WEIGHTS_FILE)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+            save_file(tensors, folder / WEIGHTS_FILE)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"cannot write {folder} ({error}); free some space, or choose a folder that you may write to"
+            ) from error
 
     def count_parameters(self) -> int:
         """Return the number of trained parameters."""

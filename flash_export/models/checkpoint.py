@@ -93,18 +93,29 @@ def _read_config(folder: Path, family: str | None, replaced: Mapping[str, Any]) 
             f"{folder} has no readable {CONFIG_FILE} ({error.strerror}); "
             f"give a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}); correct it") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds {type(values).__name__}, not a JSON object; correct it")
     if family is not None and family != values.get("model_type"):
         raise ConfigError(f"--family {family}, but {path} says {values.get('model_type')!r}; leave --family out")
     kind = get_family(values.get("model_type"))
+    if replaced.get("model_type", values["model_type"]) != values["model_type"]:
+        raise ConfigError(
+            f"model_type={replaced['model_type']!r}, but {path} says {values['model_type']!r}; "
+            "weights cannot change their family, leave it out"
+        )
     return kind.config_class.from_dict({**values, **replaced}), kind
 
 
 def _build_model(kind: Family, config: ModelConfig, tensors: Mapping[str, Tensor], weights: Path) -> ReferenceModel:
     """Build the module without allocating weights, then hand it the tensors, strictly."""
+    depth = config.to_dict()["depth"]
+    if depth > len(tensors):  # before a module of that many layers is built
+        raise CheckpointError(
+            f"{weights}: {len(tensors)} tensors cannot be those of {depth} layers; "
+            "correct the config or give the right file"
+        )
     with torch.device("meta"):
         model = kind.model_class(config)
     expected = model.state_dict()

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
+MIN_QK_DIM = 2
+
 
 @dataclass(frozen=True)
 class FlashConfig(ModelConfig):
@@ -74,10 +76,12 @@ class FlashConfig(ModelConfig):
     mask_divisor: str = "valid"
 
     def __post_init__(self) -> None:
-        """Check the fields and that the sinusoid has a whole number of frequencies."""
+        """Check the fields, and that the position embeddings have something to turn."""
         super().__post_init__()
         if self.dim % 2:
             raise ConfigError(f"dim={self.dim} is odd; the sinusoidal position embedding needs an even width")
+        if self.qk_dim < MIN_QK_DIM:
+            raise ConfigError(f"qk_dim={self.qk_dim} is too narrow; rotary embedding turns pairs, so use at least 2")
 
     @property
     def window(self) -> int:

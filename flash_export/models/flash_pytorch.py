@@ -6,6 +6,7 @@ follows from the shapes; the rest must be given as the constructor arguments tha
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 LAYER_KEY = re.compile(r"layers\.(\d+)\.")
 ROTARY_KEY = re.compile(r"layers\.\d+\.rotary_pos_emb\.freqs")
-IGNORED_ARGUMENTS = ("attn_dropout", "dropout", "add_residual")
+IGNORED_ARGUMENTS = ("attn_dropout", "dropout")
 
 
 def import_flash(tensors: Tensors, arguments: Mapping[str, Any]) -> tuple[FlashConfig, dict[str, Tensor]]:
@@ -126,6 +127,9 @@ def _check_arguments(
                 raise ConfigError(
                     f"{name}={value!r}, but the weights say {told_by_weights[name]!r}; correct it or leave it out"
                 )
+        elif name == "add_residual":
+            if value is not True:
+                raise ConfigError(f"{name}={value!r} is not supported; only models whose layers add their input are")
         elif name not in known and name not in IGNORED_ARGUMENTS:
             accepted = ", ".join((*known, *told_by_weights, "expansion_factor"))
             raise ConfigError(f"unknown argument {name!r}; flash-pytorch's arguments are {accepted}")
@@ -137,7 +141,7 @@ def _check_arguments(
 
 
 def _check_number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{name}={value!r} is not a number; give the value the model was built with")
     return float(value)
 
