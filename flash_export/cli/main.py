@@ -5,7 +5,8 @@ Exit codes: 0 all good; 1 a validation said no; 2 bad input or usage; 130 interr
 
 from __future__ import annotations
 
-from typing import Any
+import traceback
+from typing import Any, NoReturn
 
 import click
 
@@ -25,33 +26,49 @@ EXIT_INTERRUPTED = 130
 class ErrorReportingGroup(click.Group):
     """A group that turns errors into one line on stderr and an exit code."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the group's own arguments."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            _report_usage_error(error)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; show a traceback only if ``--traceback`` was given."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit):
-            raise
+        except click.UsageError as error:
+            _report_usage_error(error)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise  # click answers them: a closed pipe, as of '| head', is no error
         except (KeyboardInterrupt, click.Abort):
             click.echo("Interrupted.", err=True)
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
         except Exception as error:
-            if ctx.params.get("traceback"):
-                raise
-            if isinstance(error, FlashExportError):
-                message = " ".join(str(error).split())
-            else:
-                detail = " ".join(str(error).split())
+            if ctx.params.get("show_traceback"):
+                click.echo(traceback.format_exc(), err=True, nl=False)
+            message = " ".join(str(error).split())
+            if not isinstance(error, FlashExportError):
                 message = (
-                    f"internal error, {type(error).__name__}: {detail}; see it whole with 'flash-export --traceback'"
+                    f"internal error, {type(error).__name__}: {message}; see it whole with 'flash-export --traceback'"
                 )
             click.echo(f"Error: {message}", err=True)
             raise click.exceptions.Exit(EXIT_BAD_INPUT) from None
 
 
+def _report_usage_error(error: click.UsageError) -> NoReturn:
+    """Print click's message in one line with where to read on, in place of its four lines."""
+    if error.ctx is None or isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        raise error
+    message = " ".join(error.format_message().split()).rstrip(".")
+    click.echo(f"Error: {message}; see '{error.ctx.command_path} --help'", err=True)
+    raise click.exceptions.Exit(error.exit_code) from None
+
+
 @click.group(cls=ErrorReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="flash-export")
-@click.option("--traceback", is_flag=True, help="Show the Python traceback of an error.")
-def main(traceback: bool) -> None:
+@click.option("--traceback", "show_traceback", is_flag=True, help="Show the Python traceback of an error.")
+def main(show_traceback: bool) -> None:
     """Take trained FLASH models from PyTorch to ONNX to TensorRT, and prove that they are still the same model.
 
     \b

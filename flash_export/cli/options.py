@@ -26,7 +26,7 @@ def parse_config(config_file: str | None, assignments: tuple[str, ...]) -> dict[
             raise ConfigError(f"--set {assignment!r} has no name and value; write --set causal=true")
         try:
             values[name.strip()] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             values[name.strip()] = text
     return values
 
@@ -34,7 +34,7 @@ def parse_config(config_file: str | None, assignments: tuple[str, ...]) -> dict[
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
             f"--config {path} cannot be read as JSON ({reason}); give a file with a JSON object"
