@@ -30,7 +30,7 @@ def estimate_cell_bytes(config: ModelConfig, cell: Cell) -> int:
     if chunk:
         padded = cell.batch * (-(-cell.seq_len // chunk) * chunk)
         return 4 * padded * (per_token + 3 * chunk + 3 * qk * hidden // chunk)
-    return 4 * cell.tokens * per_token + cell.seq_len**2 * (12 * cell.batch + 32)
+    return 4 * cell.tokens * per_token + cell.seq_len**2 * (12 * cell.batch + 48)
 
 
 def read_free_bytes() -> int:
