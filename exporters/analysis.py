@@ -57,19 +57,32 @@ def analyse_graph(path: Path) -> GraphAnalysis:
         raise BundleError(f"{path} cannot be read as ONNX ({error}); it is damaged or of another kind") from error
     if not model.graph.node:
         raise BundleError(f"{path} holds no ONNX graph; it is damaged or of another kind")
+    try:
+        return _count(model)
+    except (KeyError, TypeError, UnicodeError) as error:  # unknown dtypes, and names that are no text
+        raise BundleError(f"{path} is damaged ({error!r}); export it again") from error
+
+
+def _count(model: onnx.ModelProto) -> GraphAnalysis:
+    operators = Counter(_read_text(node.op_type) for node in model.graph.node)
     blocks = Counter(int(match[1]) for node in model.graph.node if (match := BLOCK_NAME.match(node.name)))
     sizes = [(tensor, _count_elements(tensor)) for tensor in model.graph.initializer]
     return GraphAnalysis(
         opset=next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 0),
         inputs=tuple(map(_describe_value, model.graph.input)),
         outputs=tuple(map(_describe_value, model.graph.output)),
-        operators=dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        operators=dict(operators.most_common()),
         nodes_by_block=dict(sorted(blocks.items())),
         num_nodes=len(model.graph.node),
         num_parameters=sum(size for tensor, size in sizes if _get_dtype(tensor.data_type).kind == "f"),
         constant_bytes=sum(size * _get_dtype(tensor.data_type).itemsize for tensor, size in sizes),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
     )
+
+
+def _read_text(text: str | bytes) -> str:
+    """Return text; protobuf hands over bytes where a damaged file has no UTF-8."""
+    return text.decode() if isinstance(text, bytes) else text
 
 
 def _count_elements(tensor: onnx.TensorProto) -> int:

@@ -98,7 +98,7 @@ def export_onnx(
         lowered = lower_model(loaded.model)
         start(2)
         graph = _describe_graph(loaded.model.config, options)
-        traced = choose_traced_sizes(loaded.model.config, options)
+        traced = choose_traced_sizes(lowered, loaded.model.config.window, options)
         model = trace_model(lowered, mask=graph.has_mask, options=options, example=traced)
         model.producer_name, model.producer_version = "flash-export", metadata.version("flash-export")
         start(3)

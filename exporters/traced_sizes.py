@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flash_export.config import ExportOptions
-    from flash_export.models.base import ModelConfig
+    from torch import nn
 
-PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113)
+    from flash_export.config import ExportOptions
+
+MIN_TELLTALE = 5
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class TracedSizes:
 
     Attributes:
         batch: Example batch.
-        seq_len: Example length, no multiple of the chunk.
-        telltales: Batch, length, padded length and number of chunks, less those that the model's own sizes explain.
+        seq_len: Example length, no multiple of the window.
+        telltales: Batch, length, padded length and number of windows, less those that the model's own sizes explain.
     """
 
     batch: int
@@ -28,18 +29,29 @@ class TracedSizes:
     telltales: frozenset[int]
 
 
-def choose_traced_sizes(config: ModelConfig, options: ExportOptions) -> TracedSizes:
-    """Choose a prime batch and a prime number of chunks that occur nowhere in the config.
+def choose_traced_sizes(lowered: nn.Module, window: int, options: ExportOptions) -> TracedSizes:
+    """Choose a batch and a number of windows that no size in the model explains.
 
-    Only where the declared maxima are too small for that are they used instead.
+    Args:
+        lowered: The module to be traced.
+        window: Number of tokens that sequences are padded to a multiple of.
+        options: Ranges of the axes; only where they are too small for a telling size is a smaller one taken.
     """
-    numbers = {value for value in dataclasses.asdict(config).values() if type(value) is int}
-    explained = {factor * value for value in numbers for factor in (1, 2)}
-    batch, num_chunks = [prime for prime in PRIMES if prime not in explained][:2]
-    batch = min(batch, options.max_batch)
-    seq_len = min((num_chunks - 1) * config.window + (config.window + 1) // 2, options.max_seq_len)
-    num_chunks = -(-seq_len // config.window)
-    candidates = {batch, seq_len, num_chunks * config.window, num_chunks}
-    return TracedSizes(
-        batch, seq_len, frozenset(size for size in candidates - explained if size > max(PRIMES[0] - 1, 4))
+    explained = collect_model_sizes(lowered) | set(range(MIN_TELLTALE))
+    free = (size for size in itertools.count(MIN_TELLTALE) if size not in explained)
+    batch, num_windows = min(next(free), options.max_batch), next(free)
+    seq_len = min((num_windows - 1) * window + (window + 1) // 2, options.max_seq_len)
+    num_windows = -(-seq_len // window)
+    return TracedSizes(batch, seq_len, frozenset({batch, seq_len, num_windows * window, num_windows} - explained))
+
+
+def collect_model_sizes(lowered: nn.Module) -> set[int]:
+    """Return the sizes of all tensors, and what splits and joins make of them: halves, sums and differences."""
+    sizes = {size for tensor in lowered.state_dict().values() for size in tensor.shape}
+    pairs = list(itertools.product(sizes, repeat=2))
+    return (
+        sizes
+        | {half for size in sizes for half in (size // 2, size - size // 2)}
+        | {left + right for left, right in pairs}
+        | {abs(left - right) for left, right in pairs}
     )

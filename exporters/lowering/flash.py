@@ -55,7 +55,7 @@ class Heads(nn.Module):
         self.widths = [rotary_dim, config.qk_dim - rotary_dim, rotary_dim]
 
     def forward(
-        self, z: Float[Tensor, "b n q"], cos: Float[Tensor, "n 1 r"], sin: Float[Tensor, "n 1 r"]
+        self, z: Float[Tensor, "b n q"], cos: Float[Tensor, "1 n 1 r"], sin: Float[Tensor, "1 n 1 r"]
     ) -> tuple[Float[Tensor, "b n 1 s"], ...]:
         """Apply the affine maps and RoPE to all heads at once."""
         heads = z.unsqueeze(2) * self.gamma + self.beta  # (b, n, 4, s + r)
@@ -134,8 +134,8 @@ class LoweredFlashLayer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n d"],
-        cos: Float[Tensor, "n 1 r"],
-        sin: Float[Tensor, "n 1 r"],
+        cos: Float[Tensor, "1 n 1 r"],
+        sin: Float[Tensor, "1 n 1 r"],
         valid: Float[Tensor, "#b n 1"] | None,
         inverse_length: Float[Tensor, "#b 1 1"] | None,
     ) -> Float[Tensor, "b n d"]:
@@ -164,7 +164,7 @@ class LoweredFlash(nn.Module):
         self.config = model.config
         rotary = model.rotary_pos_emb
         self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb)
-        self.freqs = torch.cat((rotary.freqs, rotary.freqs))  # (r,)
+        self.freqs = nn.Buffer(torch.cat((rotary.freqs, rotary.freqs)))  # (r,)
         layers = cast("list[FlashLayer]", model.layers)
         self.layers = nn.ModuleList(LoweredFlashLayer(layer, len(self.freqs)) for layer in layers)
         self.head = Head(model.to_logits)
@@ -178,7 +178,7 @@ class LoweredFlash(nn.Module):
         positions = torch.arange(padded_len, dtype=torch.float32)
         valid, inverse_length = self._weigh_tokens(attention_mask, positions, seq_len, padded_len)
         x = self.embedding(F.pad(input_ids, (0, padded_len - seq_len)), positions)
-        angles = (positions[:, None] * self.freqs).unsqueeze(1)  # (n, 1, r)
+        angles = (positions[:, None] * self.freqs)[None, :, None]  # (1, n, 1, r)
         cos, sin = angles.cos(), angles.sin()
         for layer in self.layers:
             x = layer(x, cos, sin, valid, inverse_length)

@@ -65,7 +65,8 @@ def order_rotary_columns(qk_dim: int, rotary_dim: int) -> tuple[Int[Tensor, " q"
     ``[even | odd | rest | -odd | even]`` hold both terms: ``[even' | odd']`` is the first r columns times the cosine
     plus the last r times the sine. Dot products do not change, as queries and keys are permuted alike.
     """
-    even, odd = torch.arange(0, rotary_dim, 2), torch.arange(1, rotary_dim, 2)
+    even = torch.arange(0, rotary_dim, 2)
+    odd = even + 1
     rest = torch.arange(rotary_dim, qk_dim)
     signs = torch.ones(qk_dim + rotary_dim)
     signs[qk_dim : qk_dim + len(odd)] = -1

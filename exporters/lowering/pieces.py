@@ -49,7 +49,7 @@ class TokenEmbedding(nn.Module):
         """Share the reference's tables."""
         super().__init__()
         self.table = token_emb.weight
-        self.inv_freq = sinusoid.inv_freq
+        self.inv_freq = nn.Buffer(sinusoid.inv_freq)
         self.scale = sinusoid.scale
 
     def forward(self, input_ids: Tensor, positions: Float[Tensor, " n"]) -> Float[Tensor, "b n d"]:
