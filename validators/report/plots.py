@@ -12,7 +12,7 @@ from flash_export.validators.report.axes import (
     build_latency_axis,
     build_length_axis,
 )
-from flash_export.validators.report.summary import compute_error_ratio, format_ms, format_percent, format_shape
+from flash_export.validators.report.summary import compute_error_ratio, format_ms, format_shape, format_share
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -165,9 +165,8 @@ def _pick_worst(rows: Iterable[Row]) -> list[Row]:
 
 
 def _describe_error(row: Row) -> str:
-    share = format_percent(compute_error_ratio(row) or 0.0)
-    error = f"error {row.max_abs_error:.2e}, {share} of the tolerance {row.tolerance:.2e}"
-    return f"{row.backend}, {format_shape(row)}: {error}"
+    share = f"{format_share(row)} {row.tolerance:.2e}"
+    return f"{row.backend}, {format_shape(row)}: error {row.max_abs_error:.2e}, {share}"
 
 
 def _group_by_backend(rows: list[Row]) -> list[tuple[str, list[Row]]]:

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from flash_export.validators.results import Row, Status, ValidationReport
 
 
-@dataclass(frozen=True, order=True)
+_SHOWN_REASONS = 6
+
+
+@dataclass(frozen=True)
 class Reason:
     """Why ``count`` rows of a backend failed or were skipped."""
 
@@ -31,7 +34,8 @@ class Summary:
         skipped: Rows that were skipped.
         worst: The row whose error is the largest fraction of its tolerance.
         speedups: Slowest and fastest speedup; None when no latency was measured.
-        reasons: Why rows failed or were skipped, failures first.
+        reasons: Why rows failed or were skipped, failures first; the first few of each.
+        hidden_reasons: Number of further reasons.
         backends: Names of the backends that were compared.
         batches: Batch sizes that were compared.
         lengths: Lengths that were compared.
@@ -46,6 +50,7 @@ class Summary:
     worst: Row | None
     speedups: tuple[float, float] | None
     reasons: tuple[Reason, ...]
+    hidden_reasons: int
     backends: tuple[str, ...]
     batches: tuple[int, ...]
     lengths: tuple[int, ...]
@@ -67,9 +72,12 @@ def summarize(report: ValidationReport) -> Summary:
     """Boil a report down."""
     compared = [row for row in report.rows if compute_error_ratio(row) is not None]
     speedups = [row.speedup for row in report.rows if row.speedup is not None]
-    reasons = Counter(
-        (row.status, row.backend, row.reason) for row in report.rows if row.reason and row.status != "passed"
-    )
+    reasons = _count_reasons(report)
+    shown = [
+        reason
+        for status in ("failed", "skipped")
+        for reason in [one for one in reasons if one.status == status][:_SHOWN_REASONS]
+    ]
     return Summary(
         verdict=_phrase_verdict(report),
         passed=report.count("passed"),
@@ -77,7 +85,8 @@ def summarize(report: ValidationReport) -> Summary:
         skipped=report.count("skipped"),
         worst=max(compared, key=lambda row: compute_error_ratio(row) or 0.0, default=None),
         speedups=(min(speedups), max(speedups)) if speedups else None,
-        reasons=tuple(sorted(Reason(*key, count) for key, count in reasons.items())),
+        reasons=tuple(shown),
+        hidden_reasons=len(reasons) - len(shown),
         backends=tuple(dict.fromkeys(row.backend for row in compared)),
         batches=tuple(sorted({row.batch for row in compared if row.batch})),
         lengths=tuple(sorted({row.seq_len for row in compared if row.seq_len})),
@@ -97,12 +106,20 @@ def format_percent(fraction: float) -> str:
     """Format a fraction so that small ones stay readable.
 
     >>> format_percent(0.0123), format_percent(0.00001), format_percent(3.5), format_percent(0.0)
-    ('1.2%', '<0.1%', '350%', '0%')
+    ('1.2%', '<0.1%', '3.5 times', '0%')
     """
+    if fraction >= 2:
+        return f"{fraction:.2g} times" if fraction < 100 else f"{fraction:.0f} times"
     if 0 < fraction < 0.001:
         return "<0.1%"
     percent = 100 * fraction
     return f"{percent:.0f}%" if percent >= 10 or percent == 0 else f"{percent:.1f}%"
+
+
+def format_share(row: Row) -> str:
+    """Name the error of a compared row as ``1.2% of the tolerance`` or ``3.5 times the tolerance``."""
+    ratio = compute_error_ratio(row) or 0.0
+    return f"{format_percent(ratio)} {'the' if ratio >= 2 else 'of the'} tolerance"
 
 
 def format_factor(factor: float) -> str:
@@ -130,6 +147,13 @@ def format_ms(milliseconds: float) -> str:
     if milliseconds >= 1000:
         return f"{milliseconds / 1000:.3g} s"
     return f"{milliseconds:.3g} ms"
+
+
+def _count_reasons(report: ValidationReport) -> list[Reason]:
+    counts = Counter(
+        (row.status, row.backend, row.reason) for row in report.rows if row.reason and row.status != "passed"
+    )
+    return [Reason(status, backend, text, count) for (status, backend, text), count in counts.items()]
 
 
 def _phrase_verdict(report: ValidationReport) -> str:

@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from flash_export.validators.report.summary import (
-    compute_error_ratio,
-    format_ms,
-    format_percent,
-    format_shape,
-    summarize,
-)
+from flash_export.validators.report.summary import format_ms, format_shape, format_share, summarize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,12 +25,14 @@ def print_report(report: ValidationReport, console: Console) -> None:
         times = f" ({reason.count} rows)" if reason.count > 1 else ""
         line = Text(reason.status, _STYLES[reason.status]).append(f" {reason.backend}: {reason.text}{times}", "default")
         console.print(line, soft_wrap=True)
+    if summary.hidden_reasons:
+        console.print(f"and {summary.hidden_reasons} more reasons, in the report", highlight=False)
     if report.bits_per_byte:
         bits = ", ".join(f"{name} {value:.4f}" for name, value in report.bits_per_byte.items())
         console.print(f"Bits per byte on held-out text: {bits}", highlight=False)
     if summary.worst is not None:
-        ratio = format_percent(compute_error_ratio(summary.worst) or 0.0)
-        console.print(f"Largest error: {ratio} of the tolerance, at {format_shape(summary.worst)}", highlight=False)
+        where = f"{format_share(summary.worst)}, at {format_shape(summary.worst)}"
+        console.print(f"Largest error: {where}", highlight=False)
     word = "PASSED" if report else "FAILED" if summary.failed else "NOT VALIDATED"
     style = "bold green" if report else "bold red"
     console.print(Text(word, style).append(f"  {summary.counts}", "default"), soft_wrap=True)

@@ -18,6 +18,7 @@ from flash_export.validators.latency import Percentiles
 from flash_export.validators.report.files import write_report
 from flash_export.validators.report.html import render_html
 from flash_export.validators.report.plots import build_error_plot
+from flash_export.validators.report.summary import summarize
 from flash_export.validators.report.terminal import print_report
 from flash_export.validators.results import Row, ValidationReport
 
@@ -137,6 +138,21 @@ def test_terminal_ends_with_the_verdict(rows: tuple[Row, ...], word: str) -> Non
     stream = io.StringIO()
     print_report(make_report(*rows), Console(file=stream, width=200))
     assert stream.getvalue().splitlines()[-1].startswith(word)
+
+
+def test_many_reasons_are_cut_short_but_counted() -> None:
+    failures = [dataclasses.replace(FAILED, seq_len=300 + index, reason=f"error {index}") for index in range(20)]
+    summary = summarize(make_report(make_passed(), *failures, SKIPPED))
+
+    assert [reason.text for reason in summary.reasons] == [*(f"error {index}" for index in range(6)), SKIPPED.reason]
+    assert summary.hidden_reasons == 14
+    page = render_html(make_report(make_passed(), *failures, SKIPPED))
+    assert "and 14 more" in page
+    assert "error 19" in page
+
+
+def test_largest_error_of_a_failure_is_shown() -> None:
+    assert "2000 times" in render_html(MIXED)
 
 
 def test_page_needs_nothing_else() -> None:
