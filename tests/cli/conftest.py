@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from flash_export.bundle import Bundle
+from flash_export.cli.main import main
+from flash_export.models.flash import FlashConfig, FlashModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL_CONFIG = FlashConfig(17, 12, 2, 24, chunk_size=16, qk_dim=20)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a checkpoint folder of a tiny model with padding to be masked; not to be changed."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    torch.manual_seed(0)
+    FlashModel(SMALL_CONFIG).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_checkpoint: Path) -> Bundle:
+    """Export it with the real command, once; not to be changed."""
+    folder = small_checkpoint.parent / "bundle"
+    result = CliRunner().invoke(main, ["onnx", str(small_checkpoint), "-o", str(folder), "--max-seq-len", "512"])
+    assert result.exit_code == 0, result.output
+    return Bundle.open(folder)
+
+
+@pytest.fixture
+def bundle(small_bundle: Bundle, tmp_path: Path) -> Bundle:
+    """Copy the exported bundle, to be changed at will."""
+    return Bundle.open(shutil.copytree(small_bundle.path, tmp_path / "bundle"))

@@ -1,0 +1,170 @@
+"""The command group: help, errors, exit codes, and how little is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from flash_export import __version__
+from flash_export.cli.main import main
+from flash_export.errors import BundleError
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+SCRIPT = Path(sys.executable).parent / "flash-export"
+COMMANDS = ["demo", "doctor", "inspect", "onnx", "trt", "validate"]
+HEAVY_MODULES = ["torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy"]
+UPDATE = "UPDATE_SNAPSHOTS"
+
+
+def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, check=False)
+
+
+def list_heavy_modules(code: str) -> list[str]:
+    """Run code in a fresh Python and return which heavy modules it imported."""
+    code += f"\nimport json, sys\nprint(json.dumps([name for name in {HEAVY_MODULES} if name in sys.modules]))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names: list[str] = json.loads(result.stdout.splitlines()[-1])
+    return names
+
+
+def test_commands() -> None:
+    assert sorted(main.commands) == COMMANDS
+
+
+@pytest.mark.parametrize("name", ["flash-export", *COMMANDS])
+def test_help_is_the_snapshot(name: str) -> None:
+    """Update the snapshots with ``UPDATE_SNAPSHOTS=1 pytest tests/cli/test_main.py``, and read their diff."""
+    arguments = [] if name == "flash-export" else [name]
+    result = CliRunner().invoke(main, [*arguments, "--help"], prog_name="flash-export", terminal_width=80)
+    assert result.exit_code == 0
+    path = SNAPSHOTS / f"{name}.txt"
+    if os.environ.get(UPDATE):
+        SNAPSHOTS.mkdir(exist_ok=True)
+        path.write_text(result.stdout, encoding="utf-8")
+    assert path.is_file(), f"no snapshot of {name}; write it with {UPDATE}=1"
+    assert result.stdout == path.read_text(encoding="utf-8"), f"the help changed; if it should, set {UPDATE}=1"
+
+
+def test_every_snapshot_belongs_to_a_command() -> None:
+    assert sorted(path.stem for path in SNAPSHOTS.iterdir()) == sorted(["flash-export", *COMMANDS])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_says_what_it_does_and_shows_examples(name: str) -> None:
+    command = main.commands[name]
+    with click.Context(command, info_name=name) as context:
+        text = command.get_help(context)
+    assert "Examples:" in text
+    assert f"flash-export {name}" in text.partition("Examples:")[2]
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert [option.name for option in options if not option.help] == []
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    assert list_heavy_modules("import flash_export") == []
+    assert list_heavy_modules("import numpy") == ["numpy"], "this test cannot see heavy modules"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["onnx", "--help"], ["validate", "--help"], ["nope"]])
+def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:
+    code = f"from flash_export.cli.main import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
+    assert list_heavy_modules(code) == []
+
+
+def test_installed_script() -> None:
+    version = run_script("--version")
+    assert (version.returncode, version.stdout) == (0, f"flash-export, version {__version__}\n")
+    assert run_script("-h").stdout == run_script("--help").stdout
+    bare = run_script()
+    assert bare.returncode == 2
+    assert "Usage: flash-export" in bare.stdout + bare.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bogus"], "No such option '--bogus'; see 'flash-export --help'"),
+        (["export"], "No such command 'export'; see 'flash-export --help'"),
+        (["onnx"], "Missing argument 'CHECKPOINT'; see 'flash-export onnx --help'"),
+        (["onnx", "x"], "Missing option '-o' / '--output'; see 'flash-export onnx --help'"),
+        (["inspect", "--bogus", "x"], "No such option '--bogus'; see 'flash-export inspect --help'"),
+        (["inspect", "x", "y"], "Got unexpected extra argument (y); see 'flash-export inspect --help'"),
+    ],
+)
+def test_usage_errors_are_one_line(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, arguments, prog_name="flash-export")
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"Error: {message}\n")
+
+
+def test_usage_error_of_the_installed_script() -> None:
+    result = run_script("inspect")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "Error: Missing argument 'PATH'; see 'flash-export inspect --help'\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BundleError("got x,\n  wanted y;\tdo z"), "got x, wanted y; do z"),
+        (
+            RuntimeError("boom\nsecond line"),
+            "internal error, RuntimeError: boom second line; see it whole with 'flash-export --traceback'",
+        ),
+        (OSError(5, "Input/output error"), "internal error, OSError: [Errno 5] Input/output error; see it whole with "),
+    ],
+)
+def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    monkeypatch.setattr(main.commands["doctor"], "callback", fail_with(error))
+    result = CliRunner().invoke(main, ["doctor"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"Error: {message}")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [BundleError("wrong"), RuntimeError("boom")])
+def test_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(main.commands["doctor"], "callback", fail_with(error))
+    result = CliRunner().invoke(main, ["--traceback", "doctor"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Traceback (most recent call last):\n")
+    assert f"{type(error).__name__}: {error}\n" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
+def test_interrupt_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    monkeypatch.setattr(main.commands["doctor"], "callback", fail_with(error))
+    result = CliRunner().invoke(main, ["doctor"])
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "Interrupted.\n")
+
+
+def test_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    """As in ``flash-export inspect ... | head -0``; more is printed than a pipe's buffer holds."""
+    code = (
+        "import click\n"
+        "from flash_export.cli.main import main\n"
+        "main.commands['doctor'].callback = lambda **_: click.echo('x' * 1_000_000)\n"
+        "main(['doctor'])\n"
+    )
+    reading, writing = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE) as process:
+        os.close(writing)
+        os.close(reading)
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+def fail_with(error: BaseException) -> object:
+    def fail(**_: object) -> None:
+        raise error
+
+    return fail
