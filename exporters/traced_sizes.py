@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from flash_export.config import ExportOptions
 
-MIN_TELLTALE = 5
+MIN_TELLTALE = 11  # above what counts axes: ranks, and the two pads of each axis
 
 
 @dataclass(frozen=True)

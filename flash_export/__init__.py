@@ -1,3 +1,53 @@
-"""Take trained FLASH models from PyTorch to ONNX to TensorRT, and prove that they are still the same model."""
+"""Take trained FLASH models from PyTorch to ONNX to TensorRT, and prove that they are still the same model.
+
+The names below are the public API. They are imported on first use, so that ``import flash_export`` loads neither
+PyTorch nor ONNX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flash_export.bundle import Bundle as Bundle
+    from flash_export.config import BuildOptions as BuildOptions
+    from flash_export.config import ExportOptions as ExportOptions
+    from flash_export.config import Tolerance as Tolerance
+    from flash_export.errors import FlashExportError as FlashExportError
+    from flash_export.exporters.engine import build_engine as build_engine
+    from flash_export.exporters.export import export_onnx as export_onnx
+    from flash_export.exporters.inspection import inspect_path as inspect_path
+    from flash_export.models.checkpoint import load_checkpoint as load_checkpoint
+    from flash_export.models.flash import FlashConfig as FlashConfig
+    from flash_export.models.flash import FlashModel as FlashModel
+    from flash_export.models.gau import GauConfig as GauConfig
+    from flash_export.models.gau import GauModel as GauModel
+    from flash_export.validators.validate import validate_bundle as validate_bundle
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "Bundle": "flash_export.bundle",
+    "BuildOptions": "flash_export.config",
+    "ExportOptions": "flash_export.config",
+    "FlashConfig": "flash_export.models.flash",
+    "FlashExportError": "flash_export.errors",
+    "FlashModel": "flash_export.models.flash",
+    "GauConfig": "flash_export.models.gau",
+    "GauModel": "flash_export.models.gau",
+    "Tolerance": "flash_export.config",
+    "build_engine": "flash_export.exporters.engine",
+    "export_onnx": "flash_export.exporters.export",
+    "inspect_path": "flash_export.exporters.inspection",
+    "load_checkpoint": "flash_export.models.checkpoint",
+    "validate_bundle": "flash_export.validators.validate",
+}
+__all__ = ["__version__", *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'flash_export' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -7,12 +7,13 @@ compiled or shipped later is what was exported.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import BundleError
-from flash_export.files import hash_file, write_file
+from flash_export.files import hash_file, replace_folder
 from flash_export.manifest import FORMAT_VERSION, EngineManifest, GraphSpec, Manifest
 from flash_export.structure import find_mismatch
 
@@ -100,9 +101,21 @@ class Bundle:
         return path
 
     def write_engine(self, engine: EngineManifest, plan: bytes) -> None:
-        """Store an engine and its manifest; the manifest comes last, so that it never names half an engine."""
-        write_file(self.path / ENGINE_FOLDER / f"{engine.name}.engine", plan)
-        write_file(self.path / ENGINE_FOLDER / f"{engine.name}.json", engine.to_json().encode())
+        """Store an engine and its manifest in one step, replacing an engine of that name.
+
+        The folder of engines is exchanged for one with the new pair in it, the others being hard links: a killed run
+        leaves the old pair or the new one.
+
+        Raises:
+            BundleError: The folder cannot be written, or the disk is full; the engines are then as they were.
+        """
+        folder = self.path / ENGINE_FOLDER
+        with replace_folder(folder) as staging:
+            for path in folder.glob("*") if folder.is_dir() else ():
+                if path.stem != engine.name:
+                    os.link(path, staging / path.name)
+            (staging / f"{engine.name}.engine").write_bytes(plan)
+            (staging / f"{engine.name}.json").write_text(engine.to_json(), encoding="utf-8")
 
 
 def _read_manifest(folder: Path) -> Manifest:
