@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -74,8 +73,7 @@ def onnx_command(
 
     console = Console(stderr=True)
     with console.status("Loading PyTorch ..."):
-        from flash_export.exporters.export import check_output, export_onnx
-    check_output(Path(output), force=force)
+        from flash_export.exporters.export import export_onnx
     with console.status("Starting ...") as status:
         bundle = export_onnx(
             checkpoint,

@@ -48,7 +48,9 @@ class ErrorReportingGroup(click.Group):
             if ctx.params.get("show_traceback"):
                 click.echo(traceback.format_exc(), err=True, nl=False)
             message = " ".join(str(error).split())
-            if not isinstance(error, FlashExportError):
+            if isinstance(error, OSError) and error.filename is not None:
+                message = f"{error.filename}: {error.strerror}; correct the path, or who may use it"
+            elif not isinstance(error, FlashExportError):
                 message = (
                     f"internal error, {type(error).__name__}: {message}; see it whole with 'flash-export --traceback'"
                 )

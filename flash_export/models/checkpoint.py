@@ -139,6 +139,11 @@ def _build_model(kind: Family, config: ModelConfig, tensors: Mapping[str, Tensor
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise CheckpointError(f"{weights}: {name} is {tensor.dtype}; weights must be floating point")
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            raise CheckpointError(
+                f"{weights}: {name} holds no plain values ({tensor.device} device, {tensor.layout}); "
+                "save it as a dense tensor with data"
+            )
     in_fp32 = {name: tensor.float() for name, tensor in tensors.items()}
     for name, tensor in in_fp32.items():
         if not torch.isfinite(tensor).all():

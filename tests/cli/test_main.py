@@ -118,6 +118,10 @@ def test_usage_error_of_the_installed_script() -> None:
             RuntimeError("boom\nsecond line"),
             "internal error, RuntimeError: boom second line; see it whole with 'flash-export --traceback'",
         ),
+        (
+            PermissionError(13, "Permission denied", "a/b"),
+            "a/b: Permission denied; correct the path, or who may use it",
+        ),
         (OSError(5, "Input/output error"), "internal error, OSError: [Errno 5] Input/output error; see it whole with "),
     ],
 )

@@ -361,6 +361,12 @@ def test_output_that_may_not_be_written(place: Path, monkeypatch: pytest.MonkeyP
     check_refused(result, "out: Permission denied; choose a folder that you may write to")
 
 
+def test_output_with_a_name_that_is_too_long(place: Path) -> None:
+    with nothing_written(place):
+        result = invoke(place / "model", "-o", place / ("x" * 300))
+    check_refused(result, "File name too long; correct the path")
+
+
 @pytest.mark.parametrize("force", [[], ["--force"]])
 def test_output_is_a_file(place: Path, force: list[str]) -> None:
     with nothing_written(place):

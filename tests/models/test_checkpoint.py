@@ -377,6 +377,18 @@ def test_weights_that_are_not_floating_point(state: StateDict, tmp_path: Path, d
     )
 
 
+@pytest.mark.parametrize(("place", "layout"), [("meta", "strided"), ("cpu", "sparse_coo")])
+def test_weights_without_plain_values(state: StateDict, tmp_path: Path, place: str, layout: str) -> None:
+    weight = state["layers.0.to_out.weight"].to(place)
+    weight = weight if layout == "strided" else weight.to_sparse()
+    path = save({**state, "layers.0.to_out.weight": weight}, tmp_path / "model.pt")
+    check_error(
+        lambda: load_foreign(path),
+        CheckpointError,
+        f"layers.0.to_out.weight holds no plain values ({place} device, torch.{layout})",
+    )
+
+
 def test_rotary_tables_that_differ(state: StateDict, tmp_path: Path) -> None:
     name = "layers.1.rotary_pos_emb.freqs"
     path = save({**state, name: state[name] * 2}, tmp_path / "model.pt")
