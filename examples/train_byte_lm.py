@@ -139,7 +139,7 @@ def train(options: TrainOptions) -> None:
                 logits = model(inputs)
             loss = compute_loss(logits, targets)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM, error_if_nonfinite=True)
             optimizer.step()
             step += 1

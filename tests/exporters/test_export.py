@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-SIZES = {"vocab_size": 29, "dim": 22, "depth": 2, "hidden_dim": 33, "qk_dim": 37}
+SIZES: dict[str, Any] = {"vocab_size": 29, "dim": 22, "depth": 2, "hidden_dim": 33, "qk_dim": 37}
 MAX_NODES = {"bidirectional": 45, "causal": 50}
 CASES: dict[str, tuple[ModelConfig, ExportOptions]] = {
     "flash": (FlashConfig(**SIZES, chunk_size=8), ExportOptions()),
@@ -54,7 +54,7 @@ CASES: dict[str, tuple[ModelConfig, ExportOptions]] = {
 
 def build_model(config: ModelConfig) -> ReferenceModel:
     torch.manual_seed(0)
-    model = FlashModel(config) if isinstance(config, FlashConfig) else GauModel(config)  # type: ignore[arg-type]
+    model = FlashModel(config) if isinstance(config, FlashConfig) else GauModel(cast("GauConfig", config))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.requires_grad_(requires_grad=False).eval()

@@ -16,6 +16,7 @@ from flash_export.models.gau import GauConfig, GauModel
 
 if TYPE_CHECKING:
     from flash_export.models.base import ReferenceModel
+    from flash_export.models.flash import FlashLayer
 
 RELATIVE_TOLERANCE = 1e-5  # of the output's scale: fp32 rounding in another order
 
