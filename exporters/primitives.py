@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from onnxscript import opset18
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +53,27 @@ def _spell_join_chunks(x: Any) -> Any:
     return op.Reshape(x, op.Constant(value_ints=[0, -1, x.shape[-1]]))
 
 
+@torch.library.custom_op("flash_export::shift_half_token", mutates_args=())
+def shift_half_token(x: torch.Tensor) -> torch.Tensor:
+    """Move the flattened sequence of ``(b, n, d)`` half a token to the right, zeros coming in from the left.
+
+    If a token is ``[passing | shifted]`` channels, position i becomes ``[shifted of i - 1 | passing of i]``.
+    """
+    return F.pad(x.flatten(1), (x.shape[2] // 2, -(x.shape[2] // 2))).reshape(x.shape)
+
+
+@shift_half_token.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _spell_shift_half_token(x: Any) -> Any:
+    half = x.shape[-1] // 2
+    flat = op.Reshape(x, op.Constant(value_ints=[0, -1]))
+    moved = op.Pad(flat, op.Constant(value_ints=[half, -half]), None, op.Constant(value_ints=[1]))
+    return op.Reshape(moved, op.Constant(value_ints=[0, -1, 2 * half]))
+
+
 @torch.library.custom_op("flash_export::sum_earlier_chunks", mutates_args=())
 def sum_earlier_chunks(x: torch.Tensor) -> torch.Tensor:
     """Return, for each chunk of ``(b, g, ...)``, the sum over all chunks before it."""
@@ -85,6 +107,7 @@ def _spell_look_up(table: Any, index: Any) -> Any:
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.flash_export.split_chunks.default: _spell_split_chunks,
     torch.ops.flash_export.join_chunks.default: _spell_join_chunks,
+    torch.ops.flash_export.shift_half_token.default: _spell_shift_half_token,
     torch.ops.flash_export.sum_earlier_chunks.default: _spell_sum_earlier_chunks,
     torch.ops.flash_export.look_up.default: _spell_look_up,
 }

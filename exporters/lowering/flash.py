@@ -19,6 +19,7 @@ from flash_export.exporters.lowering.fold import (
     HIDDEN_SCORE,
     fold_heads,
     fold_input_projection,
+    order_channels,
     order_rotary_columns,
 )
 from flash_export.exporters.lowering.pieces import (
@@ -30,9 +31,8 @@ from flash_export.exporters.lowering.pieces import (
     apply_silu,
     lower_norm,
 )
-from flash_export.exporters.primitives import join_chunks, split_chunks, sum_earlier_chunks
+from flash_export.exporters.primitives import join_chunks, shift_half_token, split_chunks, sum_earlier_chunks
 from flash_export.layers.attention import build_causal_mask
-from flash_export.layers.position import shift_tokens
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -116,18 +116,19 @@ class LinearAttention(nn.Module):
 class LoweredFlashLayer(nn.Module):
     """One FLASH layer in export form."""
 
-    def __init__(self, layer: FlashLayer, rotary_dim: int) -> None:
-        """Fold the weights of the reference layer."""
+    def __init__(self, layer: FlashLayer, rotary_dim: int, channels: Int[Tensor, " d"]) -> None:
+        """Fold the weights of the reference layer, for a residual stream whose channels are in this order."""
         super().__init__()
         config = layer.config
         columns, signs = order_rotary_columns(config.qk_dim, rotary_dim)
         weight, bias = fold_input_projection(layer.norm, layer.to_hidden, layer.to_qk, columns)
-        self.norm = lower_norm(layer.norm)
+        self.norm = lower_norm(layer.norm, channels)
         self.in_weight, self.in_bias = nn.Buffer(weight), nn.Buffer(bias)
         self.heads = Heads(layer, columns, signs, rotary_dim)
         self.quadratic = QuadraticAttention(layer)
         self.linear = LinearAttention(config)
-        self.out_weight, self.out_bias = nn.Buffer(layer.to_out.weight.mT.contiguous()), layer.to_out.bias
+        self.out_weight = nn.Buffer(layer.to_out.weight[channels].mT.contiguous())
+        self.out_bias = nn.Buffer(layer.to_out.bias[channels])
         self.shift_tokens, self.chunk_size = config.shift_tokens, config.chunk_size
         self.widths = [config.hidden_dim, config.hidden_dim, len(columns)]
 
@@ -142,7 +143,7 @@ class LoweredFlashLayer(nn.Module):
         """Mix the tokens; ``valid`` is None where padding cannot be seen."""
         normed = self.norm(x)
         if self.shift_tokens:
-            normed = shift_tokens(normed)
+            normed = shift_half_token(normed)
         value, gate, z = apply_silu(normed @ self.in_weight + self.in_bias).split(self.widths, dim=-1)
         quad_q, lin_q, quad_k, lin_k = self.heads(z, cos, sin)
         if valid is not None:
@@ -163,11 +164,12 @@ class LoweredFlash(nn.Module):
         super().__init__()
         self.config = model.config
         rotary = model.rotary_pos_emb
-        self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb)
+        channels = order_channels(model.config.dim, model.config.shift_tokens)
+        self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb, channels)
         self.freqs = nn.Buffer(torch.cat((rotary.freqs, rotary.freqs)))  # (r,)
         layers = cast("list[FlashLayer]", model.layers)
-        self.layers = nn.ModuleList(LoweredFlashLayer(layer, len(self.freqs)) for layer in layers)
-        self.head = Head(model.to_logits)
+        self.layers = nn.ModuleList(LoweredFlashLayer(layer, len(self.freqs), channels) for layer in layers)
+        self.head = Head(model.to_logits, channels)
 
     def forward(
         self, input_ids: Int[Tensor, "b seq"], attention_mask: Int[Tensor, "b seq"] | None = None

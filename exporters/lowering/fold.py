@@ -40,6 +40,15 @@ def fold_input_projection(
     return weight.mT.contiguous(), bias
 
 
+def order_channels(dim: int, shift_tokens: bool) -> Int[Tensor, " d"]:
+    """Return the order of the residual stream's channels: the passing half first where tokens are shifted.
+
+    The shifted channels of token i - 1 then lie right before the passing channels of token i, so that the token shift
+    is a move by half a token, and gives the channels in their original order.
+    """
+    return torch.arange(dim).roll(dim // 2) if shift_tokens else torch.arange(dim)
+
+
 def get_linear(projection: nn.Sequential) -> nn.Linear:
     """Return the linear layer that a projection starts with."""
     return cast("nn.Linear", projection[0])

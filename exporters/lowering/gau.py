@@ -51,7 +51,7 @@ class LoweredGauLayer(nn.Module):
         columns = torch.arange(config.qk_dim)
         weight, bias = fold_input_projection(layer.norm, layer.to_hidden, layer.to_qk, columns)
         gamma, beta = fold_heads(layer.offsetscale, columns, torch.ones(config.qk_dim), [1.0, 1.0])
-        self.norm = lower_norm(layer.norm)
+        self.norm = lower_norm(layer.norm, torch.arange(config.dim))
         self.in_weight, self.in_bias = nn.Buffer(weight), nn.Buffer(bias)
         self.gamma, self.beta = nn.Buffer(gamma), nn.Buffer(beta)
         self.bias_by_distance = nn.Buffer(bake_bias_by_distance(layer))
@@ -87,9 +87,10 @@ class LoweredGau(nn.Module):
         """Fold the weights of the reference model."""
         super().__init__()
         self.config = model.config
-        self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb)
+        channels = torch.arange(model.config.dim)
+        self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb, channels)
         self.layers = nn.ModuleList(LoweredGauLayer(cast("GauLayer", layer)) for layer in model.layers)
-        self.head = Head(model.to_logits)
+        self.head = Head(model.to_logits, channels)
 
     def forward(
         self, input_ids: Int[Tensor, "b seq"], attention_mask: Int[Tensor, "b seq"] | None = None

@@ -14,7 +14,7 @@ from flash_export.layers.activation import LAPLACE_MEAN, LAPLACE_STD
 from flash_export.layers.norm import ScaleNorm
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from flash_export.layers.position import ScaledSinusoid
@@ -37,35 +37,43 @@ class LoweredScaleNorm(nn.Module):
         return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=self.floor)
 
 
-def lower_norm(norm: nn.Module) -> nn.Module:
-    """Return the export form of a norm; a LayerNorm is one node as it is."""
-    return LoweredScaleNorm(norm) if isinstance(norm, ScaleNorm) else norm
+def lower_norm(norm: nn.Module, channels: Int[Tensor, " d"]) -> nn.Module:
+    """Return the export form of a norm over channels in this order."""
+    if isinstance(norm, ScaleNorm):
+        return LoweredScaleNorm(norm)
+    layer_norm = cast("nn.LayerNorm", norm)
+    ordered = nn.LayerNorm(layer_norm.normalized_shape, eps=layer_norm.eps)
+    ordered.load_state_dict({name: tensor[channels] for name, tensor in layer_norm.state_dict().items()})
+    return ordered
 
 
 class TokenEmbedding(nn.Module):
     """Token embedding plus scaled sinusoid, the angles computed in fp32."""
 
-    def __init__(self, token_emb: nn.Embedding, sinusoid: ScaledSinusoid) -> None:
-        """Share the reference's tables."""
+    def __init__(self, token_emb: nn.Embedding, sinusoid: ScaledSinusoid, channels: Int[Tensor, " d"]) -> None:
+        """Take the tables with their channels in this order."""
         super().__init__()
-        self.table = token_emb.weight
+        self.table = nn.Buffer(token_emb.weight[:, channels])
         self.inv_freq = nn.Buffer(sinusoid.inv_freq)
         self.scale = sinusoid.scale
+        self.cosine_first = bool(channels[0] != 0)
 
     def forward(self, input_ids: Tensor, positions: Float[Tensor, " n"]) -> Float[Tensor, "b n d"]:
         """Embed each token at its position."""
         angles = positions[:, None] * self.inv_freq
-        return F.embedding(input_ids, self.table) + torch.cat((angles.sin(), angles.cos()), dim=-1) * self.scale
+        halves = (angles.cos(), angles.sin()) if self.cosine_first else (angles.sin(), angles.cos())
+        return F.embedding(input_ids, self.table) + torch.cat(halves, dim=-1) * self.scale
 
 
 class Head(nn.Module):
     """Final LayerNorm and projection to the vocabulary."""
 
-    def __init__(self, to_logits: nn.Sequential) -> None:
-        """Store the projection transposed, as one product wants it."""
+    def __init__(self, to_logits: nn.Sequential, channels: Int[Tensor, " d"]) -> None:
+        """Store the projection transposed, as one product wants it, for channels in this order."""
         super().__init__()
-        self.norm, projection = to_logits[0], cast("nn.Linear", to_logits[1])
-        self.weight = nn.Buffer(projection.weight.mT.contiguous())
+        projection = cast("nn.Linear", to_logits[1])
+        self.norm = lower_norm(to_logits[0], channels)
+        self.weight = nn.Buffer(projection.weight.mT[channels].contiguous())
         self.bias = projection.bias
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n vocab"]:
