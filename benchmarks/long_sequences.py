@@ -1,0 +1,136 @@
+"""Whether time and memory a token stay the same on long sequences.
+
+    python benchmarks/long_sequences.py [--long] [--lengths 4096,65536] [--json FILE] [--quick]
+
+Each length runs in a process of its own, so that its peak memory is its own. ``--long`` adds 262,144 tokens; a length
+whose memory is not there is left out and said to be.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from memory import read_peak_bytes, reset_peak, run_in_process
+from peers import PeerConfig, choose_configs, export_ours, name_attention
+from report import MIB, judge, make_parser, print_table, write_json
+from sessions import bind_run, make_token_feeds, make_tokens, open_session
+
+from flash_export.config import DEFAULT_MAX_SEQ_LEN, ExportOptions
+
+LENGTHS = (4096, 16384, 65536)
+LONGEST = 262144
+QUICK_LENGTHS = (64, 256)
+TARGET_FROM = 65536
+TARGET = 1.25
+REPEATS = 7
+MAX_SECONDS_A_LENGTH = 120.0
+FREE_SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class LengthCost:
+    """What one length costs.
+
+    Attributes:
+        seq_len: Tokens.
+        time_us: Microseconds a token, the median of the runs.
+        runs: Number of runs.
+        peak_mib: Highest resident memory while running, less what the open session held before.
+    """
+
+    seq_len: int
+    time_us: float
+    runs: int
+    peak_mib: float
+
+    @property
+    def token_kib(self) -> float:
+        """KiB of peak memory a token."""
+        return self.peak_mib * 1024 / self.seq_len
+
+
+def measure_length(path: str, seq_len: int, vocab_size: int, repeats: int) -> LengthCost:
+    """Time one length in this process and read its peak memory, output included."""
+    session = open_session(Path(path))
+    feeds = make_token_feeds(session, make_tokens(seq_len, vocab_size))
+    reset_peak()
+    before = read_peak_bytes()
+    run = bind_run(session, feeds)
+    started = time.perf_counter()
+    times: list[float] = []
+    while len(times) < repeats and (len(times) < 2 or time.perf_counter() - started < MAX_SECONDS_A_LENGTH):
+        begun = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begun)
+    return LengthCost(seq_len, float(np.median(times)) * 1e6 / seq_len, len(times), (read_peak_bytes() - before) / MIB)
+
+
+def measure_lengths(config: PeerConfig, path: Path, lengths: list[int], repeats: int) -> list[LengthCost]:
+    """Measure one length after the other, up to where the memory ends."""
+    costs: list[LengthCost] = []
+    for seq_len in sorted(lengths):
+        if costs and costs[-1].token_kib * 1024 * seq_len > FREE_SHARE * _read_available_bytes():
+            print(f"{seq_len} tokens left out: they would need {costs[-1].token_kib * seq_len / 1024:.0f} MiB")
+            break
+        costs.append(run_in_process(measure_length, str(path), seq_len, config.num_tokens, repeats))
+    return costs
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--long", action="store_true", help=f"measure {LONGEST} tokens as well")
+    parser.add_argument("--lengths", type=lambda text: [int(part) for part in text.split(",")])
+    options = parser.parse_args(arguments)
+    lengths = options.lengths or list(QUICK_LENGTHS if options.quick else LENGTHS)
+    lengths = [*lengths, LONGEST] if options.long else lengths
+    export_options = ExportOptions(max_seq_len=max(*lengths, DEFAULT_MAX_SEQ_LEN))
+    results = []
+    for config in choose_configs(quick=options.quick):
+        with tempfile.TemporaryDirectory() as folder:
+            path = export_ours(config, Path(folder), options=export_options)
+            costs = measure_lengths(config, path, lengths, 2 if options.quick else REPEATS)
+        _print_costs(config, costs)
+        results.append({"model": asdict(config), "lengths": [_describe(cost, costs[0]) for cost in costs]})
+    write_json(options.json, {"long_sequences": results})
+
+
+def _print_costs(config: PeerConfig, costs: list[LengthCost]) -> None:
+    first = costs[0]
+    print_table(
+        f"Long sequences: {name_attention(config)}, d={config.dim}, {config.depth} layers",
+        ("tokens", "us a token", f"times {first.seq_len}", "target", "peak MiB", "KiB a token", "runs"),
+        [
+            (
+                str(cost.seq_len),
+                cost.time_us,
+                cost.time_us / first.time_us,
+                judge(cost.time_us / first.time_us, at_most=TARGET) if cost.seq_len >= TARGET_FROM else None,
+                cost.peak_mib,
+                cost.token_kib,
+                cost.runs,
+            )
+            for cost in costs
+        ],
+    )
+
+
+def _describe(cost: LengthCost, first: LengthCost) -> dict[str, Any]:
+    return {**asdict(cost), "token_kib": cost.token_kib, "time_ratio": cost.time_us / first.time_us}
+
+
+def _read_available_bytes() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return float("inf")
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+if __name__ == "__main__":
+    main()
