@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from flash_export.bundle import GRAPH_FILE, HELDOUT_FILE, HELDOUT_TEXT_FILE, MANIFEST_FILE, Bundle
 from flash_export.config import ExportOptions
-from flash_export.errors import BundleError
+from flash_export.errors import BundleError, CheckpointError
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.exporters.promises import check_promises
 from flash_export.exporters.traced_sizes import choose_traced_sizes
@@ -159,9 +159,12 @@ def _describe_graph(config: ModelConfig, options: ExportOptions) -> GraphSpec:
 
 
 def _copy_heldout(loaded: Checkpoint, staging: Path) -> None:
-    if loaded.folder is not None and (loaded.folder / HELDOUT_FILE).is_file():
-        for name in (HELDOUT_FILE, HELDOUT_TEXT_FILE):
-            shutil.copyfile(loaded.folder / name, staging / name)
+    if loaded.folder is None or not (loaded.folder / HELDOUT_FILE).is_file():
+        return
+    if not (loaded.folder / HELDOUT_TEXT_FILE).is_file():
+        raise CheckpointError(f"{loaded.folder} has {HELDOUT_FILE} but no {HELDOUT_TEXT_FILE}; add it or remove both")
+    for name in (HELDOUT_FILE, HELDOUT_TEXT_FILE):
+        shutil.copyfile(loaded.folder / name, staging / name)
 
 
 def _read_versions() -> dict[str, str]:

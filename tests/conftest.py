@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from flash_export.manifest import AxisRange, GraphSpec, Manifest, TensorSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# Small models on busy machines: threads cost more than they give. Read when PyTorch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 BundleFactory = Callable[..., Bundle]
 

@@ -5,6 +5,7 @@ Exit codes: 0 all good; 1 a validation said no; 2 bad input or usage; 130 interr
 
 from __future__ import annotations
 
+import os
 import traceback
 from typing import Any, NoReturn
 
@@ -80,6 +81,9 @@ def main(show_traceback: bool) -> None:
       flash-export trt BUNDLE
       flash-export validate BUNDLE
     """
+    # Idle threads of PyTorch would spin on the cores that the runtime it is compared with needs. OpenMP reads this
+    # when it is loaded, so it is set before anything imports PyTorch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 for _command in (onnx_command, trt_command, validate_command, inspect_command, doctor_command, demo_command):

@@ -130,7 +130,15 @@ def test_terminal_counts_what_was_skipped() -> None:
 
     assert lines[-1] == "FAILED  3 passed, 2 failed, 1 skipped"
     assert "skipped trt:big: no CUDA device here" in lines
-    assert any("2.50e-06" in line and "3.00x" in line for line in lines)
+    assert any("2.5e-06" in line and "3.00x" in line for line in lines)
+
+
+def test_terminal_table_fits_80_columns() -> None:
+    longest = dataclasses.replace(make_passed(), backend="trt:forward", batch=64, seq_len=65536, masked=True)
+    stream = io.StringIO()
+    print_report(make_report(longest), Console(file=stream, width=80))
+    assert "…" not in stream.getvalue()
+    assert "64x65536" in stream.getvalue()
 
 
 @pytest.mark.parametrize(("rows", "word"), [((make_passed(),), "PASSED"), ((SKIPPED,), "NOT VALIDATED")])

@@ -1,0 +1,141 @@
+"""Every benchmark runs, at a size at which its numbers mean nothing, and writes JSON; the helpers count right."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = pytest.mark.peer
+pytest.importorskip("onnxslim")
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def load_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Import a module the way the script does: with ``benchmarks`` as the first folder of the search path."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    threads = torch.get_num_threads()
+    yield importlib.import_module
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run_quick(
+    load_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., dict[str, Any]]:
+    """Run a benchmark's main function and return its JSON, without starting processes."""
+
+    def run(name: str, *arguments: str) -> dict[str, Any]:
+        module = load_module(name)
+        if hasattr(module, "run_in_process"):
+            monkeypatch.setattr(module, "run_in_process", lambda function, *rest: function(*rest))
+        target = tmp_path / "result.json"
+        module.main(["--quick", "--json", str(target), *arguments])
+        results: dict[str, Any] = json.loads(target.read_text())
+        environment = results.pop("environment")
+        assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
+        assert environment["cores"] >= 1
+        return results
+
+    return run
+
+
+def test_compare(run_quick: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    results = run_quick("compare", "--no-compile", "--lengths", "20")
+    assert [comparison["model"]["causal"] for comparison in results["comparisons"]] == [False, True]
+    for comparison in results["comparisons"]:
+        (length,) = comparison["lengths"]
+        assert set(length["median_ms"]) == {"eager", "legacy", "legacy+slim", "ours", "limit", "Transformer"}
+        assert length["ratio_to_ours"]["ours"] == 1
+    assert "geometric mean" in capsys.readouterr().out
+
+
+def test_compare_refuses_another_model(load_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    compare, peers = load_module("compare"), load_module("peers")
+    tokens = np.ones((1, 5), np.int64)
+    model = peers.build_original(peers.TINY)
+
+    class Wrong:
+        def get_inputs(self) -> list[Any]:
+            return []
+
+        def run(self, _names: list[str], _feeds: dict[str, Any]) -> list[np.ndarray]:
+            return [1.01 * model(torch.from_numpy(tokens)).numpy()]
+
+    monkeypatch.setattr(compare, "make_token_feeds", lambda _session, _tokens: {})
+    with pytest.raises(RuntimeError, match="legacy differs from flash-pytorch by 0.01"):
+        compare._check_agreement(model, tokens, None, compare.Sessions(*[Wrong()] * 4))
+
+
+def test_long_sequences(run_quick: Callable[..., dict[str, Any]]) -> None:
+    results = run_quick("long_sequences", "--lengths", "40,80")
+    for model in results["long_sequences"]:
+        assert [length["seq_len"] for length in model["lengths"]] == [40, 80]
+        assert model["lengths"][0]["time_ratio"] == 1
+
+
+def test_mixed_lengths(run_quick: Callable[..., dict[str, Any]]) -> None:
+    results = run_quick("mixed_lengths")
+    assert len(results["lengths"]) == 5
+    assert [len(model["settings"]) for model in results["mixed_lengths"]] == [4, 4]
+
+
+def test_export_cost(run_quick: Callable[..., dict[str, Any]]) -> None:
+    rows = {row["name"]: row["value"] for row in run_quick("export_cost", "--no-build")["export_cost"]}
+    assert rows["causal: parameters, millions"] == pytest.approx(0.0103, abs=1e-4)
+    assert rows["non-causal: export, s"] > 0
+
+
+def test_profile_graph(run_quick: Callable[..., dict[str, Any]]) -> None:
+    (profile,) = run_quick("profile_graph", "--causal", "--seq-len", "20")["profiles"]
+    names = [node["name"] for node in profile["nodes"]]
+    assert any(name.startswith("layers.0") for name in names)
+    assert {"shape", "operator", "time_ms"} < set(profile["nodes"][0])
+
+
+def test_transformer_has_as_many_parameters(load_module: Callable[[str], Any]) -> None:
+    peers, transformer = load_module("peers"), load_module("transformer")
+    config = peers.PeerConfig()
+    wanted = transformer.count_parameters(peers.build_original(config))
+    assert transformer.count_parameters(transformer.build_transformer(config)) == pytest.approx(wanted, rel=1e-3)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_limit_counts_the_arithmetic_of_the_model(load_module: Callable[[str], Any], causal: bool) -> None:
+    from flash_export.models.flash import FlashConfig
+
+    peers, limit = load_module("peers"), load_module("limit")
+    config = peers.PeerConfig(causal=causal)
+    ours = FlashConfig(config.num_tokens, config.dim, config.depth, config.hidden_dim, causal=causal)
+    products = limit.list_products(config, 1000)
+    assert sum(product.flops for product in products) == 2 * ours.count_macs(1000)
+
+
+def test_rounds_that_others_disturb_are_repeated(
+    load_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing = load_module("timing")
+    shares = iter([0.5, 0.01, 0.3, 0.02])
+    monkeypatch.setattr(timing.Activity, "compute_others_share", lambda _self, _until: next(shares))
+    timings = timing.time_alternating({"a": lambda: time.sleep(1e-3), "b": lambda: None}, rounds=2, block_ms=1)
+    assert timings.others_share == (0.01, 0.02)
+    assert timings.compute_ratio("a", "b") > 10
+    assert timings.get_median_ms("a") >= 1
+
+
+def test_peak_memory_is_that_of_the_process(load_module: Callable[[str], Any]) -> None:
+    memory = load_module("memory")
+    array = np.ones(1 << 22)
+    assert memory.read_peak_bytes() >= array.nbytes
+    assert memory.run_in_process(len, "abc") == 3
