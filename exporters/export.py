@@ -9,13 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
 from flash_export.bundle import GRAPH_FILE, HELDOUT_FILE, HELDOUT_TEXT_FILE, MANIFEST_FILE, Bundle
 from flash_export.config import ExportOptions
 from flash_export.errors import BundleError, CheckpointError
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.exporters.promises import check_promises
+from flash_export.exporters.serialization import split_weights, write_model
 from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
 from flash_export.files import hash_file, replace_folder
@@ -26,10 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from flash_export.models.base import ModelConfig, ReferenceModel
-    from flash_export.models.checkpoint import Checkpoint
 
 FLOPS_SEQ_LEN = 1024
-EXTERNAL_DATA_THRESHOLD_BYTES = 1 << 30
 VERSIONED_PACKAGES = ("flash-export", "torch", "onnx", "onnxscript", "onnx-ir", "numpy", "safetensors")
 
 
@@ -46,8 +43,8 @@ STAGES = (
     "Loading the checkpoint",
     "Lowering",
     "Tracing",
-    "Writing the graph",
     "Checking the graph's promises",
+    "Writing the graph",
     "Hashing",
 )
 
@@ -91,27 +88,30 @@ def export_onnx(
 
     start(0)
     loaded = load_checkpoint(checkpoint, family=family, config=config)
+    provenance, facts = loaded.provenance, _describe_model(loaded.model, options)
+    graph, window = _describe_graph(loaded.model.config, options), loaded.model.config.window
     with replace_folder(target) as staging:
         start(1)
         loaded.model.save_pretrained(staging)
-        _copy_heldout(loaded, staging)
+        _copy_heldout(loaded.folder, staging)
         lowered = lower_model(loaded.model)
+        del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
         start(2)
-        graph = _describe_graph(loaded.model.config, options)
-        traced = choose_traced_sizes(lowered, loaded.model.config.window, options)
+        traced = choose_traced_sizes(lowered, window, options)
         model = trace_model(lowered, mask=graph.has_mask, options=options, example=traced)
         model.producer_name, model.producer_version = "flash-export", metadata.version("flash-export")
         start(3)
-        save_graph(model, staging / GRAPH_FILE)
+        split = split_weights(model, f"{GRAPH_FILE}.data")
+        check_promises(split.skeleton, traced, graph.inputs, graph.outputs)
         start(4)
-        check_promises(staging / GRAPH_FILE, traced, graph.inputs, graph.outputs)
+        write_model(split, staging / GRAPH_FILE)
         start(5)
         manifest = Manifest(
             versions=_read_versions(),
             graphs={"forward": graph},
-            checkpoint=loaded.provenance,
+            checkpoint=provenance,
             files={path.name: hash_file(path) for path in sorted(staging.iterdir())},
-            model=_describe_model(loaded.model, options),
+            model=facts,
         )
         (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(target)
@@ -134,13 +134,6 @@ def check_output(target: Path, *, force: bool) -> None:
         raise BundleError(f"{target} already holds a bundle; add --force to replace it, with its engines and reports")
 
 
-def save_graph(model: ir.Model, path: Path) -> None:
-    """Write a graph, its weights beside it in ``PATH.data`` if they are larger than 1 GiB."""
-    weights = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    external = f"{path.name}.data" if sum(w.nbytes for w in weights) > EXTERNAL_DATA_THRESHOLD_BYTES else None
-    ir.save(model, path, external_data=external)
-
-
 def _describe_graph(config: ModelConfig, options: ExportOptions) -> GraphSpec:
     """Return the contract of the forward graph."""
     mask = config.sees_padding if options.mask is None else options.mask
@@ -158,13 +151,13 @@ def _describe_graph(config: ModelConfig, options: ExportOptions) -> GraphSpec:
     )
 
 
-def _copy_heldout(loaded: Checkpoint, staging: Path) -> None:
-    if loaded.folder is None or not (loaded.folder / HELDOUT_FILE).is_file():
+def _copy_heldout(folder: Path | None, staging: Path) -> None:
+    if folder is None or not (folder / HELDOUT_FILE).is_file():
         return
-    if not (loaded.folder / HELDOUT_TEXT_FILE).is_file():
-        raise CheckpointError(f"{loaded.folder} has {HELDOUT_FILE} but no {HELDOUT_TEXT_FILE}; add it or remove both")
+    if not (folder / HELDOUT_TEXT_FILE).is_file():
+        raise CheckpointError(f"{folder} has {HELDOUT_FILE} but no {HELDOUT_TEXT_FILE}; add it or remove both")
     for name in (HELDOUT_FILE, HELDOUT_TEXT_FILE):
-        shutil.copyfile(loaded.folder / name, staging / name)
+        shutil.copyfile(folder / name, staging / name)
 
 
 def _read_versions() -> dict[str, str]:

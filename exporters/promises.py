@@ -16,7 +16,6 @@ from flash_export.errors import GraphError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from flash_export.exporters.traced_sizes import TracedSizes
     from flash_export.manifest import TensorSpec
@@ -28,12 +27,12 @@ INTEGER_TYPES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
 
 
 def check_promises(
-    path: Path, traced: TracedSizes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    model: onnx.ModelProto, traced: TracedSizes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> None:
-    """Check the graph in a file against every promise.
+    """Check a graph against every promise.
 
     Args:
-        path: The ONNX file; weights may be external.
+        model: The graph; its weights may be external, and need not be there yet.
         traced: Sizes it was traced with.
         inputs: What the inputs must be, in order.
         outputs: What the outputs must be, in order.
@@ -42,16 +41,29 @@ def check_promises(
         GraphError: A promise is broken; the message names the node.
     """
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        onnx.checker.check_model(_declare_external_weights(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise GraphError(f"the ONNX checker refuses the graph: {error}; please report this model's config") from error
-    model = onnx.load(str(path), load_external_data=False)
     for problem in (
         *_find_foreign_operators(model),
         *_find_interface_changes(model, inputs, outputs),
         *_find_baked_sizes(model, traced),
     ):
         raise GraphError(f"the exported graph breaks a promise: {problem}; please report this model's config")
+
+
+def _declare_external_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose external weights are inputs, which the checker takes without looking for their file."""
+    declared = onnx.ModelProto()
+    declared.CopyFrom(model)
+    del declared.graph.initializer[:]
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            weight = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            declared.graph.input.append(weight)
+        else:
+            declared.graph.initializer.append(tensor)
+    return declared
 
 
 def _find_foreign_operators(model: onnx.ModelProto) -> Iterator[str]:

@@ -20,6 +20,7 @@ from flash_export.structure import find_mismatch
 if TYPE_CHECKING:
     from flash_export.models.base import ReferenceModel
 
+CONFIG_FILE = "config.json"
 MANIFEST_FILE = "manifest.json"
 GRAPH_FILE = "model.onnx"
 HELDOUT_TEXT_FILE = "heldout.txt"
@@ -70,6 +71,10 @@ class Bundle:
     def get_graph_path(self, name: str = "forward") -> Path:
         """Return the ONNX file of a graph."""
         return self.path / self.get_graph(name).file
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the model's config as ``config.json`` has it, ``model_type`` first."""
+        return _read_json(self.path / CONFIG_FILE)
 
     def load_model(self) -> ReferenceModel:
         """Build the reference model, in evaluation mode and fp32, with the bundled weights."""

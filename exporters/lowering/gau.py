@@ -56,7 +56,7 @@ class LoweredGauLayer(nn.Module):
         self.gamma, self.beta = nn.Buffer(gamma), nn.Buffer(beta)
         self.bias_by_distance = nn.Buffer(bake_bias_by_distance(layer))
         to_out = get_linear(layer.to_out)
-        self.out_weight, self.out_bias = nn.Buffer(to_out.weight.mT.contiguous()), to_out.bias
+        self.out_weight, self.out_bias = nn.Buffer(to_out.weight.mT.contiguous()), nn.Buffer(to_out.bias.clone())
         self.attention_fn = config.attention_fn
         self.widths = [config.hidden_dim, config.hidden_dim, config.qk_dim]
 

@@ -54,8 +54,8 @@ class TokenEmbedding(nn.Module):
         """Take the tables with their channels in this order."""
         super().__init__()
         self.table = nn.Buffer(token_emb.weight[:, channels])
-        self.inv_freq = nn.Buffer(sinusoid.inv_freq)
-        self.scale = sinusoid.scale
+        self.inv_freq = nn.Buffer(sinusoid.inv_freq.clone())
+        self.scale = nn.Buffer(sinusoid.scale.clone())
         self.cosine_first = bool(channels[0] != 0)
 
     def forward(self, input_ids: Tensor, positions: Float[Tensor, " n"]) -> Float[Tensor, "b n d"]:
@@ -74,7 +74,7 @@ class Head(nn.Module):
         projection = cast("nn.Linear", to_logits[1])
         self.norm = lower_norm(to_logits[0], channels)
         self.weight = nn.Buffer(projection.weight.mT[channels].contiguous())
-        self.bias = projection.bias
+        self.bias = nn.Buffer(projection.bias.clone())
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n vocab"]:
         """Return the logits."""

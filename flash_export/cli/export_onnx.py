@@ -96,6 +96,9 @@ def print_bundle(bundle: Bundle) -> None:
     sizes = [(bundle.path / name).stat().st_size for name in bundle.manifest.files]
     nodes = sorted(set(analysis.nodes_by_block.values()))
     click.echo(f"Exported {bundle.manifest.checkpoint['source']} to {bundle.path} ({format_bytes(sum(sizes))})")
+    config = bundle.read_config()
+    fields = [f"{name} {value}" for name, value in config.items() if name != "model_type"]
+    click.echo(f"  {'model':<8}{', '.join([config['model_type'], *fields])}")
     for name, values in (("inputs", analysis.inputs), ("outputs", analysis.outputs)):
         click.echo(f"  {name:<8}{', '.join(values)}")
     click.echo(f"  {'ranges':<8}{', '.join(f'{name} {axis.min} to {axis.max}' for name, axis in graph.axes.items())}")

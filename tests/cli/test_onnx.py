@@ -98,12 +98,13 @@ def test_summary_and_silence_on_stderr(place: Path) -> None:
     assert result.stderr == ""
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"Exported model.safetensors to {place / 'out'} (")
-    assert lines[1] == "  inputs  input_ids int64 (batch, seq), attention_mask int64 (batch, seq)"
-    assert lines[2] == "  outputs logits float32 (batch, seq, 17)"
-    assert lines[3] == "  ranges  batch 1 to 64, seq 1 to 512"
-    assert lines[4].startswith("  graph   opset 20, fp32, ")
-    assert lines[4].endswith(" in each of 2 blocks")
-    assert len(lines) == 5
+    assert lines[1].startswith("  model   flash, vocab_size 17, dim 12, depth 2, hidden_dim 24, chunk_size 16")
+    assert lines[2] == "  inputs  input_ids int64 (batch, seq), attention_mask int64 (batch, seq)"
+    assert lines[3] == "  outputs logits float32 (batch, seq, 17)"
+    assert lines[4] == "  ranges  batch 1 to 64, seq 1 to 512"
+    assert lines[5].startswith("  graph   opset 20, fp32, ")
+    assert lines[5].endswith(" in each of 2 blocks")
+    assert len(lines) == 6
 
 
 @pytest.mark.usefixtures("traced")
@@ -393,7 +394,7 @@ def fail_full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def write_half(_: object, path: Path, **__: object) -> None:
+def write_half(_: object, path: Path) -> None:
     path.write_bytes(b"half a graph")
     fail_full()
 
@@ -407,7 +408,7 @@ def write_text_but_no_manifest(path: Path, text: str, **options: Any) -> int:
 
 DISK_FULL = {
     "weights": ("flash_export.models.base.save_file", fail_full),
-    "graph": ("onnx_ir.save", write_half),
+    "graph": ("flash_export.exporters.export.write_model", write_half),
     "manifest": ("pathlib.Path.write_text", write_text_but_no_manifest),
     "flush": ("os.fsync", fail_full),
     "rename": ("flash_export.files._exchange", fail_full),

@@ -1,0 +1,68 @@
+"""Files written weight by weight are the files that protobuf would have written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from flash_export.exporters import serialization
+from flash_export.exporters.serialization import split_weights, write_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def make_model(width: int) -> onnx.ModelProto:
+    """Build ``y = x @ large + small``."""
+    random = np.random.default_rng(0)
+    weights = {"large": random.random((width, width)), "other": random.random((width, width)), "small": np.ones(1)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "large"], ["h"]),
+            helper.make_node("MatMul", ["h", "other"], ["z"]),
+            helper.make_node("Add", ["z", "small"], ["y"]),
+        ],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", width])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    model.producer_name = "test"
+    return model
+
+
+def sort_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    tensors = sorted(model.graph.initializer, key=lambda tensor: tensor.name)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(tensors)
+    return model
+
+
+@pytest.mark.parametrize("width", [3, 17, 64, 300])  # the last needs lengths of three bytes
+def test_inline_file_is_what_protobuf_reads_back(tmp_path: Path, width: int) -> None:
+    model = ir.from_proto(make_model(width))
+    expected = sort_initializers(ir.to_proto(model))
+    split = split_weights(model, "model.onnx.data")
+    write_model(split, tmp_path / "model.onnx")
+    assert sort_initializers(onnx.load(tmp_path / "model.onnx")) == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+
+
+def test_external_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serialization, "EXTERNAL_DATA_THRESHOLD_BYTES", 0)
+    x = np.ones((2, 64), np.float32)
+    expected = ReferenceEvaluator(make_model(64)).run(None, {"x": x})
+    split = split_weights(ir.from_proto(make_model(64)), "model.onnx.data")
+    write_model(split, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx").stat().st_size < 2000
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+    actual = ReferenceEvaluator(onnx.load(tmp_path / "model.onnx")).run(None, {"x": x})
+    np.testing.assert_array_equal(actual, expected)
