@@ -51,6 +51,8 @@ class ErrorReportingGroup(click.Group):
             message = " ".join(str(error).split())
             if isinstance(error, OSError) and error.filename is not None:
                 message = f"{error.filename}: {error.strerror}; correct the path, or who may use it"
+            elif isinstance(error, ModuleNotFoundError):
+                message = f"{error.name} is not installed; 'flash-export doctor' tells what to install"
             elif not isinstance(error, FlashExportError):
                 message = (
                     f"internal error, {type(error).__name__}: {message}; see it whole with 'flash-export --traceback'"

@@ -114,6 +114,7 @@ def test_usage_error_of_the_installed_script() -> None:
     ("error", "message"),
     [
         (BundleError("got x,\n  wanted y;\tdo z"), "got x, wanted y; do z"),
+        (ModuleNotFoundError("no torch", name="torch"), "torch is not installed; 'flash-export doctor' tells what to"),
         (
             RuntimeError("boom\nsecond line"),
             "internal error, RuntimeError: boom second line; see it whole with 'flash-export --traceback'",
