@@ -8,6 +8,7 @@ with flash-pytorch.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,6 +82,7 @@ def compare_at(
     Raises:
         RuntimeError: A candidate computes something else than flash-pytorch.
     """
+    print(f"{name_attention(config)}, {seq_len} tokens ...", file=sys.stderr)
     original = build_original(config)
     tokens = make_tokens(seq_len, config.num_tokens)
     candidates: dict[str, Callable[[], object]] = {EAGER: bind_eager(original, tokens)}
@@ -121,6 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Compare, print, write."""
     parser = make_parser(__doc__)
     parser.add_argument("--lengths", type=lambda text: [int(part) for part in text.split(",")])
+    parser.add_argument("--causal", action="store_true", help="the causal model alone")
+    parser.add_argument("--non-causal", action="store_true", help="the non-causal model alone")
     parser.add_argument("--no-compile", dest="compiled", action="store_false", help="leave torch.compile out")
     options = parser.parse_args(arguments)
     torch.set_num_threads(THREADS)
@@ -128,6 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
     rounds, block_ms = (1, 1.0) if options.quick else (DEFAULT_ROUNDS, DEFAULT_BLOCK_MS)
     results = []
     for config in choose_configs(quick=options.quick):
+        if options.causal != options.non_causal and config.causal != options.causal:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             sessions = open_sessions(config, Path(folder))
             timings = {

@@ -38,6 +38,7 @@ def describe_environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "platform": platform.platform(terse=True),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "python": platform.python_version(),
         "packages": {name: _read_version(name) for name in PACKAGES},
         "commit": _read_commit(),
