@@ -1,6 +1,6 @@
 """Ours against flash-pytorch, torch.compile, the legacy exporter, the arithmetic limit and a Transformer.
 
-    python benchmarks/compare.py [--lengths 256,1000] [--no-compile] [--json FILE] [--quick]
+    python benchmarks/compare.py [--causal | --non-causal] [--lengths 256,1000] [--no-compile]
 
 One sequence, float32, two threads. Before anything is timed, every candidate that runs the same weights has to agree
 with flash-pytorch.
@@ -20,13 +20,14 @@ from limit import bind_products, list_products
 from peers import (
     TOLERANCE,
     PeerConfig,
+    add_model_options,
     bind_eager,
     build_original,
-    choose_configs,
     compute_error,
     export_legacy,
     export_ours,
     name_attention,
+    select_configs,
     slim_graph,
 )
 from report import judge, make_parser, print_table, write_json
@@ -123,17 +124,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Compare, print, write."""
     parser = make_parser(__doc__)
     parser.add_argument("--lengths", type=lambda text: [int(part) for part in text.split(",")])
-    parser.add_argument("--causal", action="store_true", help="the causal model alone")
-    parser.add_argument("--non-causal", action="store_true", help="the non-causal model alone")
+    add_model_options(parser)
     parser.add_argument("--no-compile", dest="compiled", action="store_false", help="leave torch.compile out")
     options = parser.parse_args(arguments)
     torch.set_num_threads(THREADS)
     lengths = options.lengths or (QUICK_LENGTHS if options.quick else LENGTHS)
     rounds, block_ms = (1, 1.0) if options.quick else (DEFAULT_ROUNDS, DEFAULT_BLOCK_MS)
     results = []
-    for config in choose_configs(quick=options.quick):
-        if options.causal != options.non_causal and config.causal != options.causal:
-            continue
+    for config in select_configs(options):
         with tempfile.TemporaryDirectory() as folder:
             sessions = open_sessions(config, Path(folder))
             timings = {

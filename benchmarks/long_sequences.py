@@ -1,9 +1,10 @@
 """Whether time and memory a token stay the same on long sequences.
 
-    python benchmarks/long_sequences.py [--long] [--lengths 4096,65536] [--json FILE] [--quick]
+    python benchmarks/long_sequences.py [--long] [--lengths 4096,65536] [--memory-pattern] [--json FILE] [--quick]
 
 Each length runs in a process of its own, so that its peak memory is its own. ``--long`` adds 262,144 tokens; a length
-whose memory is not there is left out and said to be.
+whose memory is not there is left out and said to be. onnxruntime's memory pattern is off unless asked for: it plans
+one more block as large as all that the first run took, see ``mixed_lengths.py``.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 
 import numpy as np
 from memory import read_peak_bytes, reset_peak, run_in_process
-from peers import PeerConfig, choose_configs, export_ours, name_attention
+from peers import PeerConfig, add_model_options, export_ours, name_attention, select_configs
 from report import MIB, judge, make_parser, print_table, write_json
-from sessions import bind_run, make_token_feeds, make_tokens, open_session
+from sessions import bind_run, make_options, make_token_feeds, make_tokens, open_session
 
 from flash_export.config import DEFAULT_MAX_SEQ_LEN, ExportOptions
 
@@ -54,9 +55,11 @@ class LengthCost:
         return self.peak_mib * 1024 / self.seq_len
 
 
-def measure_length(path: str, seq_len: int, vocab_size: int, repeats: int) -> LengthCost:
+def measure_length(path: str, seq_len: int, vocab_size: int, repeats: int, mem_pattern: bool) -> LengthCost:
     """Time one length in this process and read its peak memory, output included."""
-    session = open_session(Path(path))
+    options = make_options()
+    options.enable_mem_pattern = mem_pattern
+    session = open_session(Path(path), options)
     feeds = make_token_feeds(session, make_tokens(seq_len, vocab_size))
     reset_peak()
     before = read_peak_bytes()
@@ -70,34 +73,39 @@ def measure_length(path: str, seq_len: int, vocab_size: int, repeats: int) -> Le
     return LengthCost(seq_len, float(np.median(times)) * 1e6 / seq_len, len(times), (read_peak_bytes() - before) / MIB)
 
 
-def measure_lengths(config: PeerConfig, path: Path, lengths: list[int], repeats: int) -> list[LengthCost]:
+def measure_lengths(
+    config: PeerConfig, path: Path, lengths: list[int], *, repeats: int, mem_pattern: bool
+) -> list[LengthCost]:
     """Measure one length after the other, up to where the memory ends."""
     costs: list[LengthCost] = []
     for seq_len in sorted(lengths):
         if costs and costs[-1].token_kib * 1024 * seq_len > FREE_SHARE * _read_available_bytes():
             print(f"{seq_len} tokens left out: they would need {costs[-1].token_kib * seq_len / 1024:.0f} MiB")
             break
-        costs.append(run_in_process(measure_length, str(path), seq_len, config.num_tokens, repeats))
+        costs.append(run_in_process(measure_length, str(path), seq_len, config.num_tokens, repeats, mem_pattern))
     return costs
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     parser = make_parser(__doc__)
+    add_model_options(parser)
     parser.add_argument("--long", action="store_true", help=f"measure {LONGEST} tokens as well")
+    parser.add_argument("--memory-pattern", action="store_true", help="leave onnxruntime's memory pattern on")
     parser.add_argument("--lengths", type=lambda text: [int(part) for part in text.split(",")])
     options = parser.parse_args(arguments)
     lengths = options.lengths or list(QUICK_LENGTHS if options.quick else LENGTHS)
     lengths = [*lengths, LONGEST] if options.long else lengths
     export_options = ExportOptions(max_seq_len=max(*lengths, DEFAULT_MAX_SEQ_LEN))
     results = []
-    for config in choose_configs(quick=options.quick):
+    for config in select_configs(options):
         with tempfile.TemporaryDirectory() as folder:
             path = export_ours(config, Path(folder), options=export_options)
-            costs = measure_lengths(config, path, lengths, 2 if options.quick else REPEATS)
+            repeats = 2 if options.quick else REPEATS
+            costs = measure_lengths(config, path, lengths, repeats=repeats, mem_pattern=options.memory_pattern)
         _print_costs(config, costs)
         results.append({"model": asdict(config), "lengths": [_describe(cost, costs[0]) for cost in costs]})
-    write_json(options.json, {"long_sequences": results})
+    write_json(options.json, {"memory_pattern": options.memory_pattern, "long_sequences": results})
 
 
 def _print_costs(config: PeerConfig, costs: list[LengthCost]) -> None:

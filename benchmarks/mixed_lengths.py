@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from memory import read_peak_bytes, reset_peak, run_in_process
-from peers import PeerConfig, choose_configs, export_ours, name_attention
+from peers import PeerConfig, add_model_options, export_ours, name_attention, select_configs
 from report import MIB, judge, make_parser, print_table, write_json
 from sessions import make_options, make_token_feeds, make_tokens, open_session
 
@@ -93,12 +93,13 @@ def measure_setting(path: str, setting: Setting, lengths: list[int], vocab_size:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     parser = make_parser(__doc__)
+    add_model_options(parser)
     parser.add_argument("--number", type=int, help=f"number of lengths, default {NUMBER}")
     options = parser.parse_args(arguments)
     number, longest = (5, 64) if options.quick else (options.number or NUMBER, MAX_SEQ_LEN)
     lengths = np.random.default_rng(0).integers(1, longest, number, endpoint=True).tolist()
     results = []
-    for config in choose_configs(quick=options.quick):
+    for config in select_configs(options):
         with tempfile.TemporaryDirectory() as folder:
             path = export_ours(config, Path(folder))
             costs = [

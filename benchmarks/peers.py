@@ -18,6 +18,7 @@ from torch import nn
 from flash_export.exporters.export import export_onnx
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -55,6 +56,19 @@ def choose_configs(*, quick: bool) -> tuple[PeerConfig, PeerConfig]:
     """Return the non-causal and the causal model."""
     base = TINY if quick else PeerConfig()
     return base, replace(base, causal=True)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Let the user choose one of the two models."""
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--causal", dest="causal", action="store_true", default=None, help="the causal model alone")
+    kind.add_argument("--non-causal", dest="causal", action="store_false", help="the non-causal model alone")
+
+
+def select_configs(options: argparse.Namespace) -> list[PeerConfig]:
+    """Return the models that the command line asks for."""
+    configs = choose_configs(quick=options.quick)
+    return [config for config in configs if options.causal in (None, config.causal)]
 
 
 def name_attention(config: PeerConfig) -> str:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from peers import PeerConfig, choose_configs, export_ours, name_attention
+from peers import PeerConfig, add_model_options, export_ours, name_attention, select_configs
 from report import make_parser, print_table, write_json
 from sessions import bind_run, make_options, make_token_feeds, make_tokens, open_session
 
@@ -88,14 +88,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Profile, print, write."""
     parser = make_parser(__doc__)
     parser.add_argument("--seq-len", type=int, help=f"default {DEFAULT_SEQ_LEN}")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--causal", dest="causal", action="store_true", default=None)
-    kind.add_argument("--non-causal", dest="causal", action="store_false")
+    add_model_options(parser)
     options = parser.parse_args(arguments)
-    configs = [c for c in choose_configs(quick=options.quick) if options.causal in (None, c.causal)]
     seq_len = options.seq_len or (40 if options.quick else DEFAULT_SEQ_LEN)
     results = []
-    for config in configs:
+    for config in select_configs(options):
         with tempfile.TemporaryDirectory() as name:
             path = export_ours(config, Path(name))
             nodes = profile_graph(path, seq_len, config.num_tokens, Path(name))

@@ -38,9 +38,8 @@ def run_quick(
     """Run a benchmark's main function for one tiny model, in this process, and return its JSON."""
 
     def run(name: str, *arguments: str) -> dict[str, Any]:
-        module, (_, causal) = load_module(name), load_module("peers").choose_configs(quick=True)
+        module = load_module(name)
         for attribute, value in {
-            "choose_configs": lambda quick: (causal,) if quick else None,
             "run_in_process": lambda function, *rest: function(*rest),
             "ATTENTIONS": (True,),
             "COMMAND_RUNS": 1,
@@ -59,7 +58,7 @@ def run_quick(
 
 
 def test_compare(run_quick: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
-    (comparison,) = run_quick("compare", "--no-compile", "--lengths", "20")["comparisons"]
+    (comparison,) = run_quick("compare", "--causal", "--no-compile", "--lengths", "20")["comparisons"]
     (length,) = comparison["lengths"]
     assert set(length["median_ms"]) == {"eager", "legacy", "legacy+slim", "ours", "limit", "Transformer"}
     assert length["ratio_to_ours"]["ours"] == 1
@@ -84,13 +83,13 @@ def test_compare_refuses_another_model(load_module: Callable[[str], Any], monkey
 
 
 def test_long_sequences(run_quick: Callable[..., dict[str, Any]]) -> None:
-    (model,) = run_quick("long_sequences", "--lengths", "40,80")["long_sequences"]
+    (model,) = run_quick("long_sequences", "--causal", "--lengths", "40,80")["long_sequences"]
     assert [length["seq_len"] for length in model["lengths"]] == [40, 80]
     assert model["lengths"][0]["time_ratio"] == 1
 
 
 def test_mixed_lengths(run_quick: Callable[..., dict[str, Any]]) -> None:
-    results = run_quick("mixed_lengths")
+    results = run_quick("mixed_lengths", "--causal")
     assert len(results["lengths"]) == 5
     assert [len(model["settings"]) for model in results["mixed_lengths"]] == [4]
 
