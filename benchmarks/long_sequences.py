@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from activity import Activity
 from memory import read_peak_bytes, reset_peak, run_in_process
 from peers import PeerConfig, add_model_options, export_ours, name_attention, select_configs
 from report import MIB, judge, make_parser, print_table, write_json
@@ -42,12 +43,14 @@ class LengthCost:
         time_us: Microseconds a token, the median of the runs.
         runs: Number of runs.
         peak_mib: Highest resident memory while running, less what the open session held before.
+        others_share: Share of the processors that other processes took meanwhile.
     """
 
     seq_len: int
     time_us: float
     runs: int
     peak_mib: float
+    others_share: float
 
     @property
     def token_kib(self) -> float:
@@ -64,13 +67,16 @@ def measure_length(path: str, seq_len: int, vocab_size: int, repeats: int, mem_p
     reset_peak()
     before = read_peak_bytes()
     run = bind_run(session, feeds)
+    quiet = Activity.read()
     started = time.perf_counter()
     times: list[float] = []
     while len(times) < repeats and (len(times) < 2 or time.perf_counter() - started < MAX_SECONDS_A_LENGTH):
         begun = time.perf_counter()
         run()
         times.append(time.perf_counter() - begun)
-    return LengthCost(seq_len, float(np.median(times)) * 1e6 / seq_len, len(times), (read_peak_bytes() - before) / MIB)
+    others_share = quiet.compute_others_share(Activity.read())
+    time_us, peak_mib = float(np.median(times)) * 1e6 / seq_len, (read_peak_bytes() - before) / MIB
+    return LengthCost(seq_len, time_us, len(times), peak_mib, others_share)
 
 
 def measure_lengths(
@@ -112,7 +118,7 @@ def _print_costs(config: PeerConfig, costs: list[LengthCost]) -> None:
     first = costs[0]
     print_table(
         f"Long sequences: {name_attention(config)}, d={config.dim}, {config.depth} layers",
-        ("tokens", "us a token", f"times {first.seq_len}", "target", "peak MiB", "KiB a token", "runs"),
+        ("tokens", "us a token", f"times {first.seq_len}", "target", "peak MiB", "KiB a token", "runs", "others"),
         [
             (
                 str(cost.seq_len),
@@ -122,6 +128,7 @@ def _print_costs(config: PeerConfig, costs: list[LengthCost]) -> None:
                 cost.peak_mib,
                 cost.token_kib,
                 cost.runs,
+                f"{cost.others_share:.0%}",
             )
             for cost in costs
         ],

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from activity import Activity
 from memory import read_peak_bytes, reset_peak, run_in_process
 from peers import PeerConfig, add_model_options, export_ours, name_attention, select_configs
 from report import MIB, judge, make_parser, print_table, write_json
@@ -55,6 +56,7 @@ class MixCost:
         median_ratio: Median over the lengths of the ratio of both.
         peak_mib: Highest resident memory, less what the open session held before.
         end_mib: Resident memory at the end, counted in the same way.
+        others_share: Share of the processors that other processes took meanwhile.
     """
 
     setting: Setting
@@ -63,6 +65,7 @@ class MixCost:
     median_ratio: float
     peak_mib: float
     end_mib: float
+    others_share: float
 
     @property
     def ratio(self) -> float:
@@ -78,16 +81,17 @@ def measure_setting(path: str, setting: Setting, lengths: list[int], vocab_size:
     reset_peak()
     before = read_peak_bytes()
     session.run(None, make_token_feeds(session, make_tokens(1, vocab_size)))  # a session's first run is never typical
-    mixed, warm = [], []
+    mixed, warm, quiet = [], [], Activity.read()
     for seq_len in lengths:
         feeds = make_token_feeds(session, make_tokens(seq_len, vocab_size))
         mixed.append(_time_run(session, feeds))
         warm.append(_time_run(session, feeds))
+    others_share = quiet.compute_others_share(Activity.read())
     peak = read_peak_bytes()
     reset_peak()
     ratios = [a / b for a, b in zip(mixed, warm, strict=True)]
     peak_mib, end_mib = (peak - before) / MIB, (read_peak_bytes() - before) / MIB
-    return MixCost(setting, sum(mixed), sum(warm), statistics.median(ratios), peak_mib, end_mib)
+    return MixCost(setting, sum(mixed), sum(warm), statistics.median(ratios), peak_mib, end_mib, others_share)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -119,7 +123,7 @@ def _time_run(session: Any, feeds: dict[str, np.ndarray]) -> float:
 def _print_costs(config: PeerConfig, lengths: list[int], costs: list[MixCost]) -> None:
     print_table(
         f"{len(lengths)} lengths in 1..{max(lengths)}: {name_attention(config)}, d={config.dim}, {config.depth} layers",
-        ("setting", "mixed s", "warm s", "ratio", "target", "median ratio", "peak MiB", "MiB at the end"),
+        ("setting", "mixed s", "warm s", "ratio", "target", "median ratio", "peak MiB", "at the end", "others"),
         [
             (
                 c.setting.name,
@@ -130,6 +134,7 @@ def _print_costs(config: PeerConfig, lengths: list[int], costs: list[MixCost]) -
                 c.median_ratio,
                 c.peak_mib,
                 c.end_mib,
+                f"{c.others_share:.0%}",
             )
             for c in costs
         ],
