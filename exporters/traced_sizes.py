@@ -48,6 +48,7 @@ def choose_traced_sizes(lowered: nn.Module, window: int, options: ExportOptions)
 def collect_model_sizes(lowered: nn.Module) -> set[int]:
     """Return the sizes of all tensors, and what splits and joins make of them: halves, sums and differences."""
     sizes = {size for tensor in lowered.state_dict().values() for size in tensor.shape}
+    sizes.update(width for module in lowered.modules() for width in getattr(module, "widths", ()))  # of their splits
     pairs = list(itertools.product(sizes, repeat=2))
     return (
         sizes

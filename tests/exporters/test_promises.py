@@ -119,3 +119,10 @@ def test_telltales_are_no_numbers_of_the_model() -> None:
     assert not traced.telltales & {4, 5, 11, 13, 17, 22, 32, 33, 37, 66}
     assert {traced.batch, traced.seq_len} <= traced.telltales
     assert -(-traced.seq_len // 17) * 17 in traced.telltales
+
+
+def test_widths_of_splits_are_no_telltales() -> None:
+    """A head of 44 channels, 32 of them rotated, is split into 32, 12 and 32: 12 is the model's own size."""
+    config = FlashConfig(vocab_size=91, dim=150, depth=2, hidden_dim=330, chunk_size=61, qk_dim=44, causal=True)
+    traced = choose_traced_sizes(lower_model(FlashModel(config)), config.window, ExportOptions())
+    assert 12 not in traced.telltales
