@@ -3,7 +3,7 @@
 Each is a PyTorch custom op with an eager meaning, so that a lowered model runs and can be tested without ONNX, and
 a translation to ``ai.onnx`` nodes with constant arguments. No trace of the op is left in the graph.
 
-Axes: b batch, n padded sequence, g chunk, c position in a chunk, d width.
+Axes: b batch, n padded sequence, g chunk, c position in a chunk, h head, d width.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ op: Any = opset18  # what torch.onnx translates to, before it converts to the op
 
 @torch.library.custom_op("flash_export::split_chunks", mutates_args=())
 def split_chunks(x: torch.Tensor, chunk_size: int) -> torch.Tensor:
-    """Cut ``(b, n, d)``, or ``(b, n, 1, d)``, into ``(b, n / chunk_size, chunk_size, d)``."""
+    """Cut ``(b, n, d)`` into ``(b, n / chunk_size, chunk_size, d)``."""
     return x.reshape(x.shape[0], x.shape[1] // chunk_size, chunk_size, x.shape[-1]).clone()
 
 
@@ -51,6 +51,21 @@ def _(x: Tensor) -> Tensor:
 
 def _spell_join_chunks(x: Any) -> Any:
     return op.Reshape(x, op.Constant(value_ints=[0, -1, x.shape[-1]]))
+
+
+@torch.library.custom_op("flash_export::join_heads", mutates_args=())
+def join_heads(x: torch.Tensor) -> torch.Tensor:
+    """Merge ``(b, n, h, d)`` into ``(b, n, h * d)``."""
+    return x.flatten(2).clone()
+
+
+@join_heads.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], x.shape[1], x.shape[2] * x.shape[3]))
+
+
+def _spell_join_heads(x: Any) -> Any:
+    return op.Reshape(x, op.Constant(value_ints=[0, 0, x.shape[-2] * x.shape[-1]]))
 
 
 @torch.library.custom_op("flash_export::shift_half_token", mutates_args=())
@@ -107,6 +122,7 @@ def _spell_look_up(table: Any, index: Any) -> Any:
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.flash_export.split_chunks.default: _spell_split_chunks,
     torch.ops.flash_export.join_chunks.default: _spell_join_chunks,
+    torch.ops.flash_export.join_heads.default: _spell_join_heads,
     torch.ops.flash_export.shift_half_token.default: _spell_shift_half_token,
     torch.ops.flash_export.sum_earlier_chunks.default: _spell_sum_earlier_chunks,
     torch.ops.flash_export.look_up.default: _spell_look_up,

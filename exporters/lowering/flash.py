@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from flash_export.exporters.lowering.fold import (
     HIDDEN_SCORE,
     fold_heads,
-    fold_input_projection,
     order_channels,
     order_rotary_columns,
 )
@@ -26,12 +25,19 @@ from flash_export.exporters.lowering.pieces import (
     LAPLACE_SHIFT,
     LAPLACE_SLOPE,
     Head,
+    InputProjection,
     TokenEmbedding,
     apply_attention_fn,
-    apply_silu,
+    get_attention_factor,
     lower_norm,
 )
-from flash_export.exporters.primitives import join_chunks, shift_half_token, split_chunks, sum_earlier_chunks
+from flash_export.exporters.primitives import (
+    join_chunks,
+    join_heads,
+    shift_half_token,
+    split_chunks,
+    sum_earlier_chunks,
+)
 from flash_export.layers.attention import build_causal_mask
 
 if TYPE_CHECKING:
@@ -45,22 +51,25 @@ class Heads(nn.Module):
     """Turn the shared projection into the rotated heads ``quad_q, lin_q, quad_k, lin_k``."""
 
     def __init__(self, layer: FlashLayer, columns: Int[Tensor, " q"], signs: Float[Tensor, " q"], rotary_dim: int):
-        """Fold signs, the score divisor and the causal sum's divisor into the affine maps."""
+        """Fold signs and divisors into the affine maps, and what makes up for the factor missing in Laplace."""
         super().__init__()
         config = layer.config
         slope = 1.0 if config.attention_fn == "relu2" else LAPLACE_SLOPE
-        factors = [slope / config.chunk_size, 1.0, 1.0, 1 / config.chunk_size if config.causal else 1.0]
+        restored = 1 / get_attention_factor(config.attention_fn)
+        factors = [slope / config.chunk_size, restored, 1.0, 1 / config.chunk_size if config.causal else 1.0]
         gamma, beta = fold_heads(layer.qk_offset_scale, columns, signs, factors)
         self.gamma, self.beta = nn.Buffer(gamma), nn.Buffer(beta)
         self.widths = [rotary_dim, config.qk_dim - rotary_dim, rotary_dim]
+        self.qk_dim = config.qk_dim
 
     def forward(
         self, z: Float[Tensor, "b n q"], cos: Float[Tensor, "1 n 1 r"], sin: Float[Tensor, "1 n 1 r"]
-    ) -> tuple[Float[Tensor, "b n 1 s"], ...]:
+    ) -> tuple[Float[Tensor, "b n s"], ...]:
         """Apply the affine maps and RoPE to all heads at once."""
         heads = z.unsqueeze(2) * self.gamma + self.beta  # (b, n, 4, s + r)
         straight, rest, crossed = heads.split(self.widths, dim=-1)
-        return torch.cat((straight * cos + crossed * sin, rest), dim=-1).split(1, dim=2)
+        rotated = torch.cat((straight * cos + crossed * sin, rest), dim=-1)
+        return join_heads(rotated).split(self.qk_dim, dim=-1)
 
 
 class QuadraticAttention(nn.Module):
@@ -95,22 +104,18 @@ class LinearAttention(nn.Module):
 
     def forward(
         self,
-        q: Float[Tensor, "b n 1 s"],
-        k: Float[Tensor, "b n 1 s"],
+        q: Float[Tensor, "b n s"],
+        k: Float[Tensor, "b n s"],
         v: Float[Tensor, "b n e"],
         v_chunks: Float[Tensor, "b g c e"],
         inverse_length: Float[Tensor, "#b 1 1"] | None,
-    ) -> Float[Tensor, "b g c e"]:
+    ) -> Float[Tensor, "b n e"]:
         """Attend; the causal divisor is in k, so that ``inverse_length`` is None there alone."""
-        q_chunks = split_chunks(q, self.chunk_size)
-        if inverse_length is None:
-            kv = split_chunks(k, self.chunk_size).mT @ v_chunks  # (b, g, s, e)
-            return q_chunks @ sum_earlier_chunks(kv)
-        if self.sum_over_chunks:
-            kv = (join_chunks(k).mT @ v) * inverse_length  # (b, s, e)
-            return split_chunks(join_chunks(q) @ kv, self.chunk_size)
-        kv = (split_chunks(k, self.chunk_size).mT @ v_chunks) * inverse_length[..., None]
-        return q_chunks @ kv
+        if self.sum_over_chunks and inverse_length is not None:
+            return q @ ((k.mT @ v) * inverse_length)
+        kv = split_chunks(k, self.chunk_size).mT @ v_chunks  # (b, g, s, e)
+        kv = sum_earlier_chunks(kv) if inverse_length is None else kv * inverse_length[..., None]
+        return join_chunks(split_chunks(q, self.chunk_size) @ kv)
 
 
 class LoweredFlashLayer(nn.Module):
@@ -121,16 +126,15 @@ class LoweredFlashLayer(nn.Module):
         super().__init__()
         config = layer.config
         columns, signs = order_rotary_columns(config.qk_dim, rotary_dim)
-        weight, bias = fold_input_projection(layer.norm, layer.to_hidden, layer.to_qk, columns)
         self.norm = lower_norm(layer.norm, channels)
-        self.in_weight, self.in_bias = nn.Buffer(weight), nn.Buffer(bias)
+        self.projection = InputProjection(layer, columns)
         self.heads = Heads(layer, columns, signs, rotary_dim)
         self.quadratic = QuadraticAttention(layer)
         self.linear = LinearAttention(config)
-        self.out_weight = nn.Buffer(layer.to_out.weight[channels].mT.contiguous())
+        factor = get_attention_factor(config.attention_fn)
+        self.out_weight = nn.Buffer((layer.to_out.weight[channels].mT * factor).contiguous())
         self.out_bias = nn.Buffer(layer.to_out.bias[channels])
         self.shift_tokens, self.chunk_size = config.shift_tokens, config.chunk_size
-        self.widths = [config.hidden_dim, config.hidden_dim, len(columns)]
 
     def forward(
         self,
@@ -144,7 +148,7 @@ class LoweredFlashLayer(nn.Module):
         normed = self.norm(x)
         if self.shift_tokens:
             normed = shift_half_token(normed)
-        value, gate, z = apply_silu(normed @ self.in_weight + self.in_bias).split(self.widths, dim=-1)
+        value, gate, z = self.projection(normed)
         quad_q, lin_q, quad_k, lin_k = self.heads(z, cos, sin)
         if valid is not None:
             value = value * valid
@@ -153,7 +157,7 @@ class LoweredFlashLayer(nn.Module):
             split_chunks(quad_q, self.chunk_size), split_chunks(quad_k, self.chunk_size), value_chunks
         )
         linear = self.linear(lin_q, lin_k, value, value_chunks, inverse_length)
-        return x + (gate * join_chunks(quadratic + linear) @ self.out_weight + self.out_bias)
+        return x + (gate * (join_chunks(quadratic) + linear) @ self.out_weight + self.out_bias)
 
 
 class LoweredFlash(nn.Module):

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from flash_export.exporters.lowering.fold import HIDDEN_SCORE, fold_heads, fold_input_projection, get_linear
+from flash_export.exporters.lowering.fold import HIDDEN_SCORE, fold_heads, get_linear
 from flash_export.exporters.lowering.pieces import (
     LAPLACE_SHIFT,
     LAPLACE_SLOPE,
     Head,
+    InputProjection,
     TokenEmbedding,
     apply_attention_fn,
-    apply_silu,
+    get_attention_factor,
     lower_norm,
 )
 from flash_export.exporters.primitives import look_up
@@ -49,16 +50,16 @@ class LoweredGauLayer(nn.Module):
         super().__init__()
         config = layer.config
         columns = torch.arange(config.qk_dim)
-        weight, bias = fold_input_projection(layer.norm, layer.to_hidden, layer.to_qk, columns)
         gamma, beta = fold_heads(layer.offsetscale, columns, torch.ones(config.qk_dim), [1.0, 1.0])
         self.norm = lower_norm(layer.norm, torch.arange(config.dim))
-        self.in_weight, self.in_bias = nn.Buffer(weight), nn.Buffer(bias)
+        self.projection = InputProjection(layer, columns)
         self.gamma, self.beta = nn.Buffer(gamma), nn.Buffer(beta)
         self.bias_by_distance = nn.Buffer(bake_bias_by_distance(layer))
         to_out = get_linear(layer.to_out)
-        self.out_weight, self.out_bias = nn.Buffer(to_out.weight.mT.contiguous()), nn.Buffer(to_out.bias.clone())
+        factor = get_attention_factor(config.attention_fn)
+        self.out_weight = nn.Buffer((to_out.weight.mT * factor).contiguous())
+        self.out_bias = nn.Buffer(to_out.bias.clone())
         self.attention_fn = config.attention_fn
-        self.widths = [config.hidden_dim, config.hidden_dim, config.qk_dim]
 
     def forward(
         self,
@@ -68,8 +69,7 @@ class LoweredGauLayer(nn.Module):
         inverse_length: Float[Tensor, "#b 1 1"],
     ) -> Float[Tensor, "b n d"]:
         """Mix the tokens; ``value_weight`` zeroes masked tokens and, with relu², carries the divisor squared."""
-        activated = apply_silu(self.norm(x) @ self.in_weight + self.in_bias)
-        value, gate, z = activated.split(self.widths, dim=-1)
+        value, gate, z = self.projection(self.norm(x))
         q, k = (z * self.gamma[0] + self.beta[0]), (z * self.gamma[1] + self.beta[1])
         if value_weight is not None:
             value = value * value_weight

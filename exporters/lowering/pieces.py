@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flash_export.exporters.lowering.fold import compute_norm_floor
+from flash_export.exporters.lowering.fold import compute_norm_floor, fold_input_projection
 from flash_export.layers.activation import LAPLACE_MEAN, LAPLACE_STD
 from flash_export.layers.norm import ScaleNorm
 
@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_export.layers.position import ScaledSinusoid
+    from flash_export.models.flash import FlashLayer
+    from flash_export.models.gau import GauLayer
 
-# Laplace is 0.5 * (1 + erf(x * slope - shift)): both go into the folded scores.
+# Laplace is 0.5 * (1 + erf(x * slope - shift)): slope and shift go into the scores, the factor into what follows.
+LAPLACE_FACTOR = 0.5
 LAPLACE_SLOPE = 1 / (LAPLACE_STD * math.sqrt(2))
 LAPLACE_SHIFT = LAPLACE_MEAN * LAPLACE_SLOPE
 
@@ -45,6 +48,32 @@ def lower_norm(norm: nn.Module, channels: Int[Tensor, " d"]) -> nn.Module:
     ordered = nn.LayerNorm(layer_norm.normalized_shape, eps=layer_norm.eps)
     ordered.load_state_dict({name: tensor[channels] for name, tensor in layer_norm.state_dict().items()})
     return ordered
+
+
+class InputProjection(nn.Module):
+    """``silu(x W + b)``, as the values, the gates and what queries and keys are made of.
+
+    The values have a product of their own: a Split copies what it splits, and they are as wide as the gates.
+    """
+
+    def __init__(self, layer: FlashLayer | GauLayer, columns: Int[Tensor, " q"]) -> None:
+        """Fold the weights of a layer, its query/key columns in this order."""
+        super().__init__()
+        hidden_dim = layer.config.hidden_dim
+        self.widths = [hidden_dim, len(columns)]
+        weight, bias = fold_input_projection(layer.norm, layer.to_hidden, layer.to_qk, columns)
+        value_weight, weight = weight.split([hidden_dim, sum(self.widths)], dim=1)
+        value_bias, bias = bias.split([hidden_dim, sum(self.widths)])
+        self.value_weight, self.value_bias = nn.Buffer(value_weight.contiguous()), nn.Buffer(value_bias.clone())
+        self.weight, self.bias = nn.Buffer(weight.contiguous()), nn.Buffer(bias.clone())
+
+    def forward(
+        self, x: Float[Tensor, "b n d"]
+    ) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b n e"], Float[Tensor, "b n q"]]:
+        """Return values, gates and the query/key projection."""
+        value = apply_silu(x @ self.value_weight + self.value_bias)
+        gate, z = apply_silu(x @ self.weight + self.bias).split(self.widths, dim=-1)
+        return value, gate, z
 
 
 class TokenEmbedding(nn.Module):
@@ -86,9 +115,14 @@ def apply_silu(x: Float[Tensor, ...]) -> Float[Tensor, ...]:
     return x * torch.sigmoid(x)
 
 
+def get_attention_factor(attention_fn: str) -> float:
+    """Return the factor that :func:`apply_attention_fn` leaves out."""
+    return 1.0 if attention_fn == "relu2" else LAPLACE_FACTOR
+
+
 def apply_attention_fn(scores: Float[Tensor, ...], attention_fn: str) -> Float[Tensor, ...]:
-    """Apply relu², or Laplace to scores that already carry its slope and shift."""
+    """Apply relu², or Laplace without its factor to scores that already carry its slope and shift."""
     if attention_fn == "relu2":
         positive = torch.relu(scores)
         return positive * positive
-    return 0.5 * (torch.erf(scores) + 1)
+    return torch.erf(scores) + 1

@@ -75,7 +75,7 @@ def test_unavailable_backend_is_one_skipped_row(pristine_bundle: Bundle) -> None
     assert not report
 
 
-@pytest.mark.parametrize("name", ["head.bias", "layers.0.quadratic.bias", "layers.0.in_weight"])
+@pytest.mark.parametrize("name", ["head.bias", "layers.0.quadratic.bias", "layers.0.projection.weight"])
 def test_changed_weight_fails(edit_graph: GraphEditor, name: str) -> None:
     report = validate_bundle(edit_graph(shift_initializer(name, 0.5)), QUICK)
 
