@@ -39,5 +39,9 @@ class InputError(FlashExportError):
     """The inputs of a run do not fit the model: name, dtype, rank or length."""
 
 
+class StateError(FlashExportError):
+    """A carried state belongs to another model or batch, or holds what no state can hold."""
+
+
 class BackendUnavailableError(FlashExportError):
     """A runtime, a provider or a device that was asked for is not usable here."""

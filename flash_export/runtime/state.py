@@ -1,0 +1,231 @@
+"""What a causal FLASH model carries from token to token: its size does not grow with the text.
+
+A state is data alone. Its layout belongs to the ``prefill`` and ``decode`` graphs; what is known here is that the first
+axis of every tensor is the batch, and that ``position`` counts the tokens that a row has consumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from flash_export.errors import StateError
+from flash_export.files import write_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from jaxtyping import Int
+
+    from flash_export.bundle import Bundle
+    from flash_export.manifest import GraphSpec, TensorSpec
+
+POSITION = "position"
+INPUT_PREFIX = "state."
+OUTPUT_PREFIX = "new_state."
+FILE_FORMAT = "flash-export-state"
+FILE_FORMAT_VERSION = "1"
+# The weights alone are not the model: the same file gives another one with another attention_fn.
+_MODEL_FILES = ("config.json", "model.safetensors")
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """State of a batch of texts.
+
+    Attributes:
+        tensors: Arrays by name without prefix, such as ``position`` and ``0.kv``; the first axis is the batch.
+        model_sha256: What :func:`identify_model` says of the bundle; empty for zeros, which fit every model.
+    """
+
+    tensors: Mapping[str, np.ndarray]
+    model_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        """Check what holds for every state, whatever the model.
+
+        Raises:
+            StateError: There is no position, a position is negative, a tensor has another batch, or a value is NaN or
+                infinite.
+        """
+        position = self.tensors.get(POSITION)
+        if position is None or position.dtype != np.int64 or position.ndim != 1 or position.size == 0:
+            got = "none" if position is None else f"{position.dtype} {position.shape}"
+            raise StateError(f"a state needs {POSITION} as int64 (batch,), got {got}; start from State.zeros")
+        if position.min() < 0:
+            raise StateError(f"{POSITION} of the state is {position.min()}, below 0; start again from the prompt")
+        for name, value in self.tensors.items():
+            if value.shape[:1] != position.shape:
+                raise StateError(
+                    f"{name} of the state has shape {value.shape}, {POSITION} says {position.size} rows; "
+                    "use select, replace and fork, which change all tensors at once"
+                )
+            if not np.isfinite(value).all():
+                raise StateError(f"{name} of the state holds NaN or infinite values; start again from the prompt")
+
+    @classmethod
+    def zeros(cls, graph: GraphSpec, batch: int, *, model_sha256: str = "") -> State:
+        """Return the state of ``batch`` texts that have not begun.
+
+        Args:
+            graph: Contract of the ``prefill`` or ``decode`` graph.
+            batch: Number of rows.
+            model_sha256: The model it is for; empty: any with such a contract.
+        """
+        tensors = {
+            name: np.zeros((batch, *map(int, spec.shape[1:])), spec.dtype) for name, spec in iterate_specs(graph)
+        }
+        return cls(tensors, model_sha256)
+
+    @classmethod
+    def from_outputs(cls, outputs: Mapping[str, np.ndarray], *, model_sha256: str = "") -> State:
+        """Return the state among the outputs of a run."""
+        tensors = {
+            name.removeprefix(OUTPUT_PREFIX): value for name, value in outputs.items() if name.startswith(OUTPUT_PREFIX)
+        }
+        return cls(tensors, model_sha256)
+
+    @property
+    def batch(self) -> int:
+        """Number of rows."""
+        return self.position.size
+
+    @property
+    def position(self) -> Int[np.ndarray, " batch"]:
+        """Number of tokens that each row has consumed."""
+        return self.tensors[POSITION]
+
+    def to_inputs(self) -> dict[str, np.ndarray]:
+        """Return the tensors under their names as graph inputs."""
+        return {f"{INPUT_PREFIX}{name}": value for name, value in self.tensors.items()}
+
+    def select(self, rows: Sequence[int] | Int[np.ndarray, " rows"]) -> State:
+        """Return a copy of these rows, in this order; a row may come more than once.
+
+        Raises:
+            StateError: There is no such row.
+        """
+        indices = np.asarray(rows, dtype=np.int64)
+        if indices.size == 0 or indices.min() < 0 or indices.max() >= self.batch:
+            raise StateError(f"rows {indices.tolist()} cannot be selected; use one or more of 0 to {self.batch - 1}")
+        return State({name: value[indices] for name, value in self.tensors.items()}, self.model_sha256)
+
+    def replace(self, rows: Sequence[int] | Int[np.ndarray, " rows"], state: State) -> State:
+        """Return a copy in which these rows are the rows of another state of the same model.
+
+        Raises:
+            StateError: The other state has other tensors or another number of rows, or there is no such row.
+        """
+        indices = np.asarray(rows, dtype=np.int64)
+        if indices.size != state.batch or len(set(indices.tolist())) != indices.size:
+            raise StateError(f"{state.batch} rows cannot replace rows {indices.tolist()}; name as many different rows")
+        if indices.min() < 0 or indices.max() >= self.batch:
+            raise StateError(f"rows {indices.tolist()} cannot be replaced; the state has rows 0 to {self.batch - 1}")
+        if self._describe() != state._describe():
+            raise StateError("a state cannot take rows of a state of another model; use states of one model")
+        tensors = {name: value.copy() for name, value in self.tensors.items()}
+        for name, value in tensors.items():
+            value[indices] = state.tensors[name]
+        return State(tensors, self.model_sha256 or state.model_sha256)
+
+    def fork(self, batch: int, *, row: int = 0) -> State:
+        """Return ``batch`` copies of one row: many texts that go on from one prompt.
+
+        Raises:
+            StateError: There is no such row, or ``batch`` is below 1.
+        """
+        if batch < 1:
+            raise StateError(f"batch={batch} is not usable; fork to at least 1 row")
+        return self.select([row] * batch)
+
+    def save(self, path: Path) -> None:
+        """Write the state as safetensors, in one step.
+
+        Raises:
+            StateError: It is not known which model the state belongs to.
+            BundleError: The file cannot be written; it is then as it was.
+        """
+        if not self.model_sha256:
+            raise StateError("a state of no known model cannot be saved; feed a prompt first, or give model_sha256")
+        metadata = {"format": FILE_FORMAT, "format_version": FILE_FORMAT_VERSION, "model_sha256": self.model_sha256}
+        tensors = {name: np.ascontiguousarray(value) for name, value in self.tensors.items()}
+        write_file(path, save(tensors, metadata))
+
+    @classmethod
+    def load(cls, path: Path, bundle: Bundle) -> State:
+        """Read a state that :meth:`save` wrote.
+
+        Raises:
+            StateError: The file is missing, damaged, of another format version or of another model than the bundle's.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                names = file.keys()
+                tensors = {name: file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{path} is missing" if not path.is_file() else f"{path} cannot be read as safetensors ({error})"
+            raise StateError(f"{reason}; give a file that was saved as a state") from error
+        found = (metadata.get("format"), metadata.get("format_version"))
+        if found != (FILE_FORMAT, FILE_FORMAT_VERSION):
+            raise StateError(
+                f"{path} has format {found[0]} {found[1]}, this version reads {FILE_FORMAT} {FILE_FORMAT_VERSION}; "
+                "save the state again"
+            )
+        _check_model(metadata.get("model_sha256", ""), identify_model(bundle))
+        return cls(tensors, metadata["model_sha256"])
+
+    def _describe(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        return {name: (value.dtype, value.shape[1:]) for name, value in self.tensors.items()}
+
+
+def identify_model(bundle: Bundle) -> str:
+    """Return a hash of the config and weights in a bundle, which two exports of one model share."""
+    digest = hashlib.sha256()
+    for name in _MODEL_FILES:
+        digest.update(bundle.manifest.files[name].encode())
+    return digest.hexdigest()
+
+
+def check_state(state: State, graph: GraphSpec, *, batch: int, model_sha256: str) -> None:
+    """Check that a state can be fed to a graph.
+
+    Raises:
+        StateError: It is of another model, has another batch, or other tensors than the graph takes.
+    """
+    if state.model_sha256:
+        _check_model(state.model_sha256, model_sha256)
+    specs = dict(iterate_specs(graph))
+    if state.tensors.keys() != specs.keys():
+        odd = ", ".join(sorted(state.tensors.keys() ^ specs.keys())[:3])
+        raise StateError(f"the state has other tensors than the graph takes ({odd}); make it with the same backend")
+    for name, spec in specs.items():
+        value = state.tensors[name]
+        if (str(value.dtype), value.shape[1:]) != (spec.dtype, spec.shape[1:]):
+            raise StateError(
+                f"{name} of the state is {value.dtype} {value.shape}, the graph takes {spec.dtype} {spec.shape}; "
+                "start again from the prompt"
+            )
+    if state.batch != batch:
+        raise StateError(f"the state has a batch of {state.batch}, the run has {batch}; fork one row, or select some")
+
+
+def iterate_specs(graph: GraphSpec) -> Iterator[tuple[str, TensorSpec]]:
+    """Yield name without prefix and contract of each state input."""
+    for spec in graph.inputs:
+        if spec.name.startswith(INPUT_PREFIX):
+            yield spec.name.removeprefix(INPUT_PREFIX), spec
+
+
+def _check_model(found: str, wanted: str) -> None:
+    if found != wanted:
+        raise StateError(
+            f"the state belongs to another model ({found[:12]}..., this one is {wanted[:12]}...); "
+            "use the bundle that it was made with, or start again from the prompt"
+        )
