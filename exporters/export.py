@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 from flash_export.bundle import GRAPH_FILE, HELDOUT_FILE, HELDOUT_TEXT_FILE, MANIFEST_FILE, Bundle
 from flash_export.config import ExportOptions
 from flash_export.errors import BundleError, CheckpointError
+from flash_export.exporters.graphs import build_graph_module, describe_graphs
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.exporters.promises import check_promises
-from flash_export.exporters.serialization import split_weights, write_model
+from flash_export.exporters.serialization import split_weights, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
 from flash_export.files import hash_file, replace_folder
-from flash_export.manifest import AxisRange, GraphSpec, Manifest, ModelFacts, TensorSpec
+from flash_export.manifest import Manifest, ModelFacts
 from flash_export.models.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from flash_export.models.base import ModelConfig, ReferenceModel
+    from flash_export.models.base import ReferenceModel
 
 FLOPS_SEQ_LEN = 1024
 VERSIONED_PACKAGES = ("flash-export", "torch", "onnx", "onnxscript", "onnx-ir", "numpy", "safetensors")
@@ -43,8 +44,8 @@ STAGES = (
     "Loading the checkpoint",
     "Lowering",
     "Tracing",
-    "Checking the graph's promises",
-    "Writing the graph",
+    "Checking the promises",
+    "Writing",
     "Hashing",
 )
 
@@ -89,7 +90,7 @@ def export_onnx(
     start(0)
     loaded = load_checkpoint(checkpoint, family=family, config=config)
     provenance, facts = loaded.provenance, _describe_model(loaded.model, options)
-    graph, window = _describe_graph(loaded.model.config, options), loaded.model.config.window
+    graphs, window = describe_graphs(loaded.model.config, options), loaded.model.config.window
     with replace_folder(target) as staging:
         start(1)
         loaded.model.save_pretrained(staging)
@@ -97,21 +98,25 @@ def export_onnx(
         lowered = lower_model(loaded.model)
         del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
         start(2)
-        traced = choose_traced_sizes(lowered, window, options)
-        model = trace_model(lowered, mask=graph.has_mask, options=options, example=traced)
-        model.producer_name, model.producer_version = "flash-export", metadata.version("flash-export")
+        models, sizes = {}, {}
+        for name, graph in graphs.items():
+            module = build_graph_module(name, lowered)
+            sizes[graph.file] = choose_traced_sizes(module, window, graph)
+            models[graph.file] = trace_model(module, graph, sizes[graph.file])
         start(3)
-        split = split_weights(model, f"{GRAPH_FILE}.data")
-        check_promises(split.skeleton, traced, graph.inputs, graph.outputs)
-        # Where onnxruntime knows that two blocks have values of the same shape, it keeps one buffer for both all the
-        # time: twice the memory of letting go of it in between.
-        del split.skeleton.graph.value_info[:]
+        split = split_weights(models, f"{GRAPH_FILE}.data")
+        for graph in graphs.values():
+            skeleton = split.skeletons[graph.file]
+            check_promises(skeleton, sizes[graph.file], graph.inputs, graph.outputs)
+            # Where onnxruntime knows that two blocks have values of the same shape, it keeps one buffer for both all
+            # the time: twice the memory of letting go of it in between.
+            del skeleton.graph.value_info[:]
         start(4)
-        write_model(split, staging / GRAPH_FILE)
+        write_models(split, staging)
         start(5)
         manifest = Manifest(
             versions=_read_versions(),
-            graphs={"forward": graph},
+            graphs=graphs,
             checkpoint=provenance,
             files={path.name: hash_file(path) for path in sorted(staging.iterdir())},
             model=facts,
@@ -135,23 +140,6 @@ def check_output(target: Path, *, force: bool) -> None:
         raise BundleError(f"{target} holds other files and is no bundle; choose another folder")
     if is_bundle and not force:
         raise BundleError(f"{target} already holds a bundle; add --force to replace it, with its engines and reports")
-
-
-def _describe_graph(config: ModelConfig, options: ExportOptions) -> GraphSpec:
-    """Return the contract of the forward graph."""
-    mask = config.sees_padding if options.mask is None else options.mask
-    axes = {"batch": options.max_batch, "seq": options.max_seq_len}
-    shape = tuple(name if limit > 1 else 1 for name, limit in axes.items())
-    names = ("input_ids", "attention_mask") if mask else ("input_ids",)
-    vocab_size: int = config.to_dict()["vocab_size"]
-    return GraphSpec(
-        file=GRAPH_FILE,
-        opset=options.opset,
-        precision="fp32",
-        inputs=tuple(TensorSpec(name, "int64", shape) for name in names),
-        outputs=(TensorSpec("logits", "float32", (*shape, vocab_size)),),
-        axes={name: AxisRange(1, limit) for name, limit in axes.items()},
-    )
 
 
 def _copy_heldout(folder: Path | None, staging: Path) -> None:

@@ -89,6 +89,24 @@ def _spell_shift_half_token(x: Any) -> Any:
     return op.Reshape(moved, op.Constant(value_ints=[0, -1, 2 * half]))
 
 
+@torch.library.custom_op("flash_export::continue_shift", mutates_args=())
+def continue_shift(x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """Move ``(b, n, d)`` half a token to the right as above, ``before``, ``(b, d / 2)``, coming in from the left."""
+    return torch.cat((before, x.flatten(1)[:, : -before.shape[1]]), dim=1).reshape(x.shape)
+
+
+@continue_shift.register_fake
+def _(x: Tensor, before: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _spell_continue_shift(x: Any, before: Any) -> Any:
+    half = x.shape[-1] // 2
+    flat = op.Concat(before, op.Reshape(x, op.Constant(value_ints=[0, -1])), axis=1)
+    moved = op.Pad(flat, op.Constant(value_ints=[0, -half]), None, op.Constant(value_ints=[1]))
+    return op.Reshape(moved, op.Constant(value_ints=[0, -1, 2 * half]))
+
+
 @torch.library.custom_op("flash_export::sum_earlier_chunks", mutates_args=())
 def sum_earlier_chunks(x: torch.Tensor) -> torch.Tensor:
     """Return, for each chunk of ``(b, g, ...)``, the sum over all chunks before it."""
@@ -119,11 +137,44 @@ def _spell_look_up(table: Any, index: Any) -> Any:
     return op.Gather(table, index, axis=0)
 
 
+@torch.library.custom_op("flash_export::take_at", mutates_args=())
+def take_at(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return ``x[row, i]`` of ``(b, m, ...)`` for each pair (row, i) of ``(..., 2)``."""
+    return x[index[..., 0], index[..., 1]]
+
+
+@take_at.register_fake
+def _(x: Tensor, index: Tensor) -> Tensor:
+    return x.new_empty((*index.shape[:-1], *x.shape[2:]))
+
+
+def _spell_take_at(x: Any, index: Any) -> Any:
+    return op.GatherND(x, index)
+
+
+@torch.library.custom_op("flash_export::put_at", mutates_args=())
+def put_at(x: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return ``(b, m, ...)`` with ``x[row, i]`` replaced by the value of each pair (row, i) of ``(..., 2)``."""
+    return x.index_put((index[..., 0], index[..., 1]), values)
+
+
+@put_at.register_fake
+def _(x: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _spell_put_at(x: Any, index: Any, values: Any) -> Any:
+    return op.ScatterND(x, index, values)
+
+
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.flash_export.split_chunks.default: _spell_split_chunks,
     torch.ops.flash_export.join_chunks.default: _spell_join_chunks,
     torch.ops.flash_export.join_heads.default: _spell_join_heads,
     torch.ops.flash_export.shift_half_token.default: _spell_shift_half_token,
+    torch.ops.flash_export.continue_shift.default: _spell_continue_shift,
     torch.ops.flash_export.sum_earlier_chunks.default: _spell_sum_earlier_chunks,
     torch.ops.flash_export.look_up.default: _spell_look_up,
+    torch.ops.flash_export.take_at.default: _spell_take_at,
+    torch.ops.flash_export.put_at.default: _spell_put_at,
 }

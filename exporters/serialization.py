@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 MIN_WEIGHT_BYTES = 1024
@@ -27,87 +29,94 @@ RAW_DATA_TAG = bytes([onnx.TensorProto.RAW_DATA_FIELD_NUMBER << 3 | 2])
 
 
 @dataclass(frozen=True)
-class SplitModel:
-    """A graph whose large weights are kept apart.
+class SplitModels:
+    """Graphs of one model whose large weights are kept apart.
 
     Attributes:
-        skeleton: The model; its large initializers refer to external data.
+        skeletons: The graphs, by file name; their large initializers refer to external data.
         weights: Those initializers, by name, in the order of their offsets.
-        data_file: Name of the file that they are written to if they are large.
+        data_file: Name of the file that they are written to if they do not stand in the ONNX file.
     """
 
-    skeleton: onnx.ModelProto
+    skeletons: dict[str, onnx.ModelProto]
     weights: dict[str, ir.TensorProtocol]
     data_file: str
 
     @property
     def is_external(self) -> bool:
-        """Whether the weights are too large to stand in the ONNX file."""
-        return sum(tensor.nbytes for tensor in self.weights.values()) > EXTERNAL_DATA_THRESHOLD_BYTES
+        """Whether the weights are too large for the ONNX file, or belong to several."""
+        num_bytes = sum(tensor.nbytes for tensor in self.weights.values())
+        return len(self.skeletons) > 1 or num_bytes > EXTERNAL_DATA_THRESHOLD_BYTES
 
 
-def split_weights(model: ir.Model, data_file: str) -> SplitModel:
-    """Take the large weights out of a model, which is of no use afterwards.
+def split_weights(models: Mapping[str, ir.Model], data_file: str) -> SplitModels:
+    """Take the large weights out of the graphs of one model, which are of no use afterwards.
 
     Args:
-        model: The graph.
+        models: The graphs, by file name. Weights of the same name are the same.
         data_file: Name of the file for external data, in case the weights need one.
     """
     weights: dict[str, ir.TensorProtocol] = {}
-    offset = 0
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or tensor.nbytes < MIN_WEIGHT_BYTES:
-            continue
-        weights[name] = tensor
-        value.const_value = ir.ExternalTensor(
-            data_file, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
-        )
-        offset += tensor.nbytes + -tensor.nbytes % EXTERNAL_DATA_ALIGNMENT_BYTES
-    return SplitModel(ir.to_proto(model), weights, data_file)
+    offsets: dict[str, int] = {}
+    end = 0
+    for model in models.values():
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < MIN_WEIGHT_BYTES:
+                continue
+            if name not in weights:
+                weights[name], offsets[name] = tensor, end
+                end += tensor.nbytes + -tensor.nbytes % EXTERNAL_DATA_ALIGNMENT_BYTES
+            elif not np.array_equal(tensor.numpy(), weights[name].numpy()):
+                raise RuntimeError(f"two graphs have different weights of the name {name!r}")
+            value.const_value = ir.ExternalTensor(
+                data_file, offsets[name], tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+            )
+    return SplitModels({file: ir.to_proto(model) for file, model in models.items()}, weights, data_file)
 
 
-def write_model(model: SplitModel, path: Path) -> None:
-    """Write the graph, its weights in the same file or, over 1 GiB, beside it."""
-    if not model.is_external:
-        with path.open("wb") as stream:
-            _write_inline(model, stream)
+def write_models(models: SplitModels, folder: Path) -> None:
+    """Write the graphs, and the weights into the only graph's file or, if they are external, into one beside them."""
+    if not models.is_external:
+        for file, skeleton in models.skeletons.items():
+            with (folder / file).open("wb") as stream:
+                _write_inline(skeleton, models.weights, stream)
         return
-    path.write_bytes(model.skeleton.SerializeToString(deterministic=True))
-    with path.with_name(model.data_file).open("wb") as stream:
-        for tensor in model.weights.values():
+    for file, skeleton in models.skeletons.items():
+        (folder / file).write_bytes(skeleton.SerializeToString(deterministic=True))
+    with (folder / models.data_file).open("wb") as stream:
+        for tensor in models.weights.values():
             stream.write(bytes(-stream.tell() % EXTERNAL_DATA_ALIGNMENT_BYTES))
             stream.write(tensor.tobytes())
 
 
-def _write_inline(model: SplitModel, stream: BinaryIO) -> None:
+def _write_inline(skeleton: onnx.ModelProto, weights: Mapping[str, ir.TensorProtocol], stream: BinaryIO) -> None:
     """Write one ModelProto whose graph field ends with the weights."""
     rest, graph = onnx.ModelProto(), onnx.GraphProto()
-    rest.CopyFrom(model.skeleton)
-    graph.CopyFrom(model.skeleton.graph)
+    rest.CopyFrom(skeleton)
+    graph.CopyFrom(skeleton.graph)
     rest.ClearField("graph")
     del graph.initializer[:]
-    graph.initializer.extend(tensor for tensor in model.skeleton.graph.initializer if tensor.name not in model.weights)
+    graph.initializer.extend(tensor for tensor in skeleton.graph.initializer if tensor.name not in weights)
     graph_start = graph.SerializeToString(deterministic=True)
     heads = {
         tensor.name: onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type).SerializeToString(
             deterministic=True
         )
         + RAW_DATA_TAG
-        + _encode_varint(model.weights[tensor.name].nbytes)
-        for tensor in model.skeleton.graph.initializer
-        if tensor.name in model.weights
+        + _encode_varint(weights[tensor.name].nbytes)
+        for tensor in skeleton.graph.initializer
+        if tensor.name in weights
     }
     prefixes = {
-        name: INITIALIZER_TAG + _encode_varint(len(head) + model.weights[name].nbytes) + head
-        for name, head in heads.items()
+        name: INITIALIZER_TAG + _encode_varint(len(head) + weights[name].nbytes) + head for name, head in heads.items()
     }
-    graph_bytes = len(graph_start) + sum(len(prefixes[name]) + model.weights[name].nbytes for name in prefixes)
+    graph_bytes = len(graph_start) + sum(len(prefixes[name]) + weights[name].nbytes for name in prefixes)
     stream.write(rest.SerializeToString(deterministic=True))
     stream.write(GRAPH_TAG + _encode_varint(graph_bytes) + graph_start)
     for name, prefix in prefixes.items():
         stream.write(prefix)
-        stream.write(model.weights[name].tobytes())
+        stream.write(weights[name].tobytes())
 
 
 def _encode_varint(number: int) -> bytes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from flash_export.config import ExportOptions
+    from flash_export.manifest import GraphSpec
 
 MIN_TELLTALE = 11  # above what counts axes: ranks, and the two pads of each axis
 
@@ -29,20 +29,23 @@ class TracedSizes:
     telltales: frozenset[int]
 
 
-def choose_traced_sizes(lowered: nn.Module, window: int, options: ExportOptions) -> TracedSizes:
+def choose_traced_sizes(lowered: nn.Module, window: int, graph: GraphSpec) -> TracedSizes:
     """Choose a batch and a number of windows that no size in the model explains.
 
     Args:
         lowered: The module to be traced.
         window: Number of tokens that sequences are padded to a multiple of.
-        options: Ranges of the axes; only where they are too small for a telling size is a smaller one taken.
+        graph: Contract of the graph; only where its axes are too short for a telling size is a smaller one taken.
     """
+    limits = {name: bounds.max for name, bounds in graph.axes.items()}
     explained = collect_model_sizes(lowered) | set(range(MIN_TELLTALE))
     free = (size for size in itertools.count(MIN_TELLTALE) if size not in explained)
-    batch, num_windows = min(next(free), options.max_batch), next(free)
-    seq_len = min((num_windows - 1) * window + (window + 1) // 2, options.max_seq_len)
+    batch, num_windows = min(next(free), limits["batch"]), next(free)
+    fixed = {bounds.max for bounds in graph.axes.values() if bounds.min == bounds.max}
+    seq_len = min((num_windows - 1) * window + (window + 1) // 2, limits.get("seq", 1))
     num_windows = -(-seq_len // window)
-    return TracedSizes(batch, seq_len, frozenset({batch, seq_len, num_windows * window, num_windows} - explained))
+    telltales = {batch, seq_len, num_windows * window, num_windows} - explained - fixed
+    return TracedSizes(batch, seq_len, frozenset(telltales))
 
 
 def collect_model_sizes(lowered: nn.Module) -> set[int]:

@@ -8,53 +8,57 @@ import logging
 import re
 import warnings
 from collections import Counter
-from typing import TYPE_CHECKING
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flash_export.exporters.lowering.flash_state import STATE_PREFIX
 from flash_export.exporters.primitives import TRANSLATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import onnx_ir as ir
-    from torch import nn
+    from torch import Tensor, nn
 
-    from flash_export.config import ExportOptions
     from flash_export.exporters.traced_sizes import TracedSizes
+    from flash_export.manifest import GraphSpec, TensorSpec
 
 SCOPE_PROPERTY = "pkg.torch.onnx.name_scopes"
 SCOPE_PLACEHOLDER = "_empty_nn_module_stack_from_metadata_hook"
 GRAPH_SCOPE = "graph"
 
 
-def trace_model(lowered: nn.Module, *, mask: bool, options: ExportOptions, example: TracedSizes) -> ir.Model:
-    """Trace ``forward(input_ids[, attention_mask]) -> logits`` with symbolic ``batch`` and ``seq``.
+def trace_model(module: nn.Module, graph: GraphSpec, example: TracedSizes) -> ir.Model:
+    """Trace a module into a graph whose symbolic axes stay symbolic.
 
     Args:
-        lowered: A lowered model in evaluation mode.
-        mask: Whether the graph takes ``attention_mask``.
-        options: Opset and the ranges of the axes.
+        module: A module in evaluation mode. It takes the graph's inputs by position, those of a state as one tuple.
+        graph: The contract that the graph is to fulfil.
         example: Sizes of the example inputs.
 
     Returns:
         The graph, its nodes named after the submodule they come from (``layers.3.quadratic/MatMul_2``).
     """
-    names = ["input_ids", "attention_mask"] if mask else ["input_ids"]
-    examples = tuple(torch.ones(example.batch, example.seq_len, dtype=torch.int64) for _ in names)
-    axes = {
-        axis: torch.export.Dim(name, min=1, max=limit) if limit > 1 else None
-        for axis, (name, limit) in enumerate((("batch", options.max_batch), ("seq", options.max_seq_len)))
+    sizes = {"batch": example.batch, "seq": example.seq_len}
+    dims = {
+        name: torch.export.Dim(name, min=bounds.min, max=bounds.max)
+        for name, bounds in graph.axes.items()
+        if bounds.min < bounds.max
     }
-    with _quiet():
+    examples = [_make_example(spec, sizes) for spec in graph.inputs]
+    shapes = [{axis: dims[n] for axis, n in enumerate(spec.shape) if isinstance(n, str)} for spec in graph.inputs]
+    num_plain = sum(not spec.name.startswith(STATE_PREFIX) for spec in graph.inputs)
+    with quiet_exporter():
         program = torch.onnx.export(
-            lowered,
-            examples,
+            module,
+            _group_state(examples, num_plain),
             dynamo=True,
-            opset_version=options.opset,
-            input_names=names,
-            output_names=["logits"],
-            dynamic_shapes=dict.fromkeys(names, axes),
+            opset_version=graph.opset,
+            input_names=[spec.name for spec in graph.inputs],
+            output_names=[spec.name for spec in graph.outputs],
+            dynamic_shapes=_group_state(shapes, num_plain),
             custom_translation_table=TRANSLATIONS,
             optimize=True,
             verbose=False,
@@ -63,12 +67,24 @@ def trace_model(lowered: nn.Module, *, mask: bool, options: ExportOptions, examp
         raise RuntimeError("torch.onnx.export returned no program")
     _name_nodes(program.model.graph)
     _drop_metadata(program.model)
+    program.model.producer_name, program.model.producer_version = "flash-export", metadata.version("flash-export")
     return program.model
 
 
+def _make_example(spec: TensorSpec, sizes: dict[str, int]) -> Tensor:
+    shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+    return torch.ones(shape, dtype=getattr(torch, spec.dtype))
+
+
+def _group_state(values: list[Any], num_plain: int) -> tuple[Any, ...]:
+    """Return one value an argument of the module: the plain inputs, then all tensors of the state as one."""
+    plain, state = tuple(values[:num_plain]), tuple(values[num_plain:])
+    return (*plain, state) if state else plain
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress chatter and its warnings about itself away from the user."""
+def quiet_exporter() -> Iterator[None]:
+    """Keep PyTorch's ONNX exporters' progress chatter, and their warnings about themselves, away from the user."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -10,6 +10,7 @@ from flash_export.errors import ConfigError
 MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 23, 20
 DEFAULT_MAX_SEQ_LEN = 65536
 DEFAULT_MAX_BATCH = 64
+GRAPHS = FORWARD, PREFILL, DECODE = "forward", "prefill", "decode"
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,16 @@ class ExportOptions:
         max_batch: Largest batch that the graph promises to handle.
         mask: Whether the graph takes ``attention_mask``; None: only where padding would change the answer, which
             is for non-causal models.
+        batch: The one batch that the graphs take; None: any up to ``max_batch``.
+        graphs: ``forward``, and ``prefill`` and ``decode`` for causal models; none: all that the model can have.
     """
 
     opset: int = DEFAULT_OPSET
     max_seq_len: int = DEFAULT_MAX_SEQ_LEN
     max_batch: int = DEFAULT_MAX_BATCH
     mask: bool | None = None
+    batch: int | None = None
+    graphs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -36,6 +41,12 @@ class ExportOptions:
         for name in ("max_seq_len", "max_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not usable; use a whole number of at least 1")
+        if self.batch is not None and self.batch < 1:
+            raise ConfigError(f"batch={self.batch} is not usable; use a whole number of at least 1, or leave it out")
+        if unknown := sorted(set(self.graphs) - set(GRAPHS)):
+            raise ConfigError(f"graphs has {', '.join(unknown)}; use {', '.join(GRAPHS)}")
+        if self.graphs and GRAPHS[0] not in self.graphs:
+            raise ConfigError(f"graphs={','.join(self.graphs)} lacks {GRAPHS[0]}, which validation needs; add it")
 
 
 @dataclass(frozen=True)

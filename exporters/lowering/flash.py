@@ -91,7 +91,13 @@ class QuadraticAttention(nn.Module):
         self, q: Float[Tensor, "b g c s"], k: Float[Tensor, "b g c s"], v: Float[Tensor, "b g c e"]
     ) -> Float[Tensor, "b g c e"]:
         """Attend; the score divisor is in q."""
-        return apply_attention_fn(q @ k.mT + self.bias, self.attention_fn) @ v
+        return self.weigh(q, k, self.bias) @ v
+
+    def weigh(
+        self, q: Float[Tensor, "*b c s"], k: Float[Tensor, "*b k s"], bias: Float[Tensor, "*b c k"]
+    ) -> Float[Tensor, "*b c k"]:
+        """Return the weight of each key for each query."""
+        return apply_attention_fn(q @ k.mT + bias, self.attention_fn)
 
 
 class LinearAttention(nn.Module):

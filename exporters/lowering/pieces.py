@@ -87,9 +87,9 @@ class TokenEmbedding(nn.Module):
         self.scale = nn.Buffer(sinusoid.scale.clone())
         self.cosine_first = bool(channels[0] != 0)
 
-    def forward(self, input_ids: Tensor, positions: Float[Tensor, " n"]) -> Float[Tensor, "b n d"]:
+    def forward(self, input_ids: Tensor, positions: Float[Tensor, "*b n"]) -> Float[Tensor, "b n d"]:
         """Embed each token at its position."""
-        angles = positions[:, None] * self.inv_freq
+        angles = positions.unsqueeze(-1) * self.inv_freq
         halves = (angles.cos(), angles.sin()) if self.cosine_first else (angles.sin(), angles.cos())
         return F.embedding(input_ids, self.table) + torch.cat(halves, dim=-1) * self.scale
 

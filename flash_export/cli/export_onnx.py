@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 )
 @click.option("--max-seq-len", type=int, default=DEFAULT_MAX_SEQ_LEN, show_default=True, help="Longest sequence.")
 @click.option("--max-batch", type=int, default=DEFAULT_MAX_BATCH, show_default=True, help="Largest batch.")
+@click.option("--batch", type=int, help="The one batch to take, in place of any up to --max-batch.")
+@click.option(
+    "--graphs",
+    metavar="NAME,...",
+    help="forward, and for causal models prefill and decode, which carry the past in a state.  [default: all]",
+)
 @click.option("--mask/--no-mask", default=None, help="Take attention_mask. Default: only if padding would matter.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, with its engines and reports.")
 def onnx_command(
@@ -52,10 +58,12 @@ def onnx_command(
     opset: int,
     max_seq_len: int,
     max_batch: int,
+    batch: int | None,
+    graphs: str | None,
     mask: bool | None,
     force: bool,
 ) -> None:
-    """Export CHECKPOINT as a bundle: ONNX graph, weights, manifest.
+    """Export CHECKPOINT as a bundle: ONNX graphs, weights, manifest.
 
     CHECKPOINT is a folder with config.json and model.safetensors, or a weights file of flash-pytorch (.pt, .pth,
     .bin, .ckpt, .safetensors) with --family and that library's constructor arguments.
@@ -65,8 +73,16 @@ def onnx_command(
       flash-export onnx my-model/ -o bundle/
       flash-export onnx model.pt -o bundle/ --family flash --set causal=true --set group_size=256
       flash-export onnx model.pt -o bundle/ --family flash --config arguments.json --opset 18 --max-seq-len 8192
+      flash-export onnx my-model/ -o bundle/ --graphs forward --batch 1
     """
-    options = ExportOptions(opset=opset, max_seq_len=max_seq_len, max_batch=max_batch, mask=mask)
+    options = ExportOptions(
+        opset=opset,
+        max_seq_len=max_seq_len,
+        max_batch=max_batch,
+        mask=mask,
+        batch=batch,
+        graphs=tuple(name.strip() for name in graphs.split(",")) if graphs else (),
+    )
     config = parse_config(config_file, assignments)
 
     from rich.console import Console

@@ -62,6 +62,11 @@ class ModelConfig:
         """Whether tokens to the right of a row's end change the row's outputs, so that a mask is needed."""
         raise NotImplementedError
 
+    @property
+    def state_refusal(self) -> str | None:
+        """Why the past of a text cannot be carried in a state of constant size; None if it can."""
+        raise NotImplementedError
+
     def count_macs(self, seq_len: int) -> int:
         """Return the multiply-accumulates of the matrix products of one row of ``seq_len`` tokens."""
         raise NotImplementedError

@@ -93,6 +93,11 @@ class FlashConfig(ModelConfig):
         """The non-causal linear branch sums over, and divides by, the whole length."""
         return not self.causal
 
+    @property
+    def state_refusal(self) -> str | None:
+        """A token of a causal model needs its chunk, and one matrix a layer of what came before it."""
+        return None if self.causal else "it is not causal, so that every token changes all tokens before it"
+
     def count_macs(self, seq_len: int) -> int:
         """Count both branches and the projections, on the length padded to whole chunks."""
         padded_len = seq_len + -seq_len % self.chunk_size

@@ -71,6 +71,11 @@ class GauConfig(ModelConfig):
         """Scores are divided by the number of tokens, in causal models too."""
         return True
 
+    @property
+    def state_refusal(self) -> str | None:
+        """Scores are divided by the sequence length."""
+        return "FLASH-Quad divides its scores by the sequence length, so that every new token changes the whole past"
+
     def count_macs(self, seq_len: int) -> int:
         """Count the attention over the whole length and the projections."""
         projections = 3 * self.dim * self.hidden_dim + self.dim * self.qk_dim

@@ -70,9 +70,9 @@ def place(tmp_path: Path, small_checkpoint: Path) -> Path:
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch, small_bundle: Bundle) -> None:
-    """Take the graph from the exported bundle instead of tracing again, to save seconds."""
+    """Take the graphs from the exported bundle instead of tracing again, to save seconds."""
     monkeypatch.setattr(
-        "flash_export.exporters.export.trace_model", lambda *_, **__: ir.load(small_bundle.get_graph_path())
+        "flash_export.exporters.export.trace_model", lambda _, graph, __: ir.load(small_bundle.path / graph.file)
     )
 
 
@@ -394,8 +394,8 @@ def fail_full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def write_half(_: object, path: Path) -> None:
-    path.write_bytes(b"half a graph")
+def write_half(_: object, folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"half a graph")
     fail_full()
 
 
@@ -408,7 +408,7 @@ def write_text_but_no_manifest(path: Path, text: str, **options: Any) -> int:
 
 DISK_FULL = {
     "weights": ("flash_export.models.base.save_file", fail_full),
-    "graph": ("flash_export.exporters.export.write_model", write_half),
+    "graph": ("flash_export.exporters.export.write_models", write_half),
     "manifest": ("pathlib.Path.write_text", write_text_but_no_manifest),
     "flush": ("os.fsync", fail_full),
     "rename": ("flash_export.files._exchange", fail_full),

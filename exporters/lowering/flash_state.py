@@ -1,0 +1,268 @@
+"""The graphs of a causal ``flash`` model that carry the past in a state of constant size.
+
+Of the past, a layer needs the sum of ``k^T v`` over all chunks before the open one, and the tokens of the open chunk. A
+cache of one chunk holds the open chunk and, in the slots that it has not reached, the tokens of the chunk before: they
+are weighed as linear attention does. A new token takes the slot of the token one chunk earlier, which moves into the
+sum. So no step differs from another, and a chunk that fills up needs no branch.
+
+Axes: b batch, n padded segment, g chunk, c position in a chunk, d model, e hidden, s query/key, r rotated width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flash_export.exporters.primitives import (
+    continue_shift,
+    join_chunks,
+    put_at,
+    split_chunks,
+    sum_earlier_chunks,
+    take_at,
+)
+from flash_export.manifest import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from flash_export.exporters.lowering.flash import LoweredFlash, LoweredFlashLayer
+    from flash_export.models.flash import FlashConfig
+
+STATE_PREFIX, NEW_STATE_PREFIX = "state.", "new_state."
+
+
+class LayerState(NamedTuple):
+    """What one layer keeps of the past of each row; ``shift`` only where tokens are shifted."""
+
+    kv: Tensor  # (b, s, e)
+    quad_k: Tensor  # (b, c, s)
+    lin_k: Tensor  # (b, c, s)
+    v: Tensor  # (b, c, e)
+    shift: Tensor | None = None  # (b, d / 2)
+
+
+class SegmentEnd(NamedTuple):
+    """Where the rows of a segment end.
+
+    Attributes:
+        chunk: Row and number of the chunk that the last token is in, ``(b, 2)``.
+        token: Row and position of the last token, ``(b, 2)``.
+        closes: 1 for rows that end with their chunk, ``(b, 1, 1)``.
+        is_open: 1 for the tokens of the chunk that stays open, ``(b, c, 1)``.
+    """
+
+    chunk: Int[Tensor, "b 2"]
+    token: Int[Tensor, "b 2"]
+    closes: Float[Tensor, "b 1 1"]
+    is_open: Float[Tensor, "b c 1"]
+
+
+class Slot(NamedTuple):
+    """Where a token of each row goes.
+
+    Attributes:
+        place: Row and slot in the cache, ``(b, 1, 2)``.
+        number: The slot alone, ``(b, 1)``.
+        is_earlier: 1 for the slots that the open chunk has not reached, ``(b, 1, c)``.
+    """
+
+    place: Int[Tensor, "b 1 2"]
+    number: Int[Tensor, "b 1"]
+    is_earlier: Float[Tensor, "b 1 c"]
+
+
+def describe_state(config: FlashConfig, batch: int | str, prefix: str) -> tuple[TensorSpec, ...]:
+    """Return the tensors of the state, in the order in which the graphs take and return them."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "kv": (config.qk_dim, config.hidden_dim),
+        "quad_k": (config.chunk_size, config.qk_dim),
+        "lin_k": (config.chunk_size, config.qk_dim),
+        "v": (config.chunk_size, config.hidden_dim),
+    }
+    if config.shift_tokens:
+        shapes["shift"] = (config.dim // 2,)
+    layers = (
+        TensorSpec(f"{prefix}{layer}.{name}", "float32", (batch, *shape))
+        for layer in range(config.depth)
+        for name, shape in shapes.items()
+    )
+    return (TensorSpec(f"{prefix}position", "int64", (batch,)), *layers)
+
+
+class StatefulLayer(nn.Module):
+    """The weights of a lowered layer, under the same names."""
+
+    def __init__(self, layer: LoweredFlashLayer) -> None:
+        """Share the weights of a layer."""
+        super().__init__()
+        self.norm, self.projection, self.heads = layer.norm, layer.projection, layer.heads
+        self.quadratic = layer.quadratic
+        self.out_weight, self.out_bias = layer.out_weight, layer.out_bias
+        self.shift_tokens, self.chunk_size = layer.shift_tokens, layer.chunk_size
+
+    def project_out(
+        self, x: Float[Tensor, "b n d"], gate: Float[Tensor, "b n e"], mixed: Float[Tensor, "b n e"]
+    ) -> Float[Tensor, "b n d"]:
+        """Gate what was attended to, project it, add the residual."""
+        return x + (gate * mixed @ self.out_weight + self.out_bias)
+
+
+class PrefillLayer(StatefulLayer):
+    """One layer over a segment that starts with a chunk."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        cos: Float[Tensor, "b n 1 r"],
+        sin: Float[Tensor, "b n 1 r"],
+        end: SegmentEnd,
+        past: LayerState,
+    ) -> tuple[Float[Tensor, "b n d"], LayerState]:
+        """Mix the tokens, and return the state after each row's last one."""
+        normed, shift = self.norm(x), None
+        if past.shift is not None:
+            shift = take_at(normed, end.token)[:, normed.shape[-1] // 2 :]
+            normed = continue_shift(normed, past.shift)
+        value, gate, z = self.projection(normed)
+        heads = self.heads(z, cos, sin)
+        quad_q, lin_q, quad_k, lin_k = (split_chunks(head, self.chunk_size) for head in heads)
+        v = split_chunks(value, self.chunk_size)
+        kv = lin_k.mT @ v  # (b, g, s, e)
+        before = sum_earlier_chunks(kv) + (past.kv + past.lin_k.mT @ past.v).unsqueeze(1)
+        mixed = join_chunks(self.quadratic(quad_q, quad_k, v)) + join_chunks(lin_q @ before)
+        new = LayerState(
+            kv=take_at(before, end.chunk) + take_at(kv, end.chunk) * end.closes,
+            quad_k=take_at(quad_k, end.chunk),
+            lin_k=take_at(lin_k, end.chunk),
+            v=take_at(v, end.chunk) * end.is_open,
+            shift=shift,
+        )
+        return self.project_out(x, gate, mixed), new
+
+
+class DecodeLayer(StatefulLayer):
+    """One layer over one token a row."""
+
+    def forward(
+        self,
+        x: Float[Tensor, "b 1 d"],
+        cos: Float[Tensor, "b 1 1 r"],
+        sin: Float[Tensor, "b 1 1 r"],
+        slot: Slot,
+        past: LayerState,
+    ) -> tuple[Float[Tensor, "b 1 d"], LayerState]:
+        """Attend to the past, and return the state with this token in it."""
+        normed, shift = self.norm(x), None
+        if past.shift is not None:
+            passing, shifted = normed.chunk(2, dim=-1)
+            shift = shifted.squeeze(1)
+            normed = torch.cat((past.shift.unsqueeze(1), passing), dim=-1)
+        value, gate, z = self.projection(normed)
+        quad_q, lin_q, quad_k, lin_k = self.heads(z, cos, sin)  # (b, 1, s)
+        leaving_k, leaving_v = take_at(past.lin_k, slot.place), take_at(past.v, slot.place)
+        new = LayerState(
+            kv=past.kv + leaving_k.mT @ leaving_v,
+            quad_k=put_at(past.quad_k, slot.place, quad_k),
+            lin_k=put_at(past.lin_k, slot.place, lin_k),
+            v=put_at(past.v, slot.place, value),
+            shift=shift,
+        )
+        weights = self.quadratic.weigh(quad_q, new.quad_k, F.embedding(slot.number, self.quadratic.bias))
+        weights = weights + lin_q @ new.lin_k.mT * slot.is_earlier  # (b, 1, c)
+        return self.project_out(x, gate, weights @ new.v + lin_q @ new.kv), new
+
+
+class StatefulFlash(nn.Module):
+    """A lowered causal model whose graph takes and returns a state."""
+
+    def __init__(self, lowered: LoweredFlash, layer_type: type[StatefulLayer]) -> None:
+        """Share the weights of a lowered model."""
+        super().__init__()
+        self.config = lowered.config
+        self.embedding, self.freqs, self.head = lowered.embedding, lowered.freqs, lowered.head
+        layers = cast("list[LoweredFlashLayer]", lowered.layers)
+        self.layers = nn.ModuleList(layer_type(layer) for layer in layers)
+
+    def compute_angles(
+        self, positions: Float[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, "b n 1 r"], Float[Tensor, "b n 1 r"]]:
+        """Return cosine and sine of RoPE's angles."""
+        angles = (positions.unsqueeze(-1) * self.freqs).unsqueeze(2)
+        return angles.cos(), angles.sin()
+
+    def split_state(self, state: tuple[Tensor, ...]) -> Iterator[LayerState]:
+        """Return the state of each layer; the first tensor is the position."""
+        size = (len(state) - 1) // self.config.depth
+        return (LayerState(*state[start : start + size]) for start in range(1, len(state), size))
+
+    @staticmethod
+    def join_state(position: Tensor, layers: list[LayerState]) -> tuple[Tensor, ...]:
+        """Return the tensors of a state in the graph's order."""
+        return (position, *(tensor for layer in layers for tensor in layer if tensor is not None))
+
+
+class PrefillFlash(StatefulFlash):
+    """``forward(input_ids, lengths, state) -> logits, state`` for segments that start at a multiple of the chunk."""
+
+    def __init__(self, lowered: LoweredFlash) -> None:
+        """Share the weights of a lowered model."""
+        super().__init__(lowered, PrefillLayer)
+
+    def forward(
+        self, input_ids: Int[Tensor, "b seq"], lengths: Int[Tensor, " b"], state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the logits of every position, and the state after the last token of each row."""
+        seq_len, chunk_size = input_ids.shape[1], self.config.chunk_size
+        padded_len = (seq_len + chunk_size - 1) // chunk_size * chunk_size
+        positions = state[0].float().unsqueeze(1) + torch.arange(padded_len, dtype=torch.float32)
+        x = self.embedding(F.pad(input_ids, (0, padded_len - seq_len)), positions)
+        cos, sin = self.compute_angles(positions)
+        end, layers = self._find_ends(lengths), []
+        for layer, past in zip(self.layers, self.split_state(state), strict=True):
+            x, new = layer(x, cos, sin, end, past)
+            layers.append(new)
+        return self.head(x.narrow(1, 0, seq_len)), self.join_state(state[0] + lengths, layers)
+
+    def _find_ends(self, lengths: Int[Tensor, " b"]) -> SegmentEnd:
+        chunk_size = self.config.chunk_size
+        rows, last = torch.arange(lengths.shape[0]), lengths - 1
+        num_open = (lengths % chunk_size).unsqueeze(1)
+        return SegmentEnd(
+            chunk=torch.stack((rows, last // chunk_size), dim=-1),
+            token=torch.stack((rows, last), dim=-1),
+            closes=(num_open == 0).float().unsqueeze(-1),
+            is_open=(torch.arange(chunk_size) < num_open).float().unsqueeze(-1),
+        )
+
+
+class DecodeFlash(StatefulFlash):
+    """``forward(input_ids, state) -> logits, state`` for one token a row, at any position."""
+
+    def __init__(self, lowered: LoweredFlash) -> None:
+        """Share the weights of a lowered model."""
+        super().__init__(lowered, DecodeLayer)
+
+    def forward(self, input_ids: Int[Tensor, "b 1"], state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the logits of the token, and the state with it."""
+        position = state[0].unsqueeze(1)
+        positions = position.float()
+        x = self.embedding(input_ids, positions)
+        cos, sin = self.compute_angles(positions)
+        slot, layers = self._find_slot(position), []
+        for layer, past in zip(self.layers, self.split_state(state), strict=True):
+            x, new = layer(x, cos, sin, slot, past)
+            layers.append(new)
+        return self.head(x), self.join_state(state[0] + 1, layers)
+
+    def _find_slot(self, position: Int[Tensor, "b 1"]) -> Slot:
+        number = position % self.config.chunk_size
+        rows = torch.arange(position.shape[0]).unsqueeze(1)
+        is_earlier = (torch.arange(self.config.chunk_size) > number).float().unsqueeze(1)
+        return Slot(torch.stack((rows, number), dim=-1), number, is_earlier)
