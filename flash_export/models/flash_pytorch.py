@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from flash_export.models.flash import FlashConfig
 from flash_export.models.gau import GauConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 LAYER_KEY = re.compile(r"layers\.(\d+)\.")
 ROTARY_KEY = re.compile(r"layers\.\d+\.rotary_pos_emb\.freqs")
+ARGUMENT_NAMES = {"vocab_size": "num_tokens", "chunk_size": "group_size", "qk_dim": "query_key_dim"}  # of our fields
 IGNORED_ARGUMENTS = ("attn_dropout", "dropout")
 
 
@@ -48,14 +50,15 @@ def import_flash(tensors: Tensors, arguments: Mapping[str, Any]) -> tuple[FlashC
         known=("group_size", "causal", "shift_tokens", "laplace_attn_fn", "reduce_group_non_causal_attn"),
         sizes=sizes,
     )
-    config = FlashConfig(
-        **sizes,
-        chunk_size=given.get("group_size", 256),
-        causal=given.get("causal", False),
-        shift_tokens=given.get("shift_tokens", True),
-        attention_fn=_name_attention_fn(given),
-        sum_over_chunks=given.get("reduce_group_non_causal_attn", True),
-    )
+    with _speak_of_arguments():
+        config = FlashConfig(
+            **sizes,
+            chunk_size=given.get("group_size", 256),
+            causal=given.get("causal", False),
+            shift_tokens=given.get("shift_tokens", True),
+            attention_fn=_name_attention_fn(given),
+            sum_over_chunks=given.get("reduce_group_non_causal_attn", True),
+        )
     return config, _merge_rotary_tables(tensors)
 
 
@@ -75,7 +78,8 @@ def import_gau(tensors: Tensors, arguments: Mapping[str, Any]) -> tuple[GauConfi
     """
     sizes = _read_sizes(tensors)
     given = _check_arguments(arguments, known=("causal", "laplace_attn_fn"), sizes=sizes)
-    config = GauConfig(**sizes, causal=given.get("causal", False), attention_fn=_name_attention_fn(given))
+    with _speak_of_arguments():
+        config = GauConfig(**sizes, causal=given.get("causal", False), attention_fn=_name_attention_fn(given))
     return config, dict(tensors)
 
 
@@ -107,13 +111,8 @@ def _check_arguments(
     arguments: Mapping[str, Any], *, known: tuple[str, ...], sizes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the arguments that weights cannot tell, after comparing the others with the weights."""
-    told_by_weights = {
-        "num_tokens": sizes["vocab_size"],
-        "dim": sizes["dim"],
-        "depth": sizes["depth"],
-        "query_key_dim": sizes["qk_dim"],
-        "norm_type": sizes["norm_type"],
-    }
+    fields = ("vocab_size", "dim", "depth", "qk_dim", "norm_type")
+    told_by_weights = {ARGUMENT_NAMES.get(field, field): sizes[field] for field in fields}
     for name, value in arguments.items():
         if name == "expansion_factor":
             hidden_dim = int(_check_number(name, value) * sizes["dim"])
@@ -138,6 +137,16 @@ def _check_arguments(
         if name != "group_size" and not isinstance(value, bool):
             raise ConfigError(f"{name}={value!r} is not a boolean; use true or false")
     return given
+
+
+@contextmanager
+def _speak_of_arguments() -> Iterator[None]:
+    """Let the config's errors, which start with a field, start with the argument that the user knows it by."""
+    try:
+        yield
+    except ConfigError as error:
+        field, equals, rest = str(error).partition("=")
+        raise ConfigError(ARGUMENT_NAMES.get(field, field) + equals + rest) from error
 
 
 def _check_number(name: str, value: Any) -> float:

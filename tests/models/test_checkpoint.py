@@ -415,15 +415,34 @@ def test_rotary_tables_that_differ(state: StateDict, tmp_path: Path) -> None:
         ({"chunk_size": 16}, "unknown argument 'chunk_size'; flash-pytorch's arguments are group_size, causal"),
         ({"causal": 1}, "causal=1 is not a boolean; use true or false"),
         ({"shift_tokens": "yes"}, "shift_tokens='yes' is not a boolean"),
-        ({"group_size": 0}, "=0 is not usable; use a whole number from 1"),
-        ({"group_size": 1.5}, "=1.5 is not usable"),
-        ({"group_size": True}, "=True is not usable"),
+        ({"group_size": 0}, "group_size=0 is not usable; use a whole number from 1"),
+        ({"group_size": -3}, "group_size=-3 is not usable"),
+        ({"group_size": 1.5}, "group_size=1.5 is not usable"),
+        ({"group_size": True}, "group_size=True is not usable"),
+        ({"group_size": "a=b"}, "group_size='a=b' is not usable"),
+        ({"laplace_attn_fn": "laplace"}, "laplace_attn_fn='laplace' is not a boolean"),
+        ({"reduce_group_non_causal_attn": 0}, "reduce_group_non_causal_attn=0 is not a boolean"),
         ({"add_residual": False}, "add_residual=False is not supported"),
     ],
 )
 def test_arguments_that_cannot_be(state: StateDict, tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     path = save(state, tmp_path / "model.pt")
     check_error(lambda: load_foreign(path, arguments), ConfigError, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("layers.0.to_qk.0.weight", 1, "query_key_dim=1 is too narrow"),
+        ("layers.0.to_qk.0.weight", 0, "query_key_dim=0 is not usable"),
+        ("token_emb.weight", 0, "num_tokens=0 is not usable"),
+    ],
+)
+def test_weights_of_an_impossible_width_are_named_as_the_argument(
+    state: StateDict, tmp_path: Path, name: str, rows: int, message: str
+) -> None:
+    path = save({**state, name: torch.ones(rows, 12)}, tmp_path / "model.pt")
+    check_error(lambda: load_foreign(path), ConfigError, message)
 
 
 def test_group_size_belongs_to_flash_alone(tmp_path: Path) -> None:
