@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from flash_export.errors import BundleError
+from flash_export.exporters.weightless import read_without_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,13 +47,13 @@ class GraphAnalysis:
 
 
 def analyse_graph(path: Path) -> GraphAnalysis:
-    """Count what is in an ONNX file, without reading its external weights.
+    """Count what is in an ONNX file, without reading its weights.
 
     Raises:
         BundleError: The file cannot be read as ONNX.
     """
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = read_without_weights(path)
     except Exception as error:  # protobuf's own errors share no base that onnx exports
         raise BundleError(f"{path} cannot be read as ONNX ({error}); it is damaged or of another kind") from error
     if not model.graph.node:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import BundleError
-from flash_export.files import hash_file, replace_folder
+from flash_export.files import hash_file, hash_files, replace_folder
 from flash_export.manifest import FORMAT_VERSION, EngineManifest, GraphSpec, Manifest
 from flash_export.structure import find_mismatch
 
@@ -45,10 +45,11 @@ class Bundle:
         """
         folder = Path(path)
         manifest = _read_manifest(folder)
-        for name, expected in manifest.files.items():
+        for name in manifest.files:
             if not (folder / name).is_file():
                 raise BundleError(f"{folder / name} is missing, but {MANIFEST_FILE} names it; export the bundle again")
-            actual = hash_file(folder / name)
+        hashes = hash_files([folder / name for name in manifest.files])
+        for (name, expected), actual in zip(manifest.files.items(), hashes, strict=True):
             if actual != expected:
                 raise BundleError(
                     f"{folder / name} was changed after the export: sha256 {actual[:12]}..., the manifest says "

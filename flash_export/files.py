@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flash_export.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _HASH_BLOCK_BYTES = 1 << 20
+_RANDOM_NAME = "?" * 8  # the part that tempfile draws
 
 
 def hash_file(path: Path) -> str:
@@ -28,6 +32,12 @@ def hash_file(path: Path) -> str:
         while block := stream.read(_HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def hash_files(paths: Sequence[Path]) -> list[str]:
+    """Return the sha256 of each file, computed at the same time: hashing releases Python's lock."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(hash_file, paths))
 
 
 def flush_file(path: Path) -> None:
@@ -69,7 +79,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of ``target`` in one step, if the block succeeds.
 
     The folder lies beside ``target``, so that renaming it is atomic. When the block raises, it is removed and
-    ``target`` stays as it was.
+    ``target`` stays as it was. What a killed process left there is removed by the next one.
 
     Raises:
         BundleError: ``target`` is the current folder, the folder beside it cannot be written, or the disk is full.
@@ -79,7 +89,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
         raise BundleError(f"{target} is the current folder, which cannot be replaced; give the name of a folder in it")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        _remove_stale_staging(target)
+        staging, lock = _create_staging(target)
     except OSError as error:
         raise BundleError(f"cannot write {target}: {error.strerror}; choose a folder that you may write to") from error
     try:
@@ -98,6 +109,34 @@ def replace_folder(target: Path) -> Iterator[Path]:
         raise BundleError(f"cannot write {target}: {error.strerror}; free some space and run it again") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
+
+
+def _create_staging(target: Path) -> tuple[Path, int]:
+    """Create a folder beside ``target`` and hold a lock on it, which the system drops when this process dies.
+
+    It gets the name that :func:`_remove_stale_staging` looks for once it is locked.
+
+    Returns:
+        The folder, and the file descriptor whose closing drops the lock.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    lock = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # a file system without locks; nobody can lock, so nobody removes
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return folder.rename(f"{folder}.tmp"), lock
+
+
+def _remove_stale_staging(target: Path) -> None:
+    """Remove staging folders of ``target`` that no living process holds a lock on."""
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.{_RANDOM_NAME}.tmp"):
+        with suppress(OSError):  # locked, no folder, another user's, or on a file system without locks
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _exchange(left: Path, right: Path) -> None:

@@ -115,6 +115,13 @@ def test_changed_file_is_named(bundle: Bundle, name: str) -> None:
         Bundle.open(bundle.path)
 
 
+def test_first_of_several_changed_files_is_named(bundle: Bundle) -> None:
+    for name in ("model.onnx", "model.safetensors"):
+        (bundle.path / name).write_text("changed")
+    with pytest.raises(BundleError, match=r"model.onnx was changed after the export"):
+        Bundle.open(bundle.path)
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.onnx", "model.safetensors"])
 def test_missing_file_is_named(bundle: Bundle, name: str) -> None:
     (bundle.path / name).unlink()

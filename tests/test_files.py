@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import random
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flash_export.errors import BundleError
-from flash_export.files import hash_file, replace_folder, write_file
+from flash_export.files import hash_file, hash_files, replace_folder, write_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 WRITES = (lambda path: write_file(path, b"new"), lambda path: replace_folder(path).__enter__())
 NUM_KILLS = 10
@@ -80,6 +82,15 @@ def test_hash_is_the_sha256_of_the_content(tmp_path: Path) -> None:
     data = bytes(range(256)) * 10_000
     (tmp_path / "file").write_bytes(data)
     assert hash_file(tmp_path / "file") == sha256(data).hexdigest()
+
+
+def test_hashes_come_in_the_order_of_the_files(tmp_path: Path) -> None:
+    paths = [tmp_path / str(index) for index in range(20)]
+    for index, path in enumerate(paths):
+        path.write_bytes(bytes([index]) * 100_000 * (20 - index))
+    assert hash_files(paths) == [sha256(path.read_bytes()).hexdigest() for path in paths]
+    with pytest.raises(FileNotFoundError):
+        hash_files([*paths, tmp_path / "none"])
 
 
 def test_written_file_replaces_the_old_one_and_everyone_may_read_it(tmp_path: Path) -> None:
@@ -284,3 +295,71 @@ def check_whole(target: Path, kind: str, pid: int) -> None:
     version = content[: len(content) // NUM_REPEATS]
     assert version.startswith(f"{pid}-".encode())
     assert content == version * NUM_REPEATS
+
+
+STUCK_WRITER = """
+import sys
+from pathlib import Path
+from flash_export.files import replace_folder
+
+with replace_folder(Path(sys.argv[1])) as staging:
+    (staging / "a").write_bytes(b"of another process")
+    print(staging.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def run_stuck_writer(target: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Start a process that replaces ``target`` once its stdin is closed; yield it and its staging folder."""
+    command = [sys.executable, "-c", STUCK_WRITER, str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        staging = target.parent / writer.stdout.readline().decode().strip()
+        assert (staging / "a").is_file()
+        yield writer, staging
+
+
+def test_folder_of_a_killed_process_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    target = tmp_path / "target[1]"  # no pattern, though it looks like one
+    write_old_folder(target)
+    with run_stuck_writer(target) as (writer, staging):
+        writer.kill()
+    assert writer.returncode == -signal.SIGKILL
+    assert staging.is_dir()
+    with replace_folder(target) as own:
+        assert not staging.exists()
+        (own / "a").write_bytes(b"new")
+    assert list_tree(tmp_path) == {target.name: None, f"{target.name}/a": b"new"}
+
+
+def test_folder_of_a_living_process_stays(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with run_stuck_writer(target) as (writer, staging):
+        with replace_folder(target) as own:
+            (own / "a").write_bytes(b"new")
+        assert (staging / "a").is_file()
+        assert list_tree(target) == {"a": b"new"}
+        writer.communicate()
+    assert writer.returncode == 0
+    assert list_tree(tmp_path) == {"target": None, "target/a": b"of another process"}
+
+
+def test_what_staging_never_left_stays(tmp_path: Path) -> None:
+    for name in (".target.mine.tmp", ".target.12345678", ".other.12345678.tmp", "target.12345678.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_bytes(b"mine")
+    (tmp_path / ".target.87654321.tmp").write_bytes(b"a file")
+    (tmp_path / ".target.abcdefgh.tmp").symlink_to(".target.mine.tmp")
+    before = list_tree(tmp_path)
+    with replace_folder(tmp_path / "target"):
+        pass
+    assert list_tree(tmp_path) == {**before, "target": None}
+
+
+def test_file_system_without_locks_keeps_stale_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".target.12345678.tmp").mkdir()
+    monkeypatch.setattr(fcntl, "flock", FullDisk(lambda: None))
+    with replace_folder(tmp_path / "target") as staging:
+        (staging / "a").write_bytes(b"new")
+    assert list_tree(tmp_path) == {".target.12345678.tmp": None, "target": None, "target/a": b"new"}
