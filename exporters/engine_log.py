@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 LOGGER_NAME = "flash_export.tensorrt"
 
-# TensorRT warns of every int64 input and output, which is what token ids are.
-_HARMLESS = re.compile(r"Make sure (input|output) \S+ has Int64 binding")
+# TensorRT warns of every int64 input and output, which is what token ids are, and of the part of the state that prefill
+# has no use for: where a chunk starts, no earlier key of the quadratic branch is seen.
+_HARMLESS = re.compile(r"Make sure (input|output) \S+ has Int64 binding|Input Tensor state\.\S+ is unused")
 _SOURCE_POSITION = re.compile(r"\s*\(?In \w+ at /\S+\.(?:cpp|h):\d+\)?:?")
 
 logger = logging.getLogger(LOGGER_NAME)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flash_export.bundle import GRAPH_FILE, HELDOUT_FILE, HELDOUT_TEXT_FILE, MANIFEST_FILE, Bundle
 from flash_export.config import ExportOptions
 from flash_export.errors import BundleError, CheckpointError
-from flash_export.exporters.graphs import build_graph_module, describe_graphs
+from flash_export.exporters.graphs import build_graph_module, count_state_bytes, describe_graphs
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.exporters.promises import check_promises
 from flash_export.exporters.serialization import split_weights, write_models
@@ -25,6 +25,7 @@ from flash_export.models.checkpoint import load_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from flash_export.manifest import GraphSpec
     from flash_export.models.base import ReferenceModel
 
 FLOPS_SEQ_LEN = 1024
@@ -89,8 +90,8 @@ def export_onnx(
 
     start(0)
     loaded = load_checkpoint(checkpoint, family=family, config=config)
-    provenance, facts = loaded.provenance, _describe_model(loaded.model, options)
     graphs, window = describe_graphs(loaded.model.config, options), loaded.model.config.window
+    provenance, facts = loaded.provenance, _describe_model(loaded.model, options, graphs)
     with replace_folder(target) as staging:
         start(1)
         loaded.model.save_pretrained(staging)
@@ -155,7 +156,7 @@ def _read_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONED_PACKAGES}}
 
 
-def _describe_model(model: ReferenceModel, options: ExportOptions) -> ModelFacts:
+def _describe_model(model: ReferenceModel, options: ExportOptions, graphs: Mapping[str, GraphSpec]) -> ModelFacts:
     config = model.config
     lengths = sorted({min(FLOPS_SEQ_LEN, options.max_seq_len), options.max_seq_len})
     return ModelFacts(
@@ -163,4 +164,5 @@ def _describe_model(model: ReferenceModel, options: ExportOptions) -> ModelFacts
         num_parameters=model.count_parameters(),
         num_blocks=config.to_dict()["depth"],
         flops_per_token={str(seq_len): 2 * config.count_macs(seq_len) // seq_len for seq_len in lengths},
+        state_bytes=max(map(count_state_bytes, graphs.values())),
     )

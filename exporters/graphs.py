@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, cast
+
+import numpy as np
 
 from flash_export.bundle import GRAPH_FILE
 from flash_export.config import DECODE, FORWARD, PREFILL
@@ -48,6 +51,12 @@ def build_graph_module(name: str, lowered: nn.Module) -> nn.Module:
     if name == FORWARD:
         return lowered
     return _STATEFUL[name](cast("LoweredFlash", lowered)).requires_grad_(requires_grad=False).eval()
+
+
+def count_state_bytes(graph: GraphSpec) -> int:
+    """Return the size of the state that a graph carries for one row; 0 if it carries none."""
+    specs = (spec for spec in graph.inputs if spec.name.startswith(STATE_PREFIX))
+    return sum(math.prod(map(int, spec.shape[1:])) * np.dtype(spec.dtype).itemsize for spec in specs)
 
 
 def _describe_graph(name: str, config: ModelConfig, options: ExportOptions) -> GraphSpec:

@@ -77,12 +77,14 @@ class ModelFacts:
         num_parameters: Trained parameters of the reference model.
         num_blocks: Layers.
         flops_per_token: Floating-point operations of the matrix products, a token, by sequence length.
+        state_bytes: Size of the state that prefill and decode carry for one row; 0 without these graphs.
     """
 
     model_type: str
     num_parameters: int
     num_blocks: int
     flops_per_token: dict[str, int]
+    state_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,12 @@ def test_shapes_of_decode_are_fixed_but_for_the_batch(stateful: StatefulModel) -
     assert list(graph.axes) == ["batch"]
 
 
+def test_manifest_tells_the_size_of_the_state(stateful: StatefulModel) -> None:
+    facts = stateful.bundle.manifest.model
+    assert facts is not None
+    assert facts.state_bytes == sum(value.nbytes for value in stateful.make_state(1).values())
+
+
 def test_weights_stand_in_the_bundle_once(stateful: StatefulModel) -> None:
     bundle = stateful.bundle
     assert (bundle.path / "model.onnx.data").is_file()
