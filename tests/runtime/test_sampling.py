@@ -25,7 +25,7 @@ def compute_probabilities(logits: np.ndarray, seen: np.ndarray, options: Samplin
     """Do it the slow way: the definitions of Hugging Face's processors, one row and one token at a time."""
     scores = [float(value) for value in logits]
     penalty = options.repetition_penalty
-    for token in np.flatnonzero(seen):
+    for token in np.flatnonzero(seen).tolist():
         scores[token] = scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
     scores = [score / options.temperature for score in scores]
     if options.top_k:

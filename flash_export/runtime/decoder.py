@@ -1,0 +1,101 @@
+"""Feeding one token a row and step, with the state of the batch kept from step to step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from flash_export.errors import InputError
+from flash_export.runtime.state import INPUT_PREFIX, OUTPUT_PREFIX, State
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as np
+    from jaxtyping import Float, Int
+    from typing_extensions import Self
+
+    from flash_export.runtime.runner import Runner
+
+
+class Decoder(Protocol):
+    """A decode graph that remembers its state. A context manager that frees what it holds."""
+
+    def load_state(self, state: State) -> None:
+        """Go on from a state that was found to fit the graph; the batch becomes the state's."""
+        ...
+
+    def step(self, tokens: Int[np.ndarray, " batch"]) -> Float[np.ndarray, "batch vocab"]:
+        """Feed one token a row and return the logits of the next.
+
+        Raises:
+            InputError: No state was loaded, or it has another batch.
+        """
+        ...
+
+    def read_state(self) -> State:
+        """Return a copy of the state after the last step.
+
+        Raises:
+            InputError: No state was loaded.
+            StateError: It holds NaN or infinite values.
+        """
+        ...
+
+    def __enter__(self) -> Self:
+        """Return the decoder."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free what the decoder holds."""
+        ...
+
+
+class RunnerDecoder:
+    """Any runner as a decoder: the state goes through host memory at every step."""
+
+    def __init__(self, runner: Runner) -> None:
+        """Wrap a runner of a decode graph; entering and leaving the decoder enters and leaves it."""
+        self._runner = runner
+        self._state: dict[str, np.ndarray] = {}
+        self._model_sha256 = ""
+
+    def load_state(self, state: State) -> None:
+        """Go on from a state."""
+        self._state, self._model_sha256 = state.to_inputs(), state.model_sha256
+
+    def step(self, tokens: Int[np.ndarray, " batch"]) -> Float[np.ndarray, "batch vocab"]:
+        """Feed one token a row and return the logits of the next."""
+        check_loaded(bool(self._state))
+        outputs = self._runner.run({"input_ids": tokens[:, None], **self._state})
+        logits = outputs.pop("logits")
+        self._state = {name.replace(OUTPUT_PREFIX, INPUT_PREFIX, 1): value for name, value in outputs.items()}
+        return logits[:, 0]
+
+    def read_state(self) -> State:
+        """Return the state after the last step."""
+        check_loaded(bool(self._state))
+        tensors = {name.removeprefix(INPUT_PREFIX): value.copy() for name, value in self._state.items()}
+        return State(tensors, self._model_sha256)
+
+    def __enter__(self) -> Self:
+        """Enter the runner."""
+        self._runner.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the runner."""
+        self._runner.__exit__(kind, error, trace)
+
+
+def check_loaded(loaded: bool) -> None:
+    """Refuse a step without a state.
+
+    Raises:
+        InputError: No state was loaded.
+    """
+    if not loaded:
+        raise InputError("there is no state to decode from; prefill a prompt, or load a state first")

@@ -1,0 +1,274 @@
+"""Generating text with carried state: prompts go through ``prefill`` in segments, new tokens through ``decode``.
+
+with Generator.open(Bundle.open("bundle")) as generator:
+    tokens = generator.generate([prompt_ids], SamplingOptions(max_tokens=100)).tokens[0]
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flash_export.errors import InputError
+from flash_export.runtime.inputs import check_axis
+from flash_export.runtime.sampling import Sampler, SamplingOptions
+from flash_export.runtime.state import State, check_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from jaxtyping import Float, Int
+    from typing_extensions import Self
+
+    from flash_export.bundle import Bundle
+    from flash_export.manifest import GraphSpec
+    from flash_export.runtime.decoder import Decoder
+    from flash_export.runtime.runner import Runner
+
+DEFAULT_SEGMENT_LEN = 2048
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was written after the prompts.
+
+    Attributes:
+        tokens: New token ids of each row, int64; a stop token is the last of them.
+        state: State after the prompts and all new tokens, to go on from.
+    """
+
+    tokens: tuple[Int[np.ndarray, " new"], ...]
+    state: State
+
+
+class Generator:
+    """Prefill and decode graphs of one model, driven for batches of prompts of any lengths."""
+
+    def __init__(
+        self, prefill: Runner, decoder: Decoder, graph: GraphSpec, *, chunk_size: int, model_sha256: str
+    ) -> None:
+        """Wrap an open pair; :meth:`open` makes it from a bundle.
+
+        Args:
+            prefill: Runner of the prefill graph.
+            decoder: The decode graph, whose state has the same tensors.
+            graph: Contract of the prefill graph.
+            chunk_size: The prefill graph takes states whose position is a multiple of this.
+            model_sha256: What the states belong to, see :func:`identify_model`.
+        """
+        self._prefill = prefill
+        self._decoder = decoder
+        self._graph = graph
+        self._chunk_size = chunk_size
+        self._model_sha256 = model_sha256
+        self._vocab_size = int(graph.outputs[0].shape[-1])
+        self._min_batch = graph.axes["batch"].min  # more than 1 in graphs of one fixed batch
+        self._open = ExitStack()
+
+    @classmethod
+    def open(cls, bundle: Bundle, backend: str = "ort-cpu", *, threads: int | None = None) -> Generator:
+        """Open a bundle for generation.
+
+        Args:
+            bundle: Bundle of a causal model.
+            backend: ``ort-cpu``, ``ort-cuda``, ``trt``, or ``eager``: the reference model, which reads the text again
+                for every token.
+            threads: Threads of one operator on the CPU; None: what the backend chooses.
+
+        Raises:
+            BundleError: The model cannot generate, or the bundle lacks the graphs or engines for it.
+            BackendUnavailableError: The backend cannot be used here.
+            ConfigError: There is no such backend.
+        """
+        from flash_export.runtime.state_backends import open_pair
+
+        pair = open_pair(bundle, backend, threads=threads)
+        return cls(pair.prefill, pair.decoder, pair.graph, chunk_size=pair.chunk_size, model_sha256=pair.model_sha256)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens that the model knows."""
+        return self._vocab_size
+
+    def prefill(
+        self,
+        prompts: Sequence[Int[np.ndarray, " seq"]],
+        state: State | None = None,
+        *,
+        segment_len: int = DEFAULT_SEGMENT_LEN,
+    ) -> tuple[Float[np.ndarray, "batch vocab"], State]:
+        """Read prompts.
+
+        A row whose state lies inside a chunk goes through decode to the end of that chunk, then on in segments.
+
+        Args:
+            prompts: Token ids of each row, at least one; the lengths may differ.
+            state: Where the texts go on from, a row a prompt; None: new texts.
+            segment_len: Most tokens of a row in one run of the prefill graph, rounded to whole chunks. Longer is
+                faster, and takes memory in proportion.
+
+        Returns:
+            Logits of the token after each prompt, and the state there.
+
+        Raises:
+            InputError: A prompt is empty or no int64 vector, a token is not in the vocabulary, there are more prompts
+                than the graph's largest batch, or ``segment_len`` is below 1.
+            StateError: The state is of another model, has another batch, or is damaged.
+        """
+        prompts = [self._check_prompt(row, prompt) for row, prompt in enumerate(prompts)]
+        if not prompts:
+            raise InputError("there are no prompts; give at least one")
+        batch = len(prompts)
+        check_axis("batch", max(batch, self._min_batch), self._graph.axes["batch"])
+        segment_len = self._round_segment(segment_len)
+        if state is None:
+            state = State.zeros(self._graph, batch)
+        check_state(state, self._graph, batch=batch, model_sha256=self._model_sha256)
+        state = State(state.tensors, self._model_sha256)
+        logits = np.zeros((batch, self._vocab_size), np.float32)
+        lengths = np.array([prompt.size for prompt in prompts])
+        fed = np.zeros_like(lengths)
+        while (remaining := lengths - fed).any():
+            to_boundary = -state.position % self._chunk_size
+            inside = np.flatnonzero((remaining > 0) & (to_boundary > 0))
+            rows = inside if inside.size else np.flatnonzero(remaining)
+            if inside.size:
+                count = int(np.minimum(remaining, to_boundary)[rows].min())
+                counts, feed = np.full(rows.size, count), self._feed_decode
+            else:
+                counts, feed = np.minimum(remaining[rows], segment_len), self._feed_prefill
+            pieces = [prompts[row][fed[row] : fed[row] + count] for row, count in zip(rows, counts, strict=True)]
+            logits[rows], new_state = feed(pieces, state.select(rows))
+            state = state.replace(rows, new_state)
+            fed[rows] += counts
+        return logits, state
+
+    def generate(
+        self,
+        prompts: Sequence[Int[np.ndarray, " seq"]],
+        options: SamplingOptions | None = None,
+        state: State | None = None,
+        *,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> Generation:
+        """Read prompts and go on writing, each row until its stop token or ``options.max_tokens``.
+
+        Args:
+            prompts: Token ids of each row, at least one.
+            options: How tokens are chosen; None: greedily.
+            state: Where the texts go on from; the repetition penalty does not know what stands before it.
+            on_token: Called with row and token as each is chosen.
+
+        Raises:
+            InputError: A prompt is unusable, see :meth:`prefill`, or the model computes NaN.
+            StateError: The state is unusable, see :meth:`prefill`.
+            ConfigError: A stop token is not in the vocabulary.
+        """
+        options = options or SamplingOptions()
+        sampler = Sampler(options, len(prompts), self._vocab_size)
+        logits, state = self.prefill(prompts, state)
+        sampler.read_prompts(prompts)
+        written: list[list[int]] = [[] for _ in prompts]
+        rows = np.arange(len(prompts))
+        self._load(state)
+        for _ in range(options.max_tokens):
+            tokens = sampler.choose(logits, rows)
+            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+                written[row].append(token)
+                if on_token:
+                    on_token(row, token)
+            logits = self._step(tokens)
+            going_on = ~np.isin(tokens, options.stop_tokens)
+            if not going_on.all():
+                state = state.replace(rows, self._read(rows.size))
+                rows, logits = rows[going_on], logits[going_on]
+                if not rows.size:
+                    break
+                self._load(state.select(rows))
+        if rows.size:
+            state = state.replace(rows, self._read(rows.size))
+        return Generation(tuple(np.array(tokens, np.int64) for tokens in written), state)
+
+    def _feed_decode(
+        self, pieces: list[Int[np.ndarray, " seq"]], state: State
+    ) -> tuple[Float[np.ndarray, "rows vocab"], State]:
+        """Feed pieces of one length token by token."""
+        self._load(state)
+        for tokens in np.stack(pieces, axis=1):
+            logits = self._step(tokens)
+        return logits, self._read(len(pieces))
+
+    def _feed_prefill(
+        self, pieces: list[Int[np.ndarray, " seq"]], state: State
+    ) -> tuple[Float[np.ndarray, "rows vocab"], State]:
+        """Feed pieces of any lengths at once, padded on the right."""
+        ends = np.array([piece.size for piece in pieces])
+        lengths = self._fill(ends)
+        input_ids = np.zeros((lengths.size, lengths.max()), np.int64)
+        for row, piece in enumerate(pieces):
+            input_ids[row, : piece.size] = piece
+        inputs = self._fill_state(state).to_inputs()
+        outputs = self._prefill.run({"input_ids": input_ids, "lengths": lengths, **inputs})
+        new_state = State.from_outputs(outputs, model_sha256=self._model_sha256)
+        return outputs["logits"][np.arange(ends.size), ends - 1], self._cut_state(new_state, ends.size)
+
+    def _load(self, state: State) -> None:
+        self._decoder.load_state(self._fill_state(state))
+
+    def _step(self, tokens: Int[np.ndarray, " rows"]) -> Float[np.ndarray, "rows vocab"]:
+        return self._decoder.step(self._fill(tokens))[: tokens.size]
+
+    def _read(self, num_rows: int) -> State:
+        return self._cut_state(self._decoder.read_state(), num_rows)
+
+    def _fill(self, values: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " batch"]:
+        """Repeat the last row until there are as many as the graph takes."""
+        return np.pad(values, (0, max(self._min_batch - values.size, 0)), mode="edge")
+
+    def _fill_state(self, state: State) -> State:
+        return state if state.batch >= self._min_batch else state.select(self._fill(np.arange(state.batch)))
+
+    def _cut_state(self, state: State, num_rows: int) -> State:
+        return state if state.batch == num_rows else state.select(np.arange(num_rows))
+
+    def _round_segment(self, segment_len: int) -> int:
+        """Return the number of tokens of a segment: whole chunks, if the graph's longest sequence has room for one."""
+        if segment_len < 1:
+            raise InputError(f"segment_len={segment_len} is not usable; use a whole number of at least 1")
+        longest = self._graph.axes["seq"].max
+        chunks = min(max(segment_len // self._chunk_size, 1), longest // self._chunk_size)
+        return chunks * self._chunk_size or longest
+
+    def _check_prompt(self, row: int, prompt: Int[np.ndarray, " seq"]) -> Int[np.ndarray, " seq"]:
+        if prompt.ndim != 1 or prompt.dtype != np.int64:
+            raise InputError(
+                f"prompt {row} is {prompt.dtype} of shape {prompt.shape}, wanted an int64 vector of token ids; "
+                "convert it with np.asarray(ids, np.int64)"
+            )
+        if prompt.size == 0:
+            raise InputError(f"prompt {row} has no tokens; give at least one, such as a line break, to go on from")
+        if prompt.min() < 0 or prompt.max() >= self._vocab_size:
+            odd = int(prompt.min() if prompt.min() < 0 else prompt.max())
+            raise InputError(
+                f"prompt {row} has the token {odd}, the model knows 0 to {self._vocab_size - 1}; "
+                "encode the text with the model's own tokenizer"
+            )
+        return prompt
+
+    def __enter__(self) -> Self:
+        """Enter both runners."""
+        with ExitStack() as stack:
+            stack.enter_context(self._prefill)
+            stack.enter_context(self._decoder)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free sessions, engines and states."""
+        self._open.close()

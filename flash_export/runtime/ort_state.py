@@ -1,0 +1,125 @@
+"""Decoding with onnxruntime, the state staying where it is: two sets of buffers that each step swaps."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flash_export.errors import InputError
+from flash_export.runtime.decoder import check_loaded
+from flash_export.runtime.inputs import check_axis
+from flash_export.runtime.ort import OrtRunner
+from flash_export.runtime.state import INPUT_PREFIX, OUTPUT_PREFIX, State
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jaxtyping import Float, Int
+
+    from flash_export.manifest import GraphSpec
+
+
+class OrtStateRunner(OrtRunner):
+    """Runs a decode graph with its inputs and outputs bound to buffers, so that a step copies tokens and logits alone.
+
+    A step reads the state from one set of buffers and writes it to the other; there is one binding for each direction.
+    """
+
+    _batch: int
+    _current: int
+    _input_ids: Any
+    _logits: Any
+
+    def __init__(self, graph: GraphSpec, path: Path, *, provider: str = "cpu", threads: int | None = None) -> None:
+        """Create the session; see :class:`OrtRunner` for arguments and errors."""
+        super().__init__(graph, path, provider=provider, threads=threads)
+        self._ort = importlib.import_module("onnxruntime")
+        self._model_sha256 = ""
+        self._forget_state()
+
+    def load_state(self, state: State) -> None:
+        """Copy a state, which fits the graph, into the buffers, and go on from it.
+
+        Raises:
+            InputError: The batch is out of the graph's range.
+        """
+        check_axis("batch", state.batch, self._graph.axes["batch"])
+        if state.batch != self._batch:
+            self._allocate(state.batch)
+        for name, value in state.tensors.items():
+            self._buffers[self._current][name].update_inplace(np.ascontiguousarray(value))
+        self._model_sha256 = state.model_sha256
+
+    def step(self, tokens: Int[np.ndarray, " batch"]) -> Float[np.ndarray, "batch vocab"]:
+        """Feed one token a row and return the logits of the next.
+
+        Raises:
+            InputError: No state was loaded, or it has another batch.
+        """
+        check_loaded(self._batch > 0)
+        if tokens.shape != (self._batch,):
+            raise InputError(
+                f"tokens have shape {tokens.shape}, the state has a batch of {self._batch}; give one a row"
+            )
+        self._input_ids.update_inplace(np.ascontiguousarray(tokens[:, None], dtype=np.int64))
+        self._session.run_with_iobinding(self._bindings[self._current])
+        self._current = 1 - self._current
+        logits = _copy_to_host(self._logits)
+        return logits[:, 0]
+
+    def read_state(self) -> State:
+        """Return a copy of the state after the last step.
+
+        Raises:
+            InputError: No state was loaded.
+            StateError: It holds NaN or infinite values.
+        """
+        check_loaded(self._batch > 0)
+        tensors = {name: _copy_to_host(buffer) for name, buffer in self._buffers[self._current].items()}
+        return State(tensors, self._model_sha256)
+
+    def __exit__(self, *error: Any) -> None:
+        """Drop the bindings before the buffers, and these before the session."""
+        self._forget_state()
+        super().__exit__(*error)
+
+    def _forget_state(self) -> None:
+        self._batch = self._current = 0
+        self._bindings: list[Any] = []
+        self._buffers: list[dict[str, Any]] = []
+        self._input_ids = self._logits = None
+
+    def _allocate(self, batch: int) -> None:
+        """Make buffers and bindings for a batch; tokens and logits live on the host, the state on the device."""
+        self._forget_state()
+
+        def create(shape: tuple[int | str, ...], dtype: str, device: str) -> Any:
+            return self._ort.OrtValue.ortvalue_from_shape_and_type([batch, *shape[1:]], np.dtype(dtype), device)
+
+        input_ids, *_ = self._graph.inputs
+        logits, *_ = self._graph.outputs
+        state_specs = {
+            spec.name.removeprefix(INPUT_PREFIX): spec for spec in self._graph.inputs if spec.name != input_ids.name
+        }
+        self._input_ids = create(input_ids.shape, input_ids.dtype, "cpu")
+        self._logits = create(logits.shape, logits.dtype, "cpu")
+        self._buffers = [
+            {name: create(spec.shape, spec.dtype, self._provider) for name, spec in state_specs.items()}
+            for _ in range(2)
+        ]
+        for source, target in ((0, 1), (1, 0)):
+            binding = self._session.io_binding()
+            binding.bind_ortvalue_input(input_ids.name, self._input_ids)
+            binding.bind_ortvalue_output(logits.name, self._logits)
+            for name in state_specs:
+                binding.bind_ortvalue_input(f"{INPUT_PREFIX}{name}", self._buffers[source][name])
+                binding.bind_ortvalue_output(f"{OUTPUT_PREFIX}{name}", self._buffers[target][name])
+            self._bindings.append(binding)
+        self._batch = batch
+
+
+def _copy_to_host(value: Any) -> np.ndarray:
+    """Return a copy: on the CPU, ``OrtValue.numpy`` is a view of the buffer that a later step writes to."""
+    return np.array(value.numpy())

@@ -1,0 +1,114 @@
+"""Opening the prefill and decode graphs of a bundle on a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from flash_export.config import DECODE, PREFILL
+from flash_export.errors import BundleError, ConfigError
+from flash_export.runtime.decoder import RunnerDecoder
+from flash_export.runtime.state import identify_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flash_export.bundle import Bundle
+    from flash_export.manifest import GraphSpec
+    from flash_export.runtime.decoder import Decoder
+    from flash_export.runtime.runner import Runner
+
+
+@dataclass(frozen=True)
+class StatePair:
+    """A prefill runner and a decoder of one model.
+
+    Attributes:
+        prefill: Runner of the prefill graph.
+        decoder: The decode graph.
+        graph: Contract of the prefill graph.
+        chunk_size: Prefill takes positions that are multiples of this.
+        model_sha256: See :func:`identify_model`.
+    """
+
+    prefill: Runner
+    decoder: Decoder
+    graph: GraphSpec
+    chunk_size: int
+    model_sha256: str
+
+
+def open_pair(bundle: Bundle, backend: str, *, threads: int | None = None) -> StatePair:
+    """Open what generation needs; see :meth:`Generator.open`.
+
+    Raises:
+        BundleError: The model cannot generate, or the bundle lacks the graphs or engines for it.
+        BackendUnavailableError: The backend cannot be used here.
+        ConfigError: There is no such backend.
+    """
+    if backend not in _OPENERS:
+        raise ConfigError(f"unknown backend {backend!r}; use one of {', '.join(_OPENERS)}")
+    config = bundle.read_config()
+    if not config.get("causal"):
+        raise BundleError(
+            f"{bundle.path} holds a model that is not causal: it sees a text as a whole and cannot generate one; "
+            "export a causal model"
+        )
+    return _OPENERS[backend](bundle, threads)
+
+
+def _open_ort(bundle: Bundle, threads: int | None, *, provider: str) -> StatePair:
+    from flash_export.runtime.ort import OrtRunner
+    from flash_export.runtime.ort_state import OrtStateRunner
+
+    graph, decode_graph = _get_state_graphs(bundle)
+    prefill = OrtRunner(graph, bundle.get_graph_path(PREFILL), provider=provider, threads=threads)
+    decoder = OrtStateRunner(decode_graph, bundle.get_graph_path(DECODE), provider=provider, threads=threads)
+    return StatePair(prefill, decoder, graph, bundle.read_config()["chunk_size"], identify_model(bundle))
+
+
+def _open_trt(bundle: Bundle, threads: int | None) -> StatePair:
+    graph, _ = _get_state_graphs(bundle)
+    engines = {engine.graph: engine for engine in bundle.list_engines()}
+    if missing := [name for name in (PREFILL, DECODE) if name not in engines]:
+        raise BundleError(
+            f"{bundle.path} has no engine of {' and '.join(missing)}; build it with 'flash-export trt --graph NAME'"
+        )
+    from flash_export.runtime.trt import open_engine
+
+    prefill, decode = (open_engine(bundle, engines[name]) for name in (PREFILL, DECODE))
+    return StatePair(prefill, RunnerDecoder(decode), graph, bundle.read_config()["chunk_size"], identify_model(bundle))
+
+
+def _open_eager(bundle: Bundle, threads: int | None) -> StatePair:
+    from flash_export.runtime.eager_state import EagerStateRunner, describe_eager_graph
+
+    forward = bundle.get_graph()
+    graph = describe_eager_graph(int(forward.outputs[0].shape[-1]), forward.axes)
+    model = bundle.load_model()
+    prefill, decode = (EagerStateRunner(model, graph, threads=threads) for _ in range(2))
+    return StatePair(prefill, RunnerDecoder(decode), graph, 1, identify_model(bundle))
+
+
+def _get_state_graphs(bundle: Bundle) -> tuple[GraphSpec, GraphSpec]:
+    graphs = bundle.manifest.graphs
+    if PREFILL in graphs and DECODE in graphs:
+        return graphs[PREFILL], graphs[DECODE]
+    if bundle.read_config()["model_type"] == "gau":
+        raise BundleError(
+            f"{bundle.path} holds a gau model, which has no state of constant size: it divides by the sequence "
+            "length, so each new token changes the past; use --backend eager, which reads the whole text again"
+        )
+    raise BundleError(
+        f"{bundle.path} has no prefill and decode graphs, only {', '.join(graphs)}; export it again with "
+        "'flash-export onnx', which writes them for causal flash models"
+    )
+
+
+_OPENERS: dict[str, Callable[[Bundle, int | None], StatePair]] = {
+    "ort-cpu": partial(_open_ort, provider="cpu"),
+    "ort-cuda": partial(_open_ort, provider="cuda"),
+    "trt": _open_trt,
+    "eager": _open_eager,
+}
