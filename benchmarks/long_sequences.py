@@ -2,9 +2,11 @@
 
     python benchmarks/long_sequences.py [--long] [--lengths 4096,65536] [--memory-pattern] [--json FILE] [--quick]
 
-Each length runs in a process of its own, so that its peak memory is its own. ``--long`` adds 262,144 tokens; a length
-whose memory is not there is left out and said to be. onnxruntime's memory pattern is off unless asked for: it plans
-one more block as large as all that the first run took, see ``mixed_lengths.py``.
+One pass of the forward graph and, for the causal model, segments of 2,048 tokens through the prefill graph, whose state
+is carried from one to the next. Each length runs in a process of its own, so that its peak memory is its own.
+``--long`` adds 262,144 tokens, and 1,048,576 in segments; a length whose memory is not there is left out and said to be.
+onnxruntime's memory pattern is off unless asked for: it plans one more block as large as all that the first run took, see
+``mixed_lengths.py``.
 """
 
 from __future__ import annotations
@@ -13,19 +15,24 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from activity import Activity
 from memory import read_peak_bytes, reset_peak, run_in_process
 from peers import PeerConfig, add_model_options, export_ours, name_attention, select_configs
 from report import MIB, judge, make_parser, print_table, write_json
-from sessions import bind_run, make_options, make_token_feeds, make_tokens, open_session
+from sessions import THREADS, bind_run, make_options, make_token_feeds, make_tokens, open_session
 
+from flash_export.bundle import Bundle
 from flash_export.config import DEFAULT_MAX_SEQ_LEN, ExportOptions
+from flash_export.runtime.generate import Generator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LENGTHS = (4096, 16384, 65536)
-LONGEST = 262144
+LONGEST, LONGEST_IN_SEGMENTS = 262144, 1048576
 QUICK_LENGTHS = (64, 256)
 TARGET_FROM = 65536
 TARGET = 1.25
@@ -64,19 +71,42 @@ def measure_length(path: str, seq_len: int, vocab_size: int, repeats: int, mem_p
     options.enable_mem_pattern = mem_pattern
     session = open_session(Path(path), options)
     feeds = make_token_feeds(session, make_tokens(seq_len, vocab_size))
+    run: list[Callable[[], object]] = []
+
+    def bind_and_run() -> None:
+        if not run:
+            run.append(bind_run(session, feeds))
+        run[0]()
+
+    return _measure(bind_and_run, seq_len, repeats)
+
+
+def _measure(run: Callable[[], object], seq_len: int, repeats: int) -> LengthCost:
+    """Time a function and read how far it drives the memory of this process."""
     reset_peak()
     before = read_peak_bytes()
-    run = bind_run(session, feeds)
+    run()
     quiet = Activity.read()
     started = time.perf_counter()
     times: list[float] = []
-    while len(times) < repeats and (len(times) < 2 or time.perf_counter() - started < MAX_SECONDS_A_LENGTH):
+    while len(times) < repeats and (
+        len(times) < min(2, repeats) or time.perf_counter() - started < MAX_SECONDS_A_LENGTH
+    ):
         begun = time.perf_counter()
         run()
         times.append(time.perf_counter() - begun)
     others_share = quiet.compute_others_share(Activity.read())
     time_us, peak_mib = float(np.median(times)) * 1e6 / seq_len, (read_peak_bytes() - before) / MIB
     return LengthCost(seq_len, time_us, len(times), peak_mib, others_share)
+
+
+def measure_segments(path: str, seq_len: int, vocab_size: int, repeats: int) -> LengthCost:
+    """Time one text that is read in segments."""
+    bundle = Bundle.open(Path(path).parent)
+    tokens = make_tokens(seq_len, vocab_size)[0]
+    with Generator.open(bundle, threads=THREADS) as generator:
+        generator.prefill([tokens[:1]])
+        return _measure(lambda: generator.prefill([tokens]), seq_len, repeats)
 
 
 def measure_lengths(
@@ -90,6 +120,16 @@ def measure_lengths(
             break
         costs.append(run_in_process(measure_length, str(path), seq_len, config.num_tokens, repeats, mem_pattern))
     return costs
+
+
+def measure_lengths_in_segments(
+    config: PeerConfig, path: Path, lengths: list[int], *, repeats: int
+) -> list[LengthCost]:
+    """Measure one length after the other; the last and longest once."""
+    return [
+        run_in_process(measure_segments, str(path), n, config.num_tokens, 1 if n == LONGEST_IN_SEGMENTS else repeats)
+        for n in sorted(lengths)
+    ]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -108,16 +148,23 @@ def main(arguments: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = export_ours(config, Path(folder), options=export_options)
             repeats = 2 if options.quick else REPEATS
-            costs = measure_lengths(config, path, lengths, repeats=repeats, mem_pattern=options.memory_pattern)
-        _print_costs(config, costs)
-        results.append({"model": asdict(config), "lengths": [_describe(cost, costs[0]) for cost in costs]})
+            costs = {
+                "one pass": measure_lengths(config, path, lengths, repeats=repeats, mem_pattern=options.memory_pattern)
+            }
+            if config.causal:
+                longer = [*lengths, LONGEST_IN_SEGMENTS] if options.long else lengths
+                costs["segments"] = measure_lengths_in_segments(config, path, longer, repeats=repeats)
+        for way, lengths_costs in costs.items():
+            _print_costs(config, way, lengths_costs)
+            described = [_describe(cost, lengths_costs[0]) for cost in lengths_costs]
+            results.append({"model": asdict(config), "way": way, "lengths": described})
     write_json(options.json, {"memory_pattern": options.memory_pattern, "long_sequences": results})
 
 
-def _print_costs(config: PeerConfig, costs: list[LengthCost]) -> None:
+def _print_costs(config: PeerConfig, way: str, costs: list[LengthCost]) -> None:
     first = costs[0]
     print_table(
-        f"Long sequences: {name_attention(config)}, d={config.dim}, {config.depth} layers",
+        f"Long sequences, {way}: {name_attention(config)}, d={config.dim}, {config.depth} layers",
         ("tokens", "us a token", f"times {first.seq_len}", "target", "peak MiB", "KiB a token", "runs", "others"),
         [
             (

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +12,11 @@ from flash_pytorch import FLASHTransformer
 from torch import nn
 
 from flash_export.exporters.export import export_onnx
+from flash_export.exporters.tracing import quiet_exporter
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
@@ -120,7 +117,7 @@ def export_legacy(config: PeerConfig, path: Path) -> Path:
     model = TokensOnly(build_original(config)).eval()
     tokens = torch.ones(1, 2 * config.group_size + config.group_size // 2, dtype=torch.int64)
     axes = {0: "batch", 1: "seq"}
-    with quiet_torch():
+    with quiet_exporter():
         torch.onnx.export(
             model,
             (tokens,),
@@ -138,7 +135,7 @@ def slim_graph(path: Path, output: Path) -> Path:
     """Simplify a graph with onnxslim."""
     import onnxslim
 
-    with quiet_torch():
+    with quiet_exporter():
         slimmed: Any = onnxslim.slim(onnx.load(path))
     onnx.save(slimmed, output)
     return output
@@ -158,17 +155,3 @@ def bind_eager(model: Callable[..., Any], tokens: np.ndarray) -> Callable[[], ob
 def compute_error(actual: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest difference as a fraction of the largest expected magnitude."""
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
-
-
-@contextlib.contextmanager
-def quiet_torch() -> Iterator[None]:
-    """Keep exporters' chatter out of the table."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

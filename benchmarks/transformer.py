@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import onnx
 import torch
-from peers import build_original, quiet_torch
+from peers import build_original
 from torch import nn
 from torch.nn import functional as F
 
+from flash_export.exporters.tracing import quiet_exporter
 from flash_export.layers.position import ScaledSinusoid
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def count_parameters(model: nn.Module) -> int:
 def export_transformer(model: Transformer, path: Path) -> Path:
     """Export with symbolic length; refuse if the attention did not become one operator a layer."""
     tokens = torch.ones(1, 40, dtype=torch.int64)
-    with quiet_torch():
+    with quiet_exporter():
         torch.onnx.export(
             model,
             (tokens,),
