@@ -4,9 +4,9 @@
 
 One pass of the forward graph and, for the causal model, segments of 2,048 tokens through the prefill graph, whose state
 is carried from one to the next. Each length runs in a process of its own, so that its peak memory is its own.
-``--long`` adds 262,144 tokens, and 1,048,576 in segments; a length whose memory is not there is left out and said to be.
-onnxruntime's memory pattern is off unless asked for: it plans one more block as large as all that the first run took, see
-``mixed_lengths.py``.
+``--long`` adds 262,144 tokens, and 1,048,576 in segments; a length whose memory is not there is left out and said to
+be. onnxruntime's memory pattern is off unless asked for: it plans one more block as large as all that the first run
+took, see ``mixed_lengths.py``.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LENGTHS = (4096, 16384, 65536)
+WARM_UP_LEN = 4096
 LONGEST, LONGEST_IN_SEGMENTS = 262144, 1048576
 QUICK_LENGTHS = (64, 256)
 TARGET_FROM = 65536
@@ -71,42 +72,19 @@ def measure_length(path: str, seq_len: int, vocab_size: int, repeats: int, mem_p
     options.enable_mem_pattern = mem_pattern
     session = open_session(Path(path), options)
     feeds = make_token_feeds(session, make_tokens(seq_len, vocab_size))
-    run: list[Callable[[], object]] = []
-
-    def bind_and_run() -> None:
-        if not run:
-            run.append(bind_run(session, feeds))
-        run[0]()
-
-    return _measure(bind_and_run, seq_len, repeats)
-
-
-def _measure(run: Callable[[], object], seq_len: int, repeats: int) -> LengthCost:
-    """Time a function and read how far it drives the memory of this process."""
-    reset_peak()
-    before = read_peak_bytes()
-    run()
-    quiet = Activity.read()
-    started = time.perf_counter()
-    times: list[float] = []
-    while len(times) < repeats and (
-        len(times) < min(2, repeats) or time.perf_counter() - started < MAX_SECONDS_A_LENGTH
-    ):
-        begun = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begun)
-    others_share = quiet.compute_others_share(Activity.read())
-    time_us, peak_mib = float(np.median(times)) * 1e6 / seq_len, (read_peak_bytes() - before) / MIB
-    return LengthCost(seq_len, time_us, len(times), peak_mib, others_share)
+    return _measure(lambda: bind_run(session, feeds), seq_len, repeats)
 
 
 def measure_segments(path: str, seq_len: int, vocab_size: int, repeats: int) -> LengthCost:
     """Time one text that is read in segments."""
-    bundle = Bundle.open(Path(path).parent)
     tokens = make_tokens(seq_len, vocab_size)[0]
-    with Generator.open(bundle, threads=THREADS) as generator:
-        generator.prefill([tokens[:1]])
-        return _measure(lambda: generator.prefill([tokens]), seq_len, repeats)
+    with Generator.open(Bundle.open(Path(path).parent), threads=THREADS) as generator:
+
+        def warm_up() -> Callable[[], object]:
+            generator.prefill([tokens[:WARM_UP_LEN]])
+            return lambda: generator.prefill([tokens])
+
+        return _measure(warm_up, seq_len, repeats)
 
 
 def measure_lengths(
@@ -125,10 +103,11 @@ def measure_lengths(
 def measure_lengths_in_segments(
     config: PeerConfig, path: Path, lengths: list[int], *, repeats: int
 ) -> list[LengthCost]:
-    """Measure one length after the other; the last and longest once."""
+    """Measure one length after the other; the longest once."""
+    numbers = {seq_len: 1 if seq_len == LONGEST_IN_SEGMENTS else repeats for seq_len in sorted(lengths)}
     return [
-        run_in_process(measure_segments, str(path), n, config.num_tokens, 1 if n == LONGEST_IN_SEGMENTS else repeats)
-        for n in sorted(lengths)
+        run_in_process(measure_segments, str(path), seq_len, config.num_tokens, number)
+        for seq_len, number in numbers.items()
     ]
 
 
@@ -184,6 +163,23 @@ def _print_costs(config: PeerConfig, way: str, costs: list[LengthCost]) -> None:
 
 def _describe(cost: LengthCost, first: LengthCost) -> dict[str, Any]:
     return {**asdict(cost), "token_kib": cost.token_kib, "time_ratio": cost.time_us / first.time_us}
+
+
+def _measure(prepare: Callable[[], Callable[[], object]], seq_len: int, repeats: int) -> LengthCost:
+    """Time the function that ``prepare`` returns, and read how far both drive the memory of this process."""
+    reset_peak()
+    before = read_peak_bytes()
+    run = prepare()
+    quiet = Activity.read()
+    started = time.perf_counter()
+    times: list[float] = []
+    while len(times) < repeats and (len(times) < 2 or time.perf_counter() - started < MAX_SECONDS_A_LENGTH):
+        begun = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begun)
+    others_share = quiet.compute_others_share(Activity.read())
+    time_us, peak_mib = float(np.median(times)) * 1e6 / seq_len, (read_peak_bytes() - before) / MIB
+    return LengthCost(seq_len, time_us, len(times), peak_mib, others_share)
 
 
 def _read_available_bytes() -> float:
