@@ -16,6 +16,7 @@ from flash_export.cli.build_engine import trt_command
 from flash_export.cli.demo import demo_command
 from flash_export.cli.doctor import doctor_command
 from flash_export.cli.export_onnx import onnx_command
+from flash_export.cli.generate import generate_command
 from flash_export.cli.inspect_path import inspect_command
 from flash_export.cli.validate import validate_command
 from flash_export.errors import FlashExportError
@@ -82,11 +83,20 @@ def main(show_traceback: bool) -> None:
       flash-export onnx CHECKPOINT -o BUNDLE
       flash-export trt BUNDLE
       flash-export validate BUNDLE
+      flash-export generate BUNDLE --prompt TEXT
     """
     # Idle threads of PyTorch would spin on the cores that the runtime it is compared with needs. OpenMP reads this
     # when it is loaded, so it is set before anything imports PyTorch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-for _command in (onnx_command, trt_command, validate_command, inspect_command, doctor_command, demo_command):
+for _command in (
+    onnx_command,
+    trt_command,
+    validate_command,
+    generate_command,
+    inspect_command,
+    doctor_command,
+    demo_command,
+):
     main.add_command(_command)

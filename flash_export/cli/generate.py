@@ -1,0 +1,146 @@
+"""``flash-export generate``: let a causal model of a bundle write on, and show the text as it comes."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from flash_export.cli.validate import IntegerList
+from flash_export.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BYTE_VOCAB_SIZE = 256
+
+
+class TokenWriter:
+    """Shows tokens one by one: the text of bytes, or token ids separated by commas."""
+
+    def __init__(self, *, as_text: bool) -> None:
+        """Start at the beginning of a line."""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace") if as_text else None
+        self._is_empty = True
+
+    def write(self, row: int, token: int) -> None:
+        """Show a token of the one row; a character of several bytes is shown with its last byte."""
+        if self._decoder:
+            click.echo(self._decoder.decode(bytes([token])), nl=False)
+        else:
+            click.echo(token if self._is_empty else f",{token}", nl=False)
+        self._is_empty = False
+
+    def finish(self) -> None:
+        """Show what is left of a character, and end the line."""
+        if not self._is_empty:
+            click.echo(self._decoder.decode(b"", final=True) if self._decoder else "")
+
+
+@click.command("generate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--prompt", metavar="TEXT", help="Text to go on from, for models whose tokens are the 256 bytes.")
+@click.option("--prompt-file", type=click.File("rb"), help="File with that text; - for stdin.")
+@click.option("--tokens", type=IntegerList(), help="Token ids to go on from, for models of any vocabulary.")
+@click.option("--max-tokens", type=int, default=200, show_default=True, help="Most tokens to write.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the most likely token.")
+@click.option("--top-k", type=int, default=0, help="Draw from this many most likely tokens.  [default: from all]")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from the likeliest with this share.")
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Above 1, what the text has already becomes less likely.",
+)
+@click.option(
+    "--stop", type=IntegerList(), default=(), help="Token ids that end the text; 10 is a line break in bytes."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed draws the same text.")
+@click.option(
+    "--backend",
+    metavar="NAME",
+    default="ort-cpu",
+    show_default=True,
+    help="ort-cpu, ort-cuda, trt, or eager: the PyTorch model, which reads the whole text again for every token.",
+)
+@click.option("--threads", type=int, help="CPU threads of one operator.")
+@click.option("--save-state", type=click.Path(path_type=Path), help="Write the state after the text to this file.")
+@click.option("--load-state", type=click.Path(path_type=Path), help="Go on from a state in place of an empty text.")
+@click.pass_context
+def generate_command(
+    ctx: click.Context,
+    bundle: Path,
+    prompt: str | None,
+    prompt_file: BinaryIO | None,
+    tokens: tuple[int, ...] | None,
+    max_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    repetition_penalty: float,
+    stop: tuple[int, ...],
+    seed: int,
+    backend: str,
+    threads: int | None,
+    save_state: Path | None,
+    load_state: Path | None,
+) -> None:
+    """Go on from a prompt with the causal model of BUNDLE, and show the new text as it comes.
+
+    Models whose tokens are the 256 bytes read and write UTF-8; given --tokens, any model writes token ids. A saved
+    state stands for all the text before it: load it, and only the new prompt has to be read.
+
+    \b
+    Examples:
+      flash-export generate BUNDLE --prompt "def main("
+      flash-export generate BUNDLE --prompt-file story.txt --temperature 0.8 --top-p 0.95 --seed 1
+      flash-export generate BUNDLE --tokens 17,4,256 --max-tokens 20 --stop 0
+      flash-export generate BUNDLE --prompt-file manual.txt --max-tokens 0 --save-state manual.state
+      flash-export generate BUNDLE --load-state manual.state --prompt "In short: "
+    """
+    if [prompt, prompt_file, tokens].count(None) != 2:
+        raise click.UsageError("Give one of --prompt, --prompt-file and --tokens", ctx)
+
+    from flash_export.bundle import Bundle
+    from flash_export.runtime.generate import Generator
+    from flash_export.runtime.sampling import SamplingOptions
+    from flash_export.runtime.state import State
+
+    options = SamplingOptions(temperature, top_k, top_p, repetition_penalty, stop, max_tokens, seed)
+    opened = Bundle.open(bundle)
+    state = State.load(load_state, opened) if load_state else None
+    with Generator.open(opened, backend, threads=threads) as generator:
+        if tokens is None:
+            text = prompt_file.read() if prompt_file else str(prompt).encode("utf-8", "surrogateescape")
+            input_ids = _encode_text(text, generator.vocab_size)
+        else:
+            input_ids = _encode_tokens(tokens, generator.vocab_size)
+        writer = TokenWriter(as_text=tokens is None)
+        try:
+            result = generator.generate([input_ids], options, state, on_token=writer.write)
+        finally:
+            writer.finish()
+    if save_state:
+        result.state.save(save_state)
+
+
+def _encode_text(text: bytes, vocab_size: int) -> np.ndarray:
+    import numpy as np
+
+    if vocab_size != BYTE_VOCAB_SIZE:
+        raise InputError(
+            f"the model has {vocab_size} tokens, not the 256 bytes, and a bundle holds no tokenizer; "
+            "encode the text with the model's own and give --tokens"
+        )
+    return np.frombuffer(text, np.uint8).astype(np.int64)
+
+
+def _encode_tokens(tokens: tuple[int, ...], vocab_size: int) -> np.ndarray:
+    import numpy as np
+
+    if odd := [token for token in tokens if not 0 <= token < vocab_size]:
+        raise InputError(f"--tokens has {odd[0]}, the model knows 0 to {vocab_size - 1}; use ids of its own tokenizer")
+    return np.array(tokens, np.int64)
