@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from flash_export.config import DECODE, PREFILL
 from flash_export.errors import BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 GRAPH = "forward"
 ORT_PROVIDERS = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
 ENGINE_PREFIX = "trt"
+STREAM_PREFIX = "stream:"
+STREAM_GRAPHS = PREFILL, DECODE
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Backend:
         outputs: What it returns; the first is compared.
         open: Make the runner; raises BackendUnavailableError where it cannot be used.
         profiles: Ranges that an engine was built for; empty: the whole range of the graph.
+        is_timed: Whether its latency is that of one pass, and so comparable with the eager model's.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Backend:
     outputs: tuple[TensorSpec, ...]
     open: Callable[[], Runner]
     profiles: tuple[dict[str, ProfileShapes], ...] = ()
+    is_timed: bool = True
 
     def describe_misfit(self, cell: Cell) -> str | None:
         """Say why the engine was not built for a shape, or None when it was."""
@@ -60,28 +65,42 @@ def list_backends(bundle: Bundle, requested: Sequence[str] = (), *, threads: int
 
     Args:
         bundle: The bundle.
-        requested: ``ort-cpu``, ``ort-cuda``, ``trt`` (every engine of the bundle) or ``trt:NAME``.
+        requested: ``ort-cpu``, ``ort-cuda``, ``trt`` (every engine of the forward graph) or ``trt:NAME``; for causal
+            models ``stream:ort-cpu`` and so on: the prefill and decode graphs, the text in pieces.
         threads: Threads of one operator on the CPU; None: what the backend chooses.
 
     Raises:
         ConfigError: A name is none of these.
         BundleError: An engine's manifest cannot be read.
     """
-    engines = {f"{ENGINE_PREFIX}:{engine.name}": engine for engine in bundle.list_engines()}
+    built = bundle.list_engines()
+    engines = {f"{ENGINE_PREFIX}:{engine.name}": engine for engine in built if engine.graph == GRAPH}
+    streams = _list_streams(bundle, built)
     names: dict[str, None] = {}
-    for name in requested or (*ORT_PROVIDERS, *engines):
+    for name in requested or (*ORT_PROVIDERS, *engines, *streams):
         if name == ENGINE_PREFIX and engines:
             names |= dict.fromkeys(engines)
-        elif name == ENGINE_PREFIX or name in ORT_PROVIDERS or name in engines:
+        elif name == ENGINE_PREFIX or name in ORT_PROVIDERS or name in engines or name in streams:
             names[name] = None
         else:
-            known = ", ".join([*ORT_PROVIDERS, ENGINE_PREFIX, *engines])
+            known = ", ".join([*ORT_PROVIDERS, ENGINE_PREFIX, *engines, *streams])
             raise ConfigError(f"unknown backend {name!r}; use one of {known}")
     return [_describe_backend(bundle, name, engines, threads) for name in names]
 
 
 def _describe_backend(bundle: Bundle, name: str, engines: dict[str, EngineManifest], threads: int | None) -> Backend:
     graph = bundle.get_graph(GRAPH)
+    if name.startswith(STREAM_PREFIX):
+        runtime = name.removeprefix(STREAM_PREFIX)
+        return Backend(
+            name,
+            "+".join(STREAM_GRAPHS),
+            ORT_PROVIDERS.get(runtime, "cuda"),
+            bundle.get_graph(PREFILL).inputs[:1],
+            graph.outputs,
+            partial(_open_stream, bundle, runtime, threads),
+            is_timed=False,
+        )
     if name in ORT_PROVIDERS:
         provider = ORT_PROVIDERS[name]
         opener = partial(_open_ort, bundle, provider, threads)
@@ -100,16 +119,31 @@ def _open_ort(bundle: Bundle, provider: str, threads: int | None) -> Runner:
     return OrtRunner(bundle.get_graph(GRAPH), bundle.get_graph_path(GRAPH), provider=provider, threads=threads)
 
 
+def _list_streams(bundle: Bundle, engines: Sequence[EngineManifest]) -> list[str]:
+    """Return the backends that can run prefill and decode; engines only where there is one of both."""
+    if not set(STREAM_GRAPHS) <= bundle.manifest.graphs.keys():
+        return []
+    has_engines = set(STREAM_GRAPHS) <= {engine.graph for engine in engines}
+    return [f"{STREAM_PREFIX}{name}" for name in (*ORT_PROVIDERS, *([ENGINE_PREFIX] if has_engines else []))]
+
+
+def _open_stream(bundle: Bundle, runtime: str, threads: int | None) -> Runner:
+    from flash_export.runtime.state_backends import open_pair
+    from flash_export.runtime.streaming import StreamingRunner
+
+    return StreamingRunner(open_pair(bundle, runtime, threads=threads))
+
+
 def _open_trt(bundle: Bundle, engine: EngineManifest) -> Runner:
-    if engine.graph != GRAPH:
-        raise BackendUnavailableError(f"engine {engine.name} runs the graph {engine.graph}; only {GRAPH} is compared")
     from flash_export.runtime.trt import open_engine
 
     return open_engine(bundle, engine)
 
 
 def _refuse_missing_engine() -> Runner:
-    raise BackendUnavailableError("the bundle has no engine; build one with 'flash-export trt BUNDLE'")
+    raise BackendUnavailableError(
+        "the bundle has no engine of the forward graph; build one with 'flash-export trt BUNDLE'"
+    )
 
 
 def _contains(shapes: ProfileShapes, shape: tuple[int, ...]) -> bool:

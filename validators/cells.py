@@ -137,7 +137,7 @@ class CellChecker:
             tolerance=result.tolerance,
         )
         # A masked batch costs what an unmasked one does, so time is spent on the latter alone.
-        if not result or cell.masked or not self.budget_s:
+        if not result or cell.masked or not self.budget_s or not opened.backend.is_timed:
             return row
         if eager_s + backend_s > _MAX_PAIR_S / cell.batch:
             note = f"latency not measured: one run of both takes {eager_s + backend_s:.0f} s"

@@ -1,0 +1,121 @@
+"""The prefill and decode graphs as one runner that answers like the forward graph: what validation compares.
+
+A text is read as production reads it: whole segments, a ragged rest, then single tokens, the rows of a batch switching
+over at different positions. Where they switch is drawn from the shape, so that the same shape is always split alike.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flash_export.runtime.inputs import check_axis, check_input_names
+from flash_export.runtime.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from jaxtyping import Int
+    from typing_extensions import Self
+
+    from flash_export.runtime.state_backends import StatePair
+
+MAX_SEGMENT_LEN = 2048
+# Tokens before the last chunk boundary that decoding starts at, so that it crosses the boundary.
+LEAD = 3
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """How a batch of texts is read.
+
+    Attributes:
+        segments: Lengths of the segments that all rows share, whole chunks each.
+        rests: Length of each row's last segment, ``(batch,)``.
+        num_steps: Number of single tokens of each row after it, ``(batch,)``.
+    """
+
+    segments: tuple[int, ...]
+    rests: Int[np.ndarray, " batch"]
+    num_steps: Int[np.ndarray, " batch"]
+
+
+def split_text(batch: int, seq_len: int, chunk_size: int) -> TextSplit:
+    """Draw a split of texts of at least two tokens; the first row decodes across the last chunk boundary.
+
+    >>> split_text(1, 300, 256)
+    TextSplit(segments=(), rests=array([253]), num_steps=array([47]))
+    """
+    rng = np.random.default_rng([batch, seq_len])
+    num_steps = np.full(batch, min(seq_len % chunk_size + LEAD, seq_len - 1))
+    num_steps[1:] = rng.integers(1, num_steps[0], size=batch - 1, endpoint=True)
+    num_chunks = (seq_len - int(num_steps.max()) - 1) // chunk_size  # every row keeps a token for its rest
+    segments = []
+    while num_chunks:
+        taken = int(rng.integers(1, min(num_chunks, max(MAX_SEGMENT_LEN // chunk_size, 1)), endpoint=True))
+        segments.append(taken * chunk_size)
+        num_chunks -= taken
+    return TextSplit(tuple(segments), seq_len - sum(segments) - num_steps, num_steps)
+
+
+class StreamingRunner:
+    """Answers ``input_ids`` with the logits of every position, as the forward graph does."""
+
+    def __init__(self, pair: StatePair) -> None:
+        """Wrap the open graphs of one model; entering and leaving the runner enters and leaves them."""
+        self._pair = pair
+        self._open = ExitStack()
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return f"stream:{self._pair.prefill.name}"
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Read the texts in pieces.
+
+        Raises:
+            InputError: An input is missing or unknown, or the batch is out of the graphs' range.
+            StateError: The state became NaN or infinite.
+        """
+        check_input_names(inputs, required=["input_ids"])
+        input_ids, graph = inputs["input_ids"], self._pair.graph
+        batch, seq_len = input_ids.shape
+        check_axis("batch", batch, graph.axes["batch"])
+        logits = np.zeros((batch, seq_len, int(graph.outputs[0].shape[-1])), np.float32)
+        state, start, rows = State.zeros(graph, batch), 0, np.arange(batch)
+        ends = np.zeros(batch, np.int64)
+        if seq_len > 1:
+            split = split_text(batch, seq_len, self._pair.chunk_size)
+            for lengths in (*(np.full(batch, length) for length in split.segments), split.rests):
+                segment = input_ids[:, start : start + int(lengths.max())]
+                outputs = self._pair.prefill.run({"input_ids": segment, "lengths": lengths, **state.to_inputs()})
+                for row, length in enumerate(lengths):
+                    logits[row, start : start + length] = outputs["logits"][row, :length]
+                state = State.from_outputs(outputs)
+                ends, start = start + lengths, start + int(lengths.min())
+        self._pair.decoder.load_state(state)
+        for step in range(int((seq_len - ends).max())):
+            positions = np.minimum(ends + step, seq_len - 1)  # a row that is through repeats its last token, unread
+            stepped = self._pair.decoder.step(input_ids[rows, positions])
+            going_on = ends + step < seq_len
+            logits[rows[going_on], positions[going_on]] = stepped[going_on]
+        return {"logits": logits}
+
+    def __enter__(self) -> Self:
+        """Enter both graphs."""
+        with ExitStack() as stack:
+            stack.enter_context(self._pair.prefill)
+            stack.enter_context(self._pair.decoder)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave them."""
+        self._open.close()

@@ -1,0 +1,100 @@
+"""The prefill and decode graphs are validated as the forward graph is, and a fault of one of them alone is found."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flash_export.bundle import Bundle
+from flash_export.config import ExportOptions
+from flash_export.exporters.export import export_onnx
+from flash_export.models.flash import FlashConfig, FlashModel
+from flash_export.runtime.streaming import split_text
+from flash_export.validators.backends import list_backends
+from flash_export.validators.validate import ValidationOptions, validate_bundle
+from tests.validators.conftest import sign_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+STREAM = "stream:ort-cpu"
+QUICK = ValidationOptions(backends=("ort-cpu", STREAM), latency_budget_s=0)
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("causal")
+    torch.manual_seed(0)
+    config = FlashConfig(vocab_size=41, dim=16, depth=2, hidden_dim=32, chunk_size=8, qk_dim=8, causal=True)
+    model = FlashModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "qk_offset_scale" in name:
+                parameter.normal_()
+    model.save_pretrained(folder / "checkpoint")
+    return export_onnx(folder / "checkpoint", folder / "bundle", options=ExportOptions(max_seq_len=70, max_batch=4))
+
+
+def edit_graph(pristine: Bundle, folder: Path, name: str, change: Callable[[onnx.ModelProto], None]) -> Bundle:
+    bundle = Bundle.open(shutil.copytree(pristine.path, folder / "bundle"))
+    model = onnx.load(bundle.get_graph_path(name), load_external_data=False)
+    change(model)
+    onnx.save(model, bundle.get_graph_path(name))
+    return sign_files(bundle)
+
+
+def test_good_bundle_passes_and_a_stream_is_not_timed(pristine: Bundle) -> None:
+    report = validate_bundle(pristine, QUICK)
+    rows = [row for row in report.rows if row.backend == STREAM]
+    assert report
+    assert {row.seq_len for row in rows} >= {1, 2, 7, 8, 9, 64}
+    assert {row.graph for row in rows} == {"prefill+decode"}
+    assert all(row.status == "passed" and row.latency_ms is None for row in rows)
+    assert all(row.max_abs_error is not None and row.max_abs_error < 1e-5 for row in rows)
+
+
+def read_own_slot_as_earlier(model: onnx.ModelProto) -> None:
+    next(node for node in model.graph.node if node.op_type == "Greater").op_type = "GreaterOrEqual"
+
+
+def include_own_chunk(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "CumSum")
+    next(attribute for attribute in node.attribute if attribute.name == "exclusive").i = 0
+
+
+@pytest.mark.parametrize(
+    ("graph", "fault"),
+    [("decode", read_own_slot_as_earlier), ("prefill", include_own_chunk)],
+)
+def test_fault_of_one_graph_fails_the_stream_alone(
+    pristine: Bundle, tmp_path: Path, graph: str, fault: Callable[[onnx.ModelProto], None]
+) -> None:
+    report = validate_bundle(edit_graph(pristine, tmp_path, graph, fault), QUICK)
+    statuses = {name: {row.status for row in report.rows if row.backend == name} for name in ("ort-cpu", STREAM)}
+    assert statuses["ort-cpu"] == {"passed"}
+    assert "failed" in statuses[STREAM]
+    assert not report
+
+
+def test_streams_are_offered_where_the_graphs_are(pristine: Bundle, pristine_bundle: Bundle) -> None:
+    assert STREAM in [backend.name for backend in list_backends(pristine)]
+    assert STREAM not in [backend.name for backend in list_backends(pristine_bundle)]
+
+
+@given(batch=st.integers(1, 8), seq_len=st.integers(2, 5000), chunk_size=st.integers(1, 300))
+def test_a_split_covers_the_text(batch: int, seq_len: int, chunk_size: int) -> None:
+    split = split_text(batch, seq_len, chunk_size)
+    assert all(length > 0 and length % chunk_size == 0 for length in split.segments)
+    assert (split.rests >= 1).all()
+    assert (split.num_steps >= 1).all()
+    assert set((sum(split.segments) + split.rests + split.num_steps).tolist()) == {seq_len}
+    if seq_len > chunk_size + 3:  # the first row decodes across the last boundary of a chunk
+        first = seq_len - int(split.num_steps[0])
+        assert first // chunk_size < (seq_len - 1) // chunk_size or seq_len % chunk_size == 0
