@@ -18,7 +18,7 @@ from flash_export.exporters.promises import check_promises
 from flash_export.exporters.serialization import split_weights, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
-from flash_export.files import hash_file, replace_folder
+from flash_export.files import hash_files, replace_folder
 from flash_export.manifest import Manifest, ModelFacts
 from flash_export.models.checkpoint import load_checkpoint
 
@@ -115,11 +115,12 @@ def export_onnx(
         start(4)
         write_models(split, staging)
         start(5)
+        written = sorted(staging.iterdir())
         manifest = Manifest(
             versions=_read_versions(),
             graphs=graphs,
             checkpoint=provenance,
-            files={path.name: hash_file(path) for path in sorted(staging.iterdir())},
+            files={path.name: digest for path, digest in zip(written, hash_files(written), strict=True)},
             model=facts,
         )
         (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")

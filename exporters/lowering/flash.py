@@ -60,7 +60,7 @@ class Heads(nn.Module):
         gamma, beta = fold_heads(layer.qk_offset_scale, columns, signs, factors)
         self.gamma, self.beta = nn.Buffer(gamma), nn.Buffer(beta)
         self.widths = [rotary_dim, config.qk_dim - rotary_dim, rotary_dim]
-        self.qk_dim = config.qk_dim
+        self.qk_dim, self.joined_width = config.qk_dim, len(gamma) * config.qk_dim
 
     def forward(
         self, z: Float[Tensor, "b n q"], cos: Float[Tensor, "1 n 1 r"], sin: Float[Tensor, "1 n 1 r"]

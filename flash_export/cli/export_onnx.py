@@ -115,6 +115,9 @@ def print_bundle(bundle: Bundle) -> None:
     config = bundle.read_config()
     fields = [f"{name} {value}" for name, value in config.items() if name != "model_type"]
     click.echo(f"  {'model':<8}{', '.join([config['model_type'], *fields])}")
+    if (facts := bundle.manifest.model) and facts.state_bytes:
+        graphs = ", ".join(bundle.manifest.graphs)
+        click.echo(f"  {'graphs':<8}{graphs}, with a state of {format_bytes(facts.state_bytes)} a row at any length")
     for name, values in (("inputs", analysis.inputs), ("outputs", analysis.outputs)):
         click.echo(f"  {name:<8}{', '.join(values)}")
     click.echo(f"  {'ranges':<8}{', '.join(f'{name} {axis.min} to {axis.max}' for name, axis in graph.axes.items())}")

@@ -10,7 +10,7 @@ import click
 from flash_export.cli.options import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from flash_export.exporters.analysis import GraphAnalysis
     from flash_export.exporters.inspection import Inspection
@@ -63,6 +63,8 @@ def _format_manifest(manifest: Manifest) -> Iterator[str]:
         yield f"model     {model.model_type}, {model.num_parameters:,} parameters, {model.num_blocks} blocks"
         work = ", ".join(f"{flops:,} at {seq_len} tokens" for seq_len, flops in model.flops_per_token.items())
         yield f"FLOPs     a token: {work}"
+        if model.state_bytes:
+            yield f"state     {format_bytes(model.state_bytes)} a row, at any length"
     for name, graph in manifest.graphs.items():
         ranges = ", ".join(f"{axis} {bounds.min} to {bounds.max}" for axis, bounds in graph.axes.items())
         yield f"{name:<9} {graph.precision}, {ranges}"
@@ -71,8 +73,8 @@ def _format_manifest(manifest: Manifest) -> Iterator[str]:
 
 
 def _format_graph(analysis: GraphAnalysis) -> Iterator[str]:
-    yield f"inputs    {', '.join(analysis.inputs)}"
-    yield f"outputs   {', '.join(analysis.outputs)}"
+    yield f"inputs    {_join_values(analysis.inputs)}"
+    yield f"outputs   {_join_values(analysis.outputs)}"
     counts = sorted(set(analysis.nodes_by_block.values()))
     blocks = f", {' or '.join(map(str, counts))} in each of {len(analysis.nodes_by_block)} blocks" if counts else ""
     yield f"nodes     {analysis.num_nodes}{blocks}; opset {analysis.opset}; {analysis.producer}"
@@ -80,13 +82,21 @@ def _format_graph(analysis: GraphAnalysis) -> Iterator[str]:
     yield f"constants {analysis.num_parameters:,} numbers, {format_bytes(analysis.constant_bytes)}"
 
 
+def _join_values(values: Sequence[str]) -> str:
+    """Join descriptions of inputs or outputs; the many tensors of a state are counted."""
+    plain = [value for value in values if not value.startswith(("state.", "new_state."))]
+    state = [f"{len(values) - len(plain)} tensors of the state"] if len(plain) < len(values) else []
+    return ", ".join([*plain, *state])
+
+
 def _format_engine(engine: EngineManifest) -> Iterator[str]:
     targets = ", ".join(engine.targets)
     yield f"built     {engine.flavour} {engine.version} for {targets}, in {engine.build_seconds:.1f} s"
     for kind, specs in (("inputs", engine.inputs), ("outputs", engine.outputs)):
-        yield f"{kind:<9} {', '.join(map(_format_spec, specs))}"
+        yield f"{kind:<9} {_join_values(list(map(_format_spec, specs)))}"
     for index, profile in enumerate(engine.profiles):
-        shapes = "; ".join(f"{name} {_format_shapes(shapes)}" for name, shapes in profile.items())
+        shown = {name: shapes for name, shapes in profile.items() if not name.startswith("state.")}
+        shapes = "; ".join(f"{name} {_format_shapes(shapes)}" for name, shapes in shown.items())
         yield f"profile {index} {shapes}"
     dtypes = ", ".join(f"{dtype} {count}" for dtype, count in engine.layer_dtypes.items())
     yield f"layers    {engine.num_layers} ({dtypes}), {format_bytes(engine.size_bytes)}"
