@@ -94,6 +94,21 @@ def test_mixed_lengths(run_quick: Callable[..., dict[str, Any]]) -> None:
     assert [len(model["settings"]) for model in results["mixed_lengths"]] == [4]
 
 
+def test_decode(run_quick: Callable[..., dict[str, Any]]) -> None:
+    results = run_quick("decode", "--steps", "30")
+    rows = {row["name"]: row["value"] for row in results["decode"]}
+    assert {"step at position 100 / position 10", "forward / step at 64", "Transformer / ours at 16"} < set(rows)
+    assert rows["keys and values / state at 64"] == pytest.approx(4 * rows["keys and values / state at 16"])
+    assert len(results["endurance"]["resident_mib"]) == 3
+
+
+def test_decode_refuses_another_model(load_module: Callable[[str], Any]) -> None:
+    decode, logits = load_module("decode"), np.ones((1, 50), np.float32)
+    decode._check("a step", logits, logits)
+    with pytest.raises(RuntimeError, match="a step differs by"):
+        decode._check("a step", 1.01 * logits, logits)
+
+
 def test_export_cost(run_quick: Callable[..., dict[str, Any]]) -> None:
     rows = {row["name"]: row["value"] for row in run_quick("export_cost", "--no-build")["export_cost"]}
     assert rows["causal: parameters, millions"] == pytest.approx(0.0103, abs=1e-4)
