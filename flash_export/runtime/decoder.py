@@ -33,7 +33,7 @@ class Decoder(Protocol):
         ...
 
     def read_state(self) -> State:
-        """Return a copy of the state after the last step.
+        """Return the state after the last step, which later steps leave as it is.
 
         Raises:
             InputError: No state was loaded.
@@ -76,7 +76,7 @@ class RunnerDecoder:
     def read_state(self) -> State:
         """Return the state after the last step."""
         check_loaded(bool(self._state))
-        tensors = {name.removeprefix(INPUT_PREFIX): value.copy() for name, value in self._state.items()}
+        tensors = {name.removeprefix(INPUT_PREFIX): value for name, value in self._state.items()}
         return State(tensors, self._model_sha256)
 
     def __enter__(self) -> Self:

@@ -11,7 +11,7 @@ from flash_export.errors import InputError
 from flash_export.runtime.decoder import check_loaded
 from flash_export.runtime.inputs import check_axis
 from flash_export.runtime.ort import OrtRunner
-from flash_export.runtime.state import INPUT_PREFIX, OUTPUT_PREFIX, State
+from flash_export.runtime.state import INPUT_PREFIX, OUTPUT_PREFIX, POSITION, State, check_state, iterate_specs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,11 +40,13 @@ class OrtStateRunner(OrtRunner):
         self._forget_state()
 
     def load_state(self, state: State) -> None:
-        """Copy a state, which fits the graph, into the buffers, and go on from it.
+        """Copy a state into the buffers, and go on from it.
 
         Raises:
             InputError: The batch is out of the graph's range.
+            StateError: The state has other tensors than the graph takes.
         """
+        check_state(state, self._graph, batch=state.batch, model_sha256=state.model_sha256)
         check_axis("batch", state.batch, self._graph.axes["batch"])
         if state.batch != self._batch:
             self._allocate(state.batch)
@@ -64,7 +66,13 @@ class OrtStateRunner(OrtRunner):
                 f"tokens have shape {tokens.shape}, the state has a batch of {self._batch}; give one a row"
             )
         self._input_ids.update_inplace(np.ascontiguousarray(tokens[:, None], dtype=np.int64))
-        self._session.run_with_iobinding(self._bindings[self._current])
+        binding = self._bindings[self._current]
+        # An input that the graph wants on another device is copied when it is bound, not when the graph is run
+        # (https://github.com/microsoft/onnxruntime/issues/5857). Integers alone may be: a CUDA graph reads sizes and
+        # indices on the host, and tokens come from there.
+        binding.bind_ortvalue_input("input_ids", self._input_ids)
+        binding.bind_ortvalue_input(f"{INPUT_PREFIX}{POSITION}", self._buffers[self._current][POSITION])
+        self._session.run_with_iobinding(binding)
         self._current = 1 - self._current
         logits = _copy_to_host(self._logits)
         return logits[:, 0]
@@ -98,24 +106,18 @@ class OrtStateRunner(OrtRunner):
         def create(shape: tuple[int | str, ...], dtype: str, device: str) -> Any:
             return self._ort.OrtValue.ortvalue_from_shape_and_type([batch, *shape[1:]], np.dtype(dtype), device)
 
-        input_ids, *_ = self._graph.inputs
-        logits, *_ = self._graph.outputs
-        state_specs = {
-            spec.name.removeprefix(INPUT_PREFIX): spec for spec in self._graph.inputs if spec.name != input_ids.name
-        }
-        self._input_ids = create(input_ids.shape, input_ids.dtype, "cpu")
-        self._logits = create(logits.shape, logits.dtype, "cpu")
+        self._input_ids = create((batch, 1), "int64", "cpu")
+        self._logits = create(self._graph.outputs[0].shape, "float32", "cpu")
         self._buffers = [
-            {name: create(spec.shape, spec.dtype, self._provider) for name, spec in state_specs.items()}
+            {name: create(spec.shape, spec.dtype, self._provider) for name, spec in iterate_specs(self._graph)}
             for _ in range(2)
         ]
-        for source, target in ((0, 1), (1, 0)):
+        for source, target in (self._buffers, reversed(self._buffers)):
             binding = self._session.io_binding()
-            binding.bind_ortvalue_input(input_ids.name, self._input_ids)
-            binding.bind_ortvalue_output(logits.name, self._logits)
-            for name in state_specs:
-                binding.bind_ortvalue_input(f"{INPUT_PREFIX}{name}", self._buffers[source][name])
-                binding.bind_ortvalue_output(f"{OUTPUT_PREFIX}{name}", self._buffers[target][name])
+            binding.bind_ortvalue_output("logits", self._logits)
+            for name in source:
+                binding.bind_ortvalue_input(f"{INPUT_PREFIX}{name}", source[name])
+                binding.bind_ortvalue_output(f"{OUTPUT_PREFIX}{name}", target[name])
             self._bindings.append(binding)
         self._batch = batch
 

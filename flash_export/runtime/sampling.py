@@ -124,9 +124,7 @@ def choose_tokens(
         scores = _keep_top_k(scores, options.top_k)
         probabilities = _keep_top_p(np.exp(scores), options.top_p)
     cumulative = probabilities.cumsum(axis=1)
-    total = cumulative[:, -1:]
-    thresholds = np.minimum(draws[:, None] * total, np.nextafter(total, 0))  # a product may round up to the total
-    return (cumulative > thresholds).argmax(axis=1)
+    return (cumulative > draws[:, None] * cumulative[:, -1:]).argmax(axis=1)
 
 
 def _keep_top_k(scores: Float[np.ndarray, "rows vocab"], top_k: int) -> Float[np.ndarray, "rows vocab"]:

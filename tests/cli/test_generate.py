@@ -9,7 +9,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flash_export.bundle import Bundle
@@ -134,6 +134,7 @@ def test_saved_state_goes_on_as_if_the_text_were_read_again(byte_bundle: Path, t
     )
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=30))
 def test_writer_shows_what_decoding_all_at_once_gives(content: bytes) -> None:
     @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from flash_export.runtime.generate import Generator
 from flash_export.runtime.ort import OrtRunner
 from flash_export.runtime.ort_state import OrtStateRunner
 from flash_export.runtime.sampling import SamplingOptions
-from flash_export.runtime.state import State
+from flash_export.runtime.state import State, identify_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -202,6 +203,19 @@ def test_tokens_are_reported_as_they_are_chosen(generator: Generator) -> None:
     assert seen == [(row, int(tokens.tokens[row][step])) for step in range(4) for row in range(2)]
 
 
+def test_repetition_penalty_knows_the_prompt_and_the_new_tokens(generator: Generator, model: FlashModel) -> None:
+    prompts, penalty = make_ids(3, 11), 1.7
+    tokens = generator.generate(prompts, SamplingOptions(repetition_penalty=penalty, max_tokens=12)).tokens
+    for prompt, written in zip(prompts, tokens, strict=True):
+        text = prompt
+        for token in written:
+            scores = compute_logits(model, text)[-1]
+            seen = np.unique(text)
+            scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+            assert token == scores.argmax()
+            text = np.append(text, token)
+
+
 def test_no_tokens_read_the_prompt_alone(generator: Generator) -> None:
     result = generator.generate(make_ids(11), SamplingOptions(max_tokens=0))
     assert [tokens.tolist() for tokens in result.tokens] == [[]]
@@ -222,6 +236,13 @@ def test_saved_loaded_and_forked_states_go_on_identically(
     for cached in (state.fork(3), loaded.fork(3)):
         tokens = generator.generate(questions, state=cached).tokens
         assert [row.tolist() for row in tokens] == [row.tolist() for row in whole]
+
+
+def test_states_that_come_out_name_their_model(causal_bundle: Bundle, generator: Generator) -> None:
+    _, state = generator.prefill(make_ids(3))
+    assert state.model_sha256 == identify_model(causal_bundle)
+    result = generator.generate(make_ids(1), SamplingOptions(max_tokens=1), State(state.tensors))
+    assert result.state.model_sha256 == identify_model(causal_bundle)
 
 
 def test_eager_state_is_the_text_and_saved_like_any_other(
@@ -294,6 +315,8 @@ def test_step_of_another_batch_is_refused(causal_bundle: Bundle) -> None:
             decoder.step(np.zeros(3, np.int64))
         with pytest.raises(InputError, match="batch=65 exceeds the graph's maximum 64"):
             decoder.load_state(State.zeros(graph, 65))
+        with pytest.raises(StateError, match="other tensors than the graph takes"):
+            decoder.load_state(State({"position": np.zeros(2, np.int64)}))
 
 
 def test_text_too_long_for_the_eager_backend_is_refused(eager: Generator) -> None:
@@ -352,6 +375,23 @@ def test_missing_engines_are_named(causal_bundle: Bundle) -> None:
         Generator.open(causal_bundle, "trt")
 
 
+def test_engines_of_both_graphs_are_used(
+    causal_bundle: Bundle, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine keeps its graph's contract, so onnxruntime stands in for TensorRT."""
+    engines = [SimpleNamespace(graph=name) for name in ("decode", "forward", "prefill")]
+    monkeypatch.setattr(Bundle, "list_engines", lambda _: engines)
+    monkeypatch.setattr(
+        "flash_export.runtime.trt.open_engine",
+        lambda bundle, engine: OrtRunner(bundle.get_graph(engine.graph), bundle.get_graph_path(engine.graph)),
+    )
+    prompts = make_ids(4, 17)
+    with Generator.open(causal_bundle, "trt") as engine_generator:
+        tokens = engine_generator.generate(prompts, SamplingOptions(max_tokens=9)).tokens
+    expected = generator.generate(prompts, SamplingOptions(max_tokens=9)).tokens
+    assert all(map(np.array_equal, tokens, expected))
+
+
 def test_unknown_backend_is_refused(causal_bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="unknown backend 'gpu'; use one of ort-cpu, ort-cuda, trt, eager"):
         Generator.open(causal_bundle, "gpu")
@@ -373,9 +413,10 @@ class StrictPrefill(EagerStateRunner):
         return super().run(inputs)
 
 
-def make_strict(bundle: Bundle, batch: AxisRange) -> tuple[Generator, list[list[int]]]:
-    axes = {"batch": AxisRange(1, batch.max), "seq": AxisRange(1, 200)}
-    graph = dataclasses.replace(describe_eager_graph(VOCAB_SIZE, axes), axes={**axes, "batch": batch})
+def make_strict(bundle: Bundle, batch: AxisRange, max_segment_len: int = 200) -> tuple[Generator, list[list[int]]]:
+    axes = {"batch": batch, "seq": AxisRange(1, 200)}
+    graph = describe_eager_graph(VOCAB_SIZE, axes)
+    graph = dataclasses.replace(graph, axes={"batch": batch, "seq": AxisRange(1, max_segment_len)})
     model = bundle.load_model()
     prefill = StrictPrefill(model, graph)
     prefill.lengths = []
@@ -399,6 +440,15 @@ def test_segments_start_at_chunk_boundaries(causal_bundle: Bundle) -> None:
     _, state = generator.prefill([text[:3] for text in texts])
     generator.prefill([text[3:] for text in texts], state, segment_len=8)
     assert lengths == [[3, 3, 3], [8, 4], [8], [6]]
+
+
+def test_graph_whose_longest_sequence_is_below_a_chunk(causal_bundle: Bundle, model: FlashModel) -> None:
+    generator, lengths = make_strict(causal_bundle, AxisRange(1, 4), max_segment_len=5)
+    texts = make_ids(19, 3)
+    logits, state = generator.prefill(texts)
+    assert lengths == [[5, 3], [5], [3]]
+    assert state.position.tolist() == [19, 3]
+    check_close(logits[0], compute_logits(model, texts[0])[-1])
 
 
 def test_graphs_of_one_fixed_batch_give_the_same_text(causal_bundle: Bundle) -> None:

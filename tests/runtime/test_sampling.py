@@ -67,11 +67,14 @@ def test_shares_of_the_draws_are_the_probabilities(
     np.testing.assert_allclose(shares, compute_probabilities(values, seen, options), rtol=0, atol=1e-3)
 
 
+@settings(deadline=None)
 @given(LOGITS, st.floats(0, 1, exclude_max=True))
 def test_greedy_is_the_largest_whatever_is_drawn(logits: list[float], draw: float) -> None:
     assert choose([logits], SamplingOptions(), draws=[draw]) == [int(np.argmax(logits))]
     assert choose([logits], SamplingOptions(temperature=1.0, top_k=1), draws=[draw]) == [int(np.argmax(logits))]
-    assert choose([logits], SamplingOptions(temperature=1.0, top_p=1e-9), draws=[draw]) == [int(np.argmax(logits))]
+    for top_p in (1e-9, 1e-30):
+        options = SamplingOptions(temperature=1.0, top_p=top_p)
+        assert choose([logits], options, draws=[draw]) == [int(np.argmax(logits))]
 
 
 def test_equal_logits_take_the_first_token() -> None:
@@ -92,8 +95,9 @@ def test_extreme_temperatures_overflow_nothing(temperature: float, expected: int
 
 def test_largest_draw_takes_a_token_with_a_probability() -> None:
     options = SamplingOptions(temperature=1.0, top_k=2)
-    assert choose([[0.0, 5.0, 5.0, -1.0]], options, draws=[np.nextafter(1.0, 0.0)]) == [2]
-    assert choose([[0.0, 5.0, 5.0, -1.0]], options, draws=[0.0]) == [1]
+    for top in (5.0, 5.1, 6.7):
+        assert choose([[0.0, top, 5.0, -1.0]], options, draws=[np.nextafter(1.0, 0.0)]) == [2]
+        assert choose([[0.0, top, 5.0, -1.0]], options, draws=[0.0]) == [1]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

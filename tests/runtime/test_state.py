@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
@@ -78,6 +78,7 @@ def test_copies_share_no_memory() -> None:
         assert not any(np.shares_memory(value, state.tensors[name]) for name, value in other.tensors.items())
 
 
+@settings(deadline=None)
 @given(st.permutations(range(4)), st.integers(1, 4))
 def test_taking_rows_out_and_putting_them_back_changes_nothing(order: list[int], count: int) -> None:
     state, rows = make_state(4), order[:count]
@@ -207,6 +208,7 @@ def test_dtype_that_numpy_lacks_is_one_clear_error(tmp_path: Path) -> None:
         State.load(tmp_path / "a.state", make_bundle(tmp_path))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_damaged_file_is_a_state_error_or_loads(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("damaged")
