@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from flash_export.models.flash import FlashModel as FlashModel
     from flash_export.models.gau import GauConfig as GauConfig
     from flash_export.models.gau import GauModel as GauModel
+    from flash_export.runtime.generate import Generator as Generator
+    from flash_export.runtime.sampling import SamplingOptions as SamplingOptions
+    from flash_export.runtime.state import State as State
     from flash_export.validators.validate import validate_bundle as validate_bundle
 
 __version__ = "0.1.0"
@@ -36,6 +39,9 @@ _MODULES = {
     "FlashModel": "flash_export.models.flash",
     "GauConfig": "flash_export.models.gau",
     "GauModel": "flash_export.models.gau",
+    "Generator": "flash_export.runtime.generate",
+    "SamplingOptions": "flash_export.runtime.sampling",
+    "State": "flash_export.runtime.state",
     "Tolerance": "flash_export.config",
     "build_engine": "flash_export.exporters.engine",
     "export_onnx": "flash_export.exporters.export",
