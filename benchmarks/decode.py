@@ -2,9 +2,10 @@
 
     python benchmarks/decode.py [--steps 100000] [--json FILE] [--quick]
 
-The causal model, one sequence, float32, two threads. A step that is timed is one run of the graph at one position, in
-bound buffers, again and again; the steps whose memory is watched follow each other, each fed the likeliest token of
-the one before. The Transformer keeps its keys and values in a cache that is exactly as long as the context.
+The causal model, one sequence, float32, two threads. A step takes a token and returns logits, through the decoder that
+``flash-export generate`` uses. The steps that are timed stay near their position: the state is loaded anew after every
+100. The steps whose memory is watched go on, each fed the likeliest token of the one before. The Transformer's cache
+of keys and values is exactly as long as the context, which it attends to in whole at every step.
 
 Before a step is timed, its logits have to be those of the forward graph, or at positions where that would need
 gigabytes, those of the prefill graph, which reads the end of the text at once.
@@ -12,6 +13,7 @@ gigabytes, those of the prefill graph, which reads the end of the text at once.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 LONGEST_FORWARD = 16384
+STEPS_A_LOAD = 100
 CHECKED_TOKENS = 256
 POSITION_TARGET = 1.1
 GROWTH_TARGET_MIB = 1.0
@@ -72,10 +75,10 @@ QUICK = Sizes(positions=(10, 100), forward_len=64, contexts={16: 0.8, 64: 3.0}, 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of ours, ready to run.
+    """A step of ours, ready to run.
 
     Attributes:
-        run: Runs it.
+        run: Runs it, at this position or soon after.
         state_bytes: Size of the state.
     """
 
@@ -117,24 +120,23 @@ def prepare_step(path: Path, context: int, vocab_size: int) -> Step:
         RuntimeError: The step computes other logits than the graphs that read the text at once.
     """
     bundle, tokens = Bundle.open(path.parent), make_tokens(context, vocab_size)[0]
+    decoder = _open_decoder(bundle)
     chunk_size = bundle.read_config()["chunk_size"]
     boundary = (context - 1) // chunk_size * chunk_size
-    with Generator.open(bundle, threads=THREADS) as generator, _open_decoder(bundle) as decoder:
+    with Generator.open(bundle, threads=THREADS) as generator:
         state = State.zeros(bundle.get_graph(DECODE), 1)
         if boundary:
             _, state = generator.prefill([tokens[:boundary]])
         decoder.load_state(state)
         for token in tokens[boundary:-1]:
             decoder.step(token[None])
-        before = decoder.read_state()
         if context > LONGEST_FORWARD:
             expected = generator.prefill([tokens[boundary:]], state)[0]
         else:
             expected = open_session(path).run(["logits"], {"input_ids": tokens[None]})[0][0, -1:]
-    session = open_session(bundle.get_graph_path(DECODE))
-    feeds = {"input_ids": tokens[None, -1:], **before.to_inputs()}
-    _check(f"decoding at position {context - 1}", session.run(["logits"], feeds)[0][0], expected)
-    return Step(bind_run(session, feeds), sum(array.nbytes for array in before.tensors.values()))
+    before = decoder.read_state()
+    _check(f"decoding at position {context - 1}", decoder.step(tokens[-1:]), expected)
+    return Step(_bind_steps(decoder, before, tokens[-1:]), sum(array.nbytes for array in before.tensors.values()))
 
 
 def prepare_transformer_step(model: Transformer, path: Path, context: int) -> tuple[Callable[[], object], int]:
@@ -147,7 +149,7 @@ def prepare_transformer_step(model: Transformer, path: Path, context: int) -> tu
     tokens = make_tokens(min(context, CHECKED_TOKENS), vocab_size)
     logits = np.stack([decoder.step(token, position) for position, token in enumerate(tokens[0].tolist())])
     _check("the Transformer's cache", logits, model(torch.from_numpy(tokens))[0].numpy())
-    return decoder.bind_step(0, context - 1), decoder.cache_bytes
+    return lambda: decoder.step(0, context - 1), decoder.cache_bytes
 
 
 def measure_endurance(path: str, steps: int, sample_every: int) -> Endurance:
@@ -261,6 +263,17 @@ def _summarise_endurance(endurance: Endurance) -> list[Row]:
 
 def _open_decoder(bundle: Bundle) -> OrtStateRunner:
     return OrtStateRunner(bundle.get_graph(DECODE), bundle.get_graph_path(DECODE), threads=THREADS)
+
+
+def _bind_steps(decoder: OrtStateRunner, state: State, token: np.ndarray) -> Callable[[], object]:
+    numbers = itertools.count()
+
+    def run() -> object:
+        if next(numbers) % STEPS_A_LOAD == 0:
+            decoder.load_state(state)
+        return decoder.step(token)
+
+    return run
 
 
 def _check(what: str, actual: np.ndarray, expected: np.ndarray) -> None:
