@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,27 @@ def test_profile_graph(run_quick: Callable[..., dict[str, Any]]) -> None:
     names = [node["name"] for node in profile["nodes"]]
     assert any(name.startswith("layers.0") for name in names)
     assert {"shape", "operator", "time_ms"} < set(profile["nodes"][0])
+
+
+def test_lowering_steps(run_quick: Callable[..., dict[str, Any]]) -> None:
+    results = run_quick("lowering_steps", "--causal", "--only", "shapes")
+    (timing,) = results["steps"]
+    assert timing["nodes_without"] == timing["nodes_with"] > 0
+    assert timing["quartiles"][0] <= timing["ratio"] <= timing["quartiles"][1]
+    assert results["memory"][0]["seq_len"] == 64
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_step_taken_back_changes_nothing(load_module: Callable[[str], Any], tmp_path: Path, causal: bool) -> None:
+    peers, lowering_steps = load_module("peers"), load_module("lowering_steps")
+    config = replace(peers.TINY, depth=2, causal=causal)
+    model = lowering_steps.load_model(config, tmp_path).requires_grad_(requires_grad=False).eval()
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, config.num_tokens, (2, 37)))
+    mask = (torch.arange(37) < torch.tensor([[37], [21]])).long()
+    valid, expected = mask.bool(), model(tokens, mask)
+    for step in lowering_steps.select_steps(config, ""):
+        error = (step.undo(model)(tokens, mask) - expected)[valid].abs().max()
+        assert error <= lowering_steps.TOLERANCE * expected[valid].abs().max(), step.name
 
 
 def test_transformer_has_as_many_parameters(load_module: Callable[[str], Any]) -> None:
