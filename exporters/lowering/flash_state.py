@@ -164,11 +164,12 @@ class DecodeLayer(StatefulLayer):
             passing, shifted = normed.chunk(2, dim=-1)
             shift = shifted.squeeze(1)
             normed = torch.cat((past.shift.unsqueeze(1), passing), dim=-1)
-        value, gate, z = self.projection(normed)
+        value, gate, z = self.projection.project_token(normed)
         quad_q, lin_q, quad_k, lin_k = self.heads(z, cos, sin)  # (b, 1, s)
-        leaving_k, leaving_v = take_at(past.lin_k, slot.place), take_at(past.v, slot.place)
+        leaving_k, lin_k = _order(take_at(past.lin_k, slot.place), lin_k)
+        leaving_v, value = _order(take_at(past.v, slot.place), value)
         new = LayerState(
-            kv=past.kv + leaving_k.mT @ leaving_v,
+            kv=past.kv + leaving_k.mT * leaving_v,
             quad_k=put_at(past.quad_k, slot.place, quad_k),
             lin_k=put_at(past.lin_k, slot.place, lin_k),
             v=put_at(past.v, slot.place, value),
@@ -177,6 +178,11 @@ class DecodeLayer(StatefulLayer):
         weights = self.quadratic.weigh(quad_q, new.quad_k, F.embedding(slot.number, self.quadratic.bias))
         weights = weights + lin_q @ new.lin_k.mT * slot.is_earlier  # (b, 1, c)
         return self.project_out(x, gate, weights @ new.v + lin_q @ new.kv), new
+
+
+def _order(leaving: Float[Tensor, "b 1 w"], entering: Float[Tensor, "b 1 w"]) -> tuple[Tensor, ...]:
+    """Return both, such that a graph cannot write the one before it has read the other: they may share their memory."""
+    return torch.cat((leaving, entering), dim=1).chunk(2, dim=1)
 
 
 class StatefulFlash(nn.Module):

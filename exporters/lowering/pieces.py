@@ -75,6 +75,15 @@ class InputProjection(nn.Module):
         gate, z = apply_silu(x @ self.weight + self.bias).split(self.widths, dim=-1)
         return value, gate, z
 
+    def project_token(self, x: Float[Tensor, "b 1 d"]) -> tuple[Tensor, ...]:
+        """Return the same by one product: for one token it is the number of operations that counts.
+
+        Runtimes join the weights when they load the graph.
+        """
+        weight = torch.cat((self.value_weight, self.weight), dim=1)
+        bias = torch.cat((self.value_bias, self.bias))
+        return apply_silu(x @ weight + bias).split([len(self.value_bias), *self.widths], dim=-1)
+
 
 class TokenEmbedding(nn.Module):
     """Token embedding plus scaled sinusoid, the angles computed in fp32."""

@@ -11,7 +11,15 @@ from flash_export.errors import InputError
 from flash_export.runtime.decoder import check_loaded
 from flash_export.runtime.inputs import check_axis
 from flash_export.runtime.ort import OrtRunner
-from flash_export.runtime.state import INPUT_PREFIX, OUTPUT_PREFIX, POSITION, State, check_state, iterate_specs
+from flash_export.runtime.state import (
+    INPUT_PREFIX,
+    OUTPUT_PREFIX,
+    POSITION,
+    State,
+    check_state,
+    is_updated_in_place,
+    iterate_specs,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +32,8 @@ if TYPE_CHECKING:
 class OrtStateRunner(OrtRunner):
     """Runs a decode graph with its inputs and outputs bound to buffers, so that a step copies tokens and logits alone.
 
-    A step reads the state from one set of buffers and writes it to the other; there is one binding for each direction.
+    What grows a model's state, sums and caches, is updated in place, which the graph allows. The rest is small: a step
+    reads it from one set of buffers and writes it to the other, and there is one binding for each direction.
     """
 
     _batch: int
@@ -67,11 +76,12 @@ class OrtStateRunner(OrtRunner):
             )
         self._input_ids.update_inplace(np.ascontiguousarray(tokens[:, None], dtype=np.int64))
         binding = self._bindings[self._current]
-        # An input that the graph wants on another device is copied when it is bound, not when the graph is run
-        # (https://github.com/microsoft/onnxruntime/issues/5857). Integers alone may be: a CUDA graph reads sizes and
-        # indices on the host, and tokens come from there.
-        binding.bind_ortvalue_input("input_ids", self._input_ids)
-        binding.bind_ortvalue_input(f"{INPUT_PREFIX}{POSITION}", self._buffers[self._current][POSITION])
+        if self._provider != "cpu":
+            # An input that the graph wants on another device is copied when it is bound, not when the graph is run
+            # (https://github.com/microsoft/onnxruntime/issues/5857). Integers alone may be: a CUDA graph reads sizes
+            # and indices on the host, and tokens come from there.
+            binding.bind_ortvalue_input("input_ids", self._input_ids)
+            binding.bind_ortvalue_input(f"{INPUT_PREFIX}{POSITION}", self._buffers[self._current][POSITION])
         self._session.run_with_iobinding(binding)
         self._current = 1 - self._current
         logits = _copy_to_host(self._logits)
@@ -108,12 +118,16 @@ class OrtStateRunner(OrtRunner):
 
         self._input_ids = create((batch, 1), "int64", "cpu")
         self._logits = create(self._graph.outputs[0].shape, "float32", "cpu")
-        self._buffers = [
-            {name: create(spec.shape, spec.dtype, self._provider) for name, spec in iterate_specs(self._graph)}
-            for _ in range(2)
-        ]
+        specs = dict(iterate_specs(self._graph))
+        first = {name: create(spec.shape, spec.dtype, self._provider) for name, spec in specs.items()}
+        second = {
+            name: first[name] if is_updated_in_place(name) else create(spec.shape, spec.dtype, self._provider)
+            for name, spec in specs.items()
+        }
+        self._buffers = [first, second]
         for source, target in (self._buffers, reversed(self._buffers)):
             binding = self._session.io_binding()
+            binding.bind_ortvalue_input("input_ids", self._input_ids)
             binding.bind_ortvalue_output("logits", self._logits)
             for name in source:
                 binding.bind_ortvalue_input(f"{INPUT_PREFIX}{name}", source[name])

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 POSITION = "position"
 INPUT_PREFIX = "state."
 OUTPUT_PREFIX = "new_state."
+# Decode reads what it needs of these before it writes them, so that input and output may be the same memory.
+_IN_PLACE = frozenset({"kv", "quad_k", "lin_k", "v"})
 FILE_FORMAT = "flash-export-state"
 FILE_FORMAT_VERSION = "1"
 # The weights alone are not the model: the same file gives another one with another attention_fn.
@@ -229,3 +231,8 @@ def _check_model(found: str, wanted: str) -> None:
             f"the state belongs to another model ({found[:12]}..., this one is {wanted[:12]}...); "
             "use the bundle that it was made with, or start again from the prompt"
         )
+
+
+def is_updated_in_place(name: str) -> bool:
+    """Tell whether decode may write a tensor of the state, such as ``0.kv``, where it reads it."""
+    return name.rpartition(".")[2] in _IN_PLACE

@@ -156,6 +156,33 @@ def test_one_row_does_not_disturb_another(stateful: StatefulModel) -> None:
             np.testing.assert_array_equal(disturbed[1][key][0], value[0])
 
 
+def test_decode_reads_a_slot_before_it_writes_it(stateful: StatefulModel) -> None:
+    """A runtime may give input and output of a cache the same memory, if each write depends on the reads."""
+    graph = onnx.load(stateful.bundle.get_graph_path("decode"), load_external_data=False).graph
+    makers = {output: node for node in graph.node for output in node.output}
+
+    def find_ancestors(node: onnx.NodeProto) -> set[str]:
+        names: set[str] = set()
+        stack = [node]
+        while stack:
+            for maker in (makers[name] for name in stack.pop().input if name in makers):
+                if maker.name not in names:
+                    names.add(maker.name)
+                    stack.append(maker)
+        return names
+
+    writes = [node for node in graph.node if node.op_type == "ScatterND"]
+    assert len(writes) == 3 * SIZES["depth"]
+    for write in writes:
+        users = [node for node in graph.node if write.input[0] in node.input and node.op_type != "Shape"]
+        reads = {node.name for node in users} - {write.name}
+        assert len(reads) == (0 if "quad_k" in write.input[0] else 1)
+        assert reads <= find_ancestors(write)
+    for name in (spec.name for spec in stateful.bundle.get_graph("decode").inputs if spec.name.endswith(".kv")):
+        (read,) = (node for node in graph.node if name in node.input)
+        assert (read.op_type, read.output[0]) == ("Add", f"new_{name}")
+
+
 def test_shapes_of_decode_are_fixed_but_for_the_batch(stateful: StatefulModel) -> None:
     graph: GraphSpec = stateful.bundle.get_graph("decode")
     assert {size for spec in (*graph.inputs, *graph.outputs) for size in spec.shape if isinstance(size, str)} == {
