@@ -3,7 +3,8 @@
     python benchmarks/compare.py [--causal | --non-causal] [--lengths 256,1000] [--no-compile]
 
 One sequence, float32, two threads. Before anything is timed, every candidate that runs the same weights has to agree
-with flash-pytorch.
+with flash-pytorch. The causal model is also timed as generation reads a prompt: in segments of 2,048 tokens through the
+prefill graph, state and logits included.
 """
 
 from __future__ import annotations
@@ -35,15 +36,19 @@ from sessions import THREADS, bind_run, make_token_feeds, make_tokens, open_sess
 from timing import DEFAULT_BLOCK_MS, DEFAULT_ROUNDS, Timings, compute_geometric_mean, time_alternating
 from transformer import build_transformer, export_transformer
 
+from flash_export.bundle import Bundle
+from flash_export.runtime.generate import Generator
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 LENGTHS = (256, 512, 1000, 2048, 4096, 8192)
 QUICK_LENGTHS = (16, 40)
 LIMIT_FROM = 1024
+SEGMENTS = "ours, segments"
 OURS, EAGER, COMPILED, LEGACY, SLIM = "ours", "eager", "compile", "legacy", "legacy+slim"
 LIMIT, TRANSFORMER = "limit", "Transformer"
-PEERS = (EAGER, COMPILED, LEGACY, SLIM, TRANSFORMER)
+PEERS = (EAGER, COMPILED, LEGACY, SLIM, TRANSFORMER, SEGMENTS)
 # Geometric mean over the lengths that a peer's time has to be of ours, by attention.
 MEAN_TARGETS = {
     EAGER: {"non-causal": 1.8, "causal": 1.8},
@@ -59,6 +64,7 @@ class Sessions:
     """The graphs of one model that are compared, opened."""
 
     ours: Any
+    segments: Generator | None
     legacy: Any
     slim: Any
     transformer: Any
@@ -67,8 +73,10 @@ class Sessions:
 def open_sessions(config: PeerConfig, folder: Path) -> Sessions:
     """Export a model in every way and open the graphs."""
     legacy = export_legacy(config, folder / "legacy.onnx")
+    ours = export_ours(config, folder / "ours")
     return Sessions(
-        ours=open_session(export_ours(config, folder / "ours")),
+        ours=open_session(ours),
+        segments=Generator.open(Bundle.open(ours.parent), threads=THREADS) if config.causal else None,
         legacy=open_session(legacy),
         slim=open_session(slim_graph(legacy, folder / "slim.onnx")),
         transformer=open_session(export_transformer(build_transformer(config), folder / "transformer.onnx")),
@@ -95,6 +103,8 @@ def compare_at(
     for name, session in ((LEGACY, sessions.legacy), (SLIM, sessions.slim), (OURS, sessions.ours)):
         candidates[name] = bind_run(session, make_token_feeds(session, tokens))
     _check_agreement(original, tokens, candidates.get(COMPILED), sessions)
+    if (generator := sessions.segments) is not None:
+        candidates[SEGMENTS] = lambda: generator.prefill([tokens[0]])
     candidates[LIMIT] = bind_products(list_products(config, seq_len))
     candidates[TRANSFORMER] = bind_run(sessions.transformer, {"input_ids": tokens})
     return time_alternating(candidates, rounds=rounds, block_ms=block_ms)
@@ -163,7 +173,7 @@ def _check_agreement(
 
 def _print_comparison(config: PeerConfig, timings: Mapping[int, Timings]) -> None:
     where = f"{name_attention(config)}, d={config.dim}, {config.depth} layers"
-    names = [EAGER, COMPILED, LEGACY, SLIM, OURS, LIMIT, TRANSFORMER]
+    names = [EAGER, COMPILED, LEGACY, SLIM, OURS, SEGMENTS, LIMIT, TRANSFORMER]
     names = [name for name in names if name in next(iter(timings.values())).rounds_ms]
     print_table(
         f"Milliseconds: {where}",
