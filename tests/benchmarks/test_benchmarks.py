@@ -61,7 +61,15 @@ def run_quick(
 def test_compare(run_quick: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     (comparison,) = run_quick("compare", "--causal", "--no-compile", "--lengths", "20")["comparisons"]
     (length,) = comparison["lengths"]
-    assert set(length["median_ms"]) == {"eager", "legacy", "legacy+slim", "ours", "limit", "Transformer"}
+    assert set(length["median_ms"]) == {
+        "eager",
+        "legacy",
+        "legacy+slim",
+        "ours",
+        "ours, segments",
+        "limit",
+        "Transformer",
+    }
     assert length["ratio_to_ours"]["ours"] == 1
     assert "geometric mean" in capsys.readouterr().out
 
@@ -80,13 +88,15 @@ def test_compare_refuses_another_model(load_module: Callable[[str], Any], monkey
 
     monkeypatch.setattr(compare, "make_token_feeds", lambda _session, _tokens: {})
     with pytest.raises(RuntimeError, match="legacy differs from flash-pytorch by"):
-        compare._check_agreement(model, tokens, None, compare.Sessions(*[Wrong()] * 4))
+        compare._check_agreement(model, tokens, None, compare.Sessions(*[Wrong()] * 5))
 
 
 def test_long_sequences(run_quick: Callable[..., dict[str, Any]]) -> None:
-    (model,) = run_quick("long_sequences", "--causal", "--lengths", "40,80")["long_sequences"]
-    assert [length["seq_len"] for length in model["lengths"]] == [40, 80]
-    assert model["lengths"][0]["time_ratio"] == 1
+    results = run_quick("long_sequences", "--causal", "--lengths", "40,80")["long_sequences"]
+    assert [result["way"] for result in results] == ["one pass", "segments"]
+    for result in results:
+        assert [length["seq_len"] for length in result["lengths"]] == [40, 80]
+        assert result["lengths"][0]["time_ratio"] == 1
 
 
 def test_mixed_lengths(run_quick: Callable[..., dict[str, Any]]) -> None:
