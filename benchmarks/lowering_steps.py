@@ -32,7 +32,7 @@ from undone_steps import STEPS, lower_fully
 from flash_export.config import FORWARD, ExportOptions
 from flash_export.exporters.analysis import analyse_graph
 from flash_export.exporters.graphs import describe_graphs
-from flash_export.exporters.serialization import split_weights, write_models
+from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
 from flash_export.models.checkpoint import load_checkpoint
@@ -134,7 +134,8 @@ def write_graph(
     lowered.requires_grad_(requires_grad=False).eval()
     graph = describe_graphs(lowered.config, ExportOptions(mask=mask, graphs=(FORWARD,)))[FORWARD]
     traced = trace_model(lowered, graph, choose_traced_sizes(lowered, lowered.config.window, graph))
-    split = split_weights({path.name: traced}, f"{path.name}.data")
+    split = SplitModels(f"{path.name}.data")
+    split.add(path.name, traced)
     if not keep_shapes:
         del split.skeletons[path.name].graph.value_info[:]
     write_models(split, path.parent)

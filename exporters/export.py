@@ -15,7 +15,7 @@ from flash_export.errors import BundleError, CheckpointError
 from flash_export.exporters.graphs import build_graph_module, count_state_bytes, describe_graphs
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.exporters.promises import check_promises
-from flash_export.exporters.serialization import split_weights, write_models
+from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
 from flash_export.files import hash_files, replace_folder
@@ -99,21 +99,20 @@ def export_onnx(
         lowered = lower_model(loaded.model)
         del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
         start(2)
-        models, sizes = {}, {}
+        models, sizes = SplitModels(f"{GRAPH_FILE}.data"), {}
         for name, graph in graphs.items():
             module = build_graph_module(name, lowered)
-            sizes[graph.file] = choose_traced_sizes(module, window, graph)
-            models[graph.file] = trace_model(module, graph, sizes[graph.file])
+            sizes[name] = choose_traced_sizes(module, window, graph)
+            models.add(graph.file, trace_model(module, graph, sizes[name]))
         start(3)
-        split = split_weights(models, f"{GRAPH_FILE}.data")
-        for graph in graphs.values():
-            skeleton = split.skeletons[graph.file]
-            check_promises(skeleton, sizes[graph.file], graph.inputs, graph.outputs)
+        for name, graph in graphs.items():
+            skeleton = models.skeletons[graph.file]
+            check_promises(skeleton, sizes[name], graph.inputs, graph.outputs)
             # Where onnxruntime knows that two blocks have values of the same shape, it keeps one buffer for both all
             # the time: twice the memory of letting go of it in between.
             del skeleton.graph.value_info[:]
         start(4)
-        write_models(split, staging)
+        write_models(models, staging)
         start(5)
         written = sorted(staging.iterdir())
         manifest = Manifest(

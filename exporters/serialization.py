@@ -7,7 +7,7 @@ is a tag, its length and its content (https://protobuf.dev/programming-guides/en
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -28,19 +28,19 @@ INITIALIZER_TAG = bytes([onnx.GraphProto.INITIALIZER_FIELD_NUMBER << 3 | 2])
 RAW_DATA_TAG = bytes([onnx.TensorProto.RAW_DATA_FIELD_NUMBER << 3 | 2])
 
 
-@dataclass(frozen=True)
+@dataclass
 class SplitModels:
     """Graphs of one model whose large weights are kept apart.
 
     Attributes:
+        data_file: Name of the file that the weights are written to if they do not stand in the ONNX file.
         skeletons: The graphs, by file name; their large initializers refer to external data.
         weights: Those initializers, by name, in the order of their offsets.
-        data_file: Name of the file that they are written to if they do not stand in the ONNX file.
     """
 
-    skeletons: dict[str, onnx.ModelProto]
-    weights: dict[str, ir.TensorProtocol]
     data_file: str
+    skeletons: dict[str, onnx.ModelProto] = field(default_factory=dict)
+    weights: dict[str, ir.TensorProtocol] = field(default_factory=dict)
 
     @property
     def is_external(self) -> bool:
@@ -48,31 +48,48 @@ class SplitModels:
         num_bytes = sum(tensor.nbytes for tensor in self.weights.values())
         return len(self.skeletons) > 1 or num_bytes > EXTERNAL_DATA_THRESHOLD_BYTES
 
+    def add(self, file: str, model: ir.Model) -> onnx.ModelProto:
+        """Take the large weights out of a graph, which is of no use afterwards, and return its skeleton.
 
-def split_weights(models: Mapping[str, ir.Model], data_file: str) -> SplitModels:
-    """Take the large weights out of the graphs of one model, which are of no use afterwards.
+        Weights that an earlier graph has under the same name are the same, and let go of here.
 
-    Args:
-        models: The graphs, by file name. Weights of the same name are the same.
-        data_file: Name of the file for external data, in case the weights need one.
-    """
-    weights: dict[str, ir.TensorProtocol] = {}
-    offsets: dict[str, int] = {}
-    end = 0
-    for model in models.values():
+        Args:
+            file: Name of the graph's file.
+            model: The graph.
+        """
+        offsets, end = self._lay_out()
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
             if tensor is None or tensor.nbytes < MIN_WEIGHT_BYTES:
                 continue
-            if name not in weights:
-                weights[name], offsets[name] = tensor, end
-                end += tensor.nbytes + -tensor.nbytes % EXTERNAL_DATA_ALIGNMENT_BYTES
-            elif not np.array_equal(tensor.numpy(), weights[name].numpy()):
+            if name not in self.weights:
+                self.weights[name], offsets[name] = tensor, end
+                end += _pad(tensor.nbytes)
+            elif not np.array_equal(tensor.numpy(), self.weights[name].numpy()):
                 raise RuntimeError(f"two graphs have different weights of the name {name!r}")
             value.const_value = ir.ExternalTensor(
-                data_file, offsets[name], tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+                self.data_file,
+                offsets[name],
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=name,
             )
-    return SplitModels({file: ir.to_proto(model) for file, model in models.items()}, weights, data_file)
+        self.skeletons[file] = ir.to_proto(model)
+        return self.skeletons[file]
+
+    def _lay_out(self) -> tuple[dict[str, int], int]:
+        """Return the offset of each weight in the data file, and of the next one."""
+        offsets, end = {}, 0
+        for name, tensor in self.weights.items():
+            offsets[name] = end
+            end += _pad(tensor.nbytes)
+        return offsets, end
+
+
+def _pad(num_bytes: int) -> int:
+    """Round up to the alignment of external data."""
+    return num_bytes + -num_bytes % EXTERNAL_DATA_ALIGNMENT_BYTES
 
 
 def write_models(models: SplitModels, folder: Path) -> None:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from flash_export.exporters import serialization
-from flash_export.exporters.serialization import split_weights, write_models
+from flash_export.exporters.serialization import SplitModels, write_models
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +49,8 @@ def sort_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_inline_file_is_what_protobuf_reads_back(tmp_path: Path, width: int) -> None:
     model = ir.from_proto(make_model(width))
     expected = sort_initializers(ir.to_proto(model))
-    split = split_weights({"model.onnx": model}, "model.onnx.data")
+    split = SplitModels("model.onnx.data")
+    split.add("model.onnx", model)
     write_models(split, tmp_path)
     assert sort_initializers(onnx.load(tmp_path / "model.onnx")) == expected
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
@@ -60,7 +61,8 @@ def test_external_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(serialization, "EXTERNAL_DATA_THRESHOLD_BYTES", 0)
     x = np.ones((2, 64), np.float32)
     expected = ReferenceEvaluator(make_model(64)).run(None, {"x": x})
-    split = split_weights({"model.onnx": ir.from_proto(make_model(64))}, "model.onnx.data")
+    split = SplitModels("model.onnx.data")
+    split.add("model.onnx", ir.from_proto(make_model(64)))
     write_models(split, tmp_path)
     assert (tmp_path / "model.onnx").stat().st_size < 2000
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
@@ -69,17 +71,21 @@ def test_external_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pyte
 
 
 def test_graphs_of_one_model_share_their_weights(tmp_path: Path) -> None:
-    models = {file: ir.from_proto(make_model(64)) for file in ("first.onnx", "second.onnx")}
-    write_models(split_weights(models, "weights"), tmp_path)
+    models = SplitModels("weights")
+    for file in ("first.onnx", "second.onnx"):
+        models.add(file, ir.from_proto(make_model(64)))
+    write_models(models, tmp_path)
     assert (tmp_path / "weights").stat().st_size == 2 * 64 * 64 * 4
     x = np.ones((2, 64), np.float32)
     expected = ReferenceEvaluator(make_model(64)).run(None, {"x": x})
-    for file in models:
+    for file in models.skeletons:
         np.testing.assert_array_equal(ReferenceEvaluator(onnx.load(tmp_path / file)).run(None, {"x": x}), expected)
 
 
 def test_different_weights_of_one_name_are_not_shared() -> None:
     other = make_model(64)
     other.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.zeros((64, 64), np.float32), "large"))
+    models = SplitModels("weights")
+    models.add("first.onnx", ir.from_proto(make_model(64)))
     with pytest.raises(RuntimeError, match="'large'"):
-        split_weights({"first.onnx": ir.from_proto(make_model(64)), "second.onnx": ir.from_proto(other)}, "weights")
+        models.add("second.onnx", ir.from_proto(other))
