@@ -14,13 +14,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from sessions import open_session
 from torch import nn
 from torch.nn import functional as F
-from transformer import HEADS, OPSET, Transformer, TransformerLayer
+from transformer import HEADS, OPSET, Transformer, TransformerLayer, check_attention
 
 from flash_export.exporters.primitives import TRANSLATIONS, put_at
 from flash_export.exporters.tracing import quiet_exporter
@@ -116,9 +115,7 @@ def export_cached_transformer(model: Transformer, path: Path) -> Path:
             external_data=False,
             verbose=False,
         )
-    operators = [node.op_type for node in onnx.load(path).graph.node]
-    if operators.count("Attention") != len(model.layers):
-        raise RuntimeError(f"got {operators.count('Attention')} Attention nodes for {len(model.layers)} layers")
+    check_attention(path, len(model.layers))
     return path
 
 

@@ -101,7 +101,16 @@ def export_transformer(model: Transformer, path: Path) -> Path:
             external_data=False,
             verbose=False,
         )
-    operators = [node.op_type for node in onnx.load(path).graph.node]
-    if operators.count("Attention") != len(model.layers):
-        raise RuntimeError(f"got {operators.count('Attention')} Attention nodes for {len(model.layers)} layers")
+    check_attention(path, len(model.layers))
     return path
+
+
+def check_attention(path: Path, num_layers: int) -> None:
+    """Check that the attention of each layer became one operator.
+
+    Raises:
+        RuntimeError: It did not, so that onnxruntime's own attention would not be what is measured.
+    """
+    operators = [node.op_type for node in onnx.load(path).graph.node]
+    if operators.count("Attention") != num_layers:
+        raise RuntimeError(f"got {operators.count('Attention')} Attention nodes for {num_layers} layers")
