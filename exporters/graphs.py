@@ -10,14 +10,8 @@ import numpy as np
 from flash_export.bundle import GRAPH_FILE
 from flash_export.config import DECODE, FORWARD, PREFILL
 from flash_export.errors import ConfigError
-from flash_export.exporters.lowering.flash_state import (
-    NEW_STATE_PREFIX,
-    STATE_PREFIX,
-    DecodeFlash,
-    PrefillFlash,
-    describe_state,
-)
-from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
+from flash_export.exporters.lowering.flash_state import DecodeFlash, PrefillFlash, describe_state
+from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,8 +49,7 @@ def build_graph_module(name: str, lowered: nn.Module) -> nn.Module:
 
 def count_state_bytes(graph: GraphSpec) -> int:
     """Return the size of the state that a graph carries for one row; 0 if it carries none."""
-    specs = (spec for spec in graph.inputs if spec.name.startswith(STATE_PREFIX))
-    return sum(math.prod(map(int, spec.shape[1:])) * np.dtype(spec.dtype).itemsize for spec in specs)
+    return sum(math.prod(map(int, spec.shape[1:])) * np.dtype(spec.dtype).itemsize for spec in graph.state_inputs)
 
 
 def _describe_graph(name: str, config: ModelConfig, options: ExportOptions) -> GraphSpec:

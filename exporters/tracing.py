@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flash_export.exporters.lowering.flash_state import STATE_PREFIX
 from flash_export.exporters.primitives import TRANSLATIONS
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def trace_model(module: nn.Module, graph: GraphSpec, example: TracedSizes) -> ir
     }
     examples = [_make_example(spec, sizes) for spec in graph.inputs]
     shapes = [{axis: dims[n] for axis, n in enumerate(spec.shape) if isinstance(n, str)} for spec in graph.inputs]
-    num_plain = sum(not spec.name.startswith(STATE_PREFIX) for spec in graph.inputs)
+    num_plain = len(graph.inputs) - len(graph.state_inputs)
     with quiet_exporter():
         program = torch.onnx.export(
             module,

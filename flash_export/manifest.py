@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMAT_VERSION = 1
+# Names of what a graph carries from run to run: as its input, and as its output.
+STATE_PREFIX, NEW_STATE_PREFIX = "state.", "new_state."
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     axes: dict[str, AxisRange]
+
+    @property
+    def state_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that are a state, which the graph returns as it is after the run."""
+        return tuple(spec for spec in self.inputs if spec.name.startswith(STATE_PREFIX))
 
     @property
     def has_mask(self) -> bool:

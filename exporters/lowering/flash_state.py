@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from flash_export.exporters.lowering.flash import LoweredFlash, LoweredFlashLayer
     from flash_export.models.flash import FlashConfig
 
-STATE_PREFIX, NEW_STATE_PREFIX = "state.", "new_state."
-
 
 class LayerState(NamedTuple):
     """What one layer keeps of the past of each row; ``shift`` only where tokens are shifted."""

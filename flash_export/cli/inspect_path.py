@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flash_export.cli.options import format_bytes
+from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -84,7 +85,7 @@ def _format_graph(analysis: GraphAnalysis) -> Iterator[str]:
 
 def _join_values(values: Sequence[str]) -> str:
     """Join descriptions of inputs or outputs; the many tensors of a state are counted."""
-    plain = [value for value in values if not value.startswith(("state.", "new_state."))]
+    plain = [value for value in values if not value.startswith((STATE_PREFIX, NEW_STATE_PREFIX))]
     state = [f"{len(values) - len(plain)} tensors of the state"] if len(plain) < len(values) else []
     return ", ".join([*plain, *state])
 
@@ -95,7 +96,7 @@ def _format_engine(engine: EngineManifest) -> Iterator[str]:
     for kind, specs in (("inputs", engine.inputs), ("outputs", engine.outputs)):
         yield f"{kind:<9} {_join_values(list(map(_format_spec, specs)))}"
     for index, profile in enumerate(engine.profiles):
-        shown = {name: shapes for name, shapes in profile.items() if not name.startswith("state.")}
+        shown = {name: shapes for name, shapes in profile.items() if not name.startswith(STATE_PREFIX)}
         shapes = "; ".join(f"{name} {_format_shapes(shapes)}" for name, shapes in shown.items())
         yield f"profile {index} {shapes}"
     dtypes = ", ".join(f"{dtype} {count}" for dtype, count in engine.layer_dtypes.items())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from flash_export.errors import InputError
-from flash_export.runtime.state import INPUT_PREFIX, OUTPUT_PREFIX, State
+from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
+from flash_export.runtime.state import State
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -70,13 +71,13 @@ class RunnerDecoder:
         check_loaded(bool(self._state))
         outputs = self._runner.run({"input_ids": tokens[:, None], **self._state})
         logits = outputs.pop("logits")
-        self._state = {name.replace(OUTPUT_PREFIX, INPUT_PREFIX, 1): value for name, value in outputs.items()}
+        self._state = {name.replace(NEW_STATE_PREFIX, STATE_PREFIX, 1): value for name, value in outputs.items()}
         return logits[:, 0]
 
     def read_state(self) -> State:
         """Return the state after the last step."""
         check_loaded(bool(self._state))
-        tensors = {name.removeprefix(INPUT_PREFIX): value for name, value in self._state.items()}
+        tensors = {name.removeprefix(STATE_PREFIX): value for name, value in self._state.items()}
         return State(tensors, self._model_sha256)
 
     def __enter__(self) -> Self:

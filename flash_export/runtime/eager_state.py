@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flash_export.errors import InputError
-from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
+from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec, TensorSpec
 from flash_export.runtime.eager import EagerRunner
 from flash_export.runtime.inputs import check_inputs
 
@@ -31,11 +31,11 @@ def describe_eager_graph(vocab_size: int, axes: Mapping[str, AxisRange]) -> Grap
         inputs=(
             TensorSpec("input_ids", "int64", ("batch", "seq")),
             TensorSpec("lengths", "int64", ("batch",)),
-            *(TensorSpec(f"state.{name}", "int64", shape) for name, shape in state),
+            *(TensorSpec(f"{STATE_PREFIX}{name}", "int64", shape) for name, shape in state),
         ),
         outputs=(
             TensorSpec("logits", "float32", ("batch", "seq", vocab_size)),
-            *(TensorSpec(f"new_state.{name}", "int64", shape) for name, shape in state),
+            *(TensorSpec(f"{NEW_STATE_PREFIX}{name}", "int64", shape) for name, shape in state),
         ),
         axes={**axes, "batch": AxisRange(1, axes["batch"].max)},
     )

@@ -6,7 +6,6 @@ with Generator.open(Bundle.open("bundle")) as generator:
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from flash_export.bundle import Bundle
-    from flash_export.manifest import GraphSpec
-    from flash_export.runtime.decoder import Decoder
-    from flash_export.runtime.runner import Runner
+    from flash_export.runtime.state_backends import StatePair
 
 DEFAULT_SEGMENT_LEN = 2048
 
@@ -48,26 +45,12 @@ class Generation:
 class Generator:
     """Prefill and decode graphs of one model, driven for batches of prompts of any lengths."""
 
-    def __init__(
-        self, prefill: Runner, decoder: Decoder, graph: GraphSpec, *, chunk_size: int, model_sha256: str
-    ) -> None:
-        """Wrap an open pair; :meth:`open` makes it from a bundle.
-
-        Args:
-            prefill: Runner of the prefill graph.
-            decoder: The decode graph, whose state has the same tensors.
-            graph: Contract of the prefill graph.
-            chunk_size: The prefill graph takes states whose position is a multiple of this.
-            model_sha256: What the states belong to, see :func:`identify_model`.
-        """
-        self._prefill = prefill
-        self._decoder = decoder
-        self._graph = graph
-        self._chunk_size = chunk_size
-        self._model_sha256 = model_sha256
-        self._vocab_size = int(graph.outputs[0].shape[-1])
-        self._min_batch = graph.axes["batch"].min  # more than 1 in graphs of one fixed batch
-        self._open = ExitStack()
+    def __init__(self, pair: StatePair) -> None:
+        """Wrap a pair, which is entered and left with the generator; :meth:`open` makes it from a bundle."""
+        self._pair = pair
+        self._graph = pair.graph
+        self._vocab_size = int(pair.graph.outputs[0].shape[-1])
+        self._min_batch = pair.graph.axes["batch"].min  # more than 1 in graphs of one fixed batch
 
     @classmethod
     def open(cls, bundle: Bundle, backend: str = "ort-cpu", *, threads: int | None = None) -> Generator:
@@ -82,12 +65,11 @@ class Generator:
         Raises:
             BundleError: The model cannot generate, or the bundle lacks the graphs or engines for it.
             BackendUnavailableError: The backend cannot be used here.
-            ConfigError: There is no such backend.
+            ConfigError: There is no such backend, or ``threads`` is below 1.
         """
         from flash_export.runtime.state_backends import open_pair
 
-        pair = open_pair(bundle, backend, threads=threads)
-        return cls(pair.prefill, pair.decoder, pair.graph, chunk_size=pair.chunk_size, model_sha256=pair.model_sha256)
+        return cls(open_pair(bundle, backend, threads=threads))
 
     @property
     def vocab_size(self) -> int:
@@ -127,13 +109,13 @@ class Generator:
         segment_len = self._round_segment(segment_len)
         if state is None:
             state = State.zeros(self._graph, batch)
-        check_state(state, self._graph, batch=batch, model_sha256=self._model_sha256)
-        state = State(state.tensors, self._model_sha256)
+        check_state(state, self._graph, batch=batch, model_sha256=self._pair.model_sha256)
+        state = State(state.tensors, self._pair.model_sha256)
         logits = np.zeros((batch, self._vocab_size), np.float32)
         lengths = np.array([prompt.size for prompt in prompts])
         fed = np.zeros_like(lengths)
         while (remaining := lengths - fed).any():
-            to_boundary = -state.position % self._chunk_size
+            to_boundary = -state.position % self._pair.chunk_size
             inside = np.flatnonzero((remaining > 0) & (to_boundary > 0))
             rows = inside if inside.size else np.flatnonzero(remaining)
             if inside.size:
@@ -212,18 +194,18 @@ class Generator:
         for row, piece in enumerate(pieces):
             input_ids[row, : piece.size] = piece
         inputs = self._fill_state(state).to_inputs()
-        outputs = self._prefill.run({"input_ids": input_ids, "lengths": lengths, **inputs})
-        new_state = State.from_outputs(outputs, model_sha256=self._model_sha256)
+        outputs = self._pair.prefill.run({"input_ids": input_ids, "lengths": lengths, **inputs})
+        new_state = State.from_outputs(outputs, model_sha256=self._pair.model_sha256)
         return outputs["logits"][np.arange(ends.size), ends - 1], self._cut_state(new_state, ends.size)
 
     def _load(self, state: State) -> None:
-        self._decoder.load_state(self._fill_state(state))
+        self._pair.decoder.load_state(self._fill_state(state))
 
     def _step(self, tokens: Int[np.ndarray, " rows"]) -> Float[np.ndarray, "rows vocab"]:
-        return self._decoder.step(self._fill(tokens))[: tokens.size]
+        return self._pair.decoder.step(self._fill(tokens))[: tokens.size]
 
     def _read(self, num_rows: int) -> State:
-        return self._cut_state(self._decoder.read_state(), num_rows)
+        return self._cut_state(self._pair.decoder.read_state(), num_rows)
 
     def _fill(self, values: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " batch"]:
         """Repeat the last row until there are as many as the graph takes."""
@@ -240,8 +222,8 @@ class Generator:
         if segment_len < 1:
             raise InputError(f"segment_len={segment_len} is not usable; use a whole number of at least 1")
         longest = self._graph.axes["seq"].max
-        chunks = min(max(segment_len // self._chunk_size, 1), longest // self._chunk_size)
-        return chunks * self._chunk_size or longest
+        chunks = min(max(segment_len // self._pair.chunk_size, 1), longest // self._pair.chunk_size)
+        return chunks * self._pair.chunk_size or longest
 
     def _check_prompt(self, row: int, prompt: Int[np.ndarray, " seq"]) -> Int[np.ndarray, " seq"]:
         if prompt.ndim != 1 or prompt.dtype != np.int64:
@@ -261,14 +243,11 @@ class Generator:
 
     def __enter__(self) -> Self:
         """Enter both runners."""
-        with ExitStack() as stack:
-            stack.enter_context(self._prefill)
-            stack.enter_context(self._decoder)
-            self._open = stack.pop_all()
+        self._pair.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Free sessions, engines and states."""
-        self._open.close()
+        self._pair.__exit__(kind, error, trace)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flash_export.errors import InputError
+from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 from flash_export.runtime.decoder import check_loaded
 from flash_export.runtime.inputs import check_axis
 from flash_export.runtime.ort import OrtRunner
 from flash_export.runtime.state import (
-    INPUT_PREFIX,
-    OUTPUT_PREFIX,
     POSITION,
     State,
     check_state,
@@ -81,7 +80,7 @@ class OrtStateRunner(OrtRunner):
             # (https://github.com/microsoft/onnxruntime/issues/5857). Integers alone may be: a CUDA graph reads sizes
             # and indices on the host, and tokens come from there.
             binding.bind_ortvalue_input("input_ids", self._input_ids)
-            binding.bind_ortvalue_input(f"{INPUT_PREFIX}{POSITION}", self._buffers[self._current][POSITION])
+            binding.bind_ortvalue_input(f"{STATE_PREFIX}{POSITION}", self._buffers[self._current][POSITION])
         self._session.run_with_iobinding(binding)
         self._current = 1 - self._current
         logits = _copy_to_host(self._logits)
@@ -130,8 +129,8 @@ class OrtStateRunner(OrtRunner):
             binding.bind_ortvalue_input("input_ids", self._input_ids)
             binding.bind_ortvalue_output("logits", self._logits)
             for name in source:
-                binding.bind_ortvalue_input(f"{INPUT_PREFIX}{name}", source[name])
-                binding.bind_ortvalue_output(f"{OUTPUT_PREFIX}{name}", target[name])
+                binding.bind_ortvalue_input(f"{STATE_PREFIX}{name}", source[name])
+                binding.bind_ortvalue_output(f"{NEW_STATE_PREFIX}{name}", target[name])
             self._bindings.append(binding)
         self._batch = batch
 

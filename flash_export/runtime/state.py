@@ -16,6 +16,7 @@ from safetensors.numpy import save
 
 from flash_export.errors import StateError
 from flash_export.files import write_file
+from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from flash_export.manifest import GraphSpec, TensorSpec
 
 POSITION = "position"
-INPUT_PREFIX = "state."
-OUTPUT_PREFIX = "new_state."
 # Decode reads what it needs of these before it writes them, so that input and output may be the same memory.
 _IN_PLACE = frozenset({"kv", "quad_k", "lin_k", "v"})
 FILE_FORMAT = "flash-export-state"
@@ -89,7 +88,9 @@ class State:
     def from_outputs(cls, outputs: Mapping[str, np.ndarray], *, model_sha256: str = "") -> State:
         """Return the state among the outputs of a run."""
         tensors = {
-            name.removeprefix(OUTPUT_PREFIX): value for name, value in outputs.items() if name.startswith(OUTPUT_PREFIX)
+            name.removeprefix(NEW_STATE_PREFIX): value
+            for name, value in outputs.items()
+            if name.startswith(NEW_STATE_PREFIX)
         }
         return cls(tensors, model_sha256)
 
@@ -105,7 +106,7 @@ class State:
 
     def to_inputs(self) -> dict[str, np.ndarray]:
         """Return the tensors under their names as graph inputs."""
-        return {f"{INPUT_PREFIX}{name}": value for name, value in self.tensors.items()}
+        return {f"{STATE_PREFIX}{name}": value for name, value in self.tensors.items()}
 
     def select(self, rows: Sequence[int] | Int[np.ndarray, " rows"]) -> State:
         """Return a copy of these rows, in this order; a row may come more than once.
@@ -219,10 +220,8 @@ def check_state(state: State, graph: GraphSpec, *, batch: int, model_sha256: str
 
 
 def iterate_specs(graph: GraphSpec) -> Iterator[tuple[str, TensorSpec]]:
-    """Yield name without prefix and contract of each state input."""
-    for spec in graph.inputs:
-        if spec.name.startswith(INPUT_PREFIX):
-            yield spec.name.removeprefix(INPUT_PREFIX), spec
+    """Return name without prefix and contract of each state input."""
+    return ((spec.name.removeprefix(STATE_PREFIX), spec) for spec in graph.state_inputs)
 
 
 def _check_model(found: str, wanted: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,6 +14,9 @@ from flash_export.runtime.state import identify_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
+
+    from typing_extensions import Self
 
     from flash_export.bundle import Bundle
     from flash_export.manifest import GraphSpec
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StatePair:
-    """A prefill runner and a decoder of one model.
+    """A prefill runner and a decoder of one model; a context manager that enters and leaves both.
 
     Attributes:
         prefill: Runner of the prefill graph.
@@ -38,6 +42,22 @@ class StatePair:
     chunk_size: int
     model_sha256: str
 
+    def __enter__(self) -> Self:
+        """Enter both."""
+        with ExitStack() as stack:
+            stack.enter_context(self.prefill)
+            stack.enter_context(self.decoder)
+            stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free sessions, engines and states."""
+        with ExitStack() as stack:
+            stack.push(self.prefill)
+            stack.push(self.decoder)
+
 
 def open_pair(bundle: Bundle, backend: str, *, threads: int | None = None) -> StatePair:
     """Open what generation needs; see :meth:`Generator.open`.
@@ -45,8 +65,10 @@ def open_pair(bundle: Bundle, backend: str, *, threads: int | None = None) -> St
     Raises:
         BundleError: The model cannot generate, or the bundle lacks the graphs or engines for it.
         BackendUnavailableError: The backend cannot be used here.
-        ConfigError: There is no such backend.
+        ConfigError: There is no such backend, or ``threads`` is below 1.
     """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads={threads} is not usable; use at least 1")
     if backend not in _OPENERS:
         raise ConfigError(f"unknown backend {backend!r}; use one of {', '.join(_OPENERS)}")
     config = bundle.read_config()

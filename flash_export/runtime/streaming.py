@@ -6,7 +6,6 @@ over at different positions. Where they switch is drawn from the shape, so that 
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,7 +67,6 @@ class StreamingRunner:
     def __init__(self, pair: StatePair) -> None:
         """Wrap the open graphs of one model; entering and leaving the runner enters and leaves them."""
         self._pair = pair
-        self._open = ExitStack()
 
     @property
     def name(self) -> str:
@@ -108,14 +106,11 @@ class StreamingRunner:
 
     def __enter__(self) -> Self:
         """Enter both graphs."""
-        with ExitStack() as stack:
-            stack.enter_context(self._pair.prefill)
-            stack.enter_context(self._pair.decoder)
-            self._open = stack.pop_all()
+        self._pair.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Leave them."""
-        self._open.close()
+        self._pair.__exit__(kind, error, trace)

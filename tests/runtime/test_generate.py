@@ -23,6 +23,7 @@ from flash_export.runtime.ort import OrtRunner
 from flash_export.runtime.ort_state import OrtStateRunner
 from flash_export.runtime.sampling import SamplingOptions
 from flash_export.runtime.state import State, identify_model
+from flash_export.runtime.state_backends import StatePair
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -329,7 +330,7 @@ def test_model_that_computes_nan_is_one_clear_error(causal_bundle: Bundle) -> No
     model.get_parameter("to_logits.1.bias").fill_(float("nan"))
     graph = describe_eager_graph(VOCAB_SIZE, causal_bundle.get_graph().axes)
     runner = EagerStateRunner(model, graph)
-    broken = Generator(runner, RunnerDecoder(runner), graph, chunk_size=1, model_sha256="x")
+    broken = Generator(StatePair(runner, RunnerDecoder(runner), graph, chunk_size=1, model_sha256="x"))
     with pytest.raises(InputError, match="logits hold NaN or infinite values"):
         broken.generate(make_ids(3))
 
@@ -392,6 +393,11 @@ def test_engines_of_both_graphs_are_used(
     assert all(map(np.array_equal, tokens, expected))
 
 
+def test_threads_below_one_are_refused(causal_bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match="threads=0 is not usable; use at least 1"):
+        Generator.open(causal_bundle, threads=0)
+
+
 def test_unknown_backend_is_refused(causal_bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="unknown backend 'gpu'; use one of ort-cpu, ort-cuda, trt, eager"):
         Generator.open(causal_bundle, "gpu")
@@ -421,7 +427,7 @@ def make_strict(bundle: Bundle, batch: AxisRange, max_segment_len: int = 200) ->
     prefill = StrictPrefill(model, graph)
     prefill.lengths = []
     decoder = RunnerDecoder(EagerStateRunner(model, graph))
-    return Generator(prefill, decoder, graph, chunk_size=CHUNK_SIZE, model_sha256="model"), prefill.lengths
+    return Generator(StatePair(prefill, decoder, graph, CHUNK_SIZE, "model")), prefill.lengths
 
 
 def generate_twice(generator: Generator, texts: Sequence[np.ndarray]) -> list[list[int]]:
