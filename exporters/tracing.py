@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flash_export.exporters.primitives import TRANSLATIONS
+from flash_export.exporters.simplification import simplify_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,11 +60,12 @@ def trace_model(module: nn.Module, graph: GraphSpec, example: TracedSizes) -> ir
             output_names=[spec.name for spec in graph.outputs],
             dynamic_shapes=_group_state(shapes, num_plain),
             custom_translation_table=TRANSLATIONS,
-            optimize=True,
+            optimize=False,  # simplify_graph does, without the rules that never match
             verbose=False,
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
+    simplify_graph(program.model)
     _name_nodes(program.model.graph)
     _drop_metadata(program.model)
     program.model.producer_name, program.model.producer_version = "flash-export", metadata.version("flash-export")
@@ -72,7 +74,7 @@ def trace_model(module: nn.Module, graph: GraphSpec, example: TracedSizes) -> ir
 
 def _make_example(spec: TensorSpec, sizes: dict[str, int]) -> Tensor:
     shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
-    return torch.ones(shape, dtype=getattr(torch, spec.dtype))
+    return torch.empty(shape, dtype=getattr(torch, spec.dtype))  # never read, so never resident: states are large
 
 
 def _group_state(values: list[Any], num_plain: int) -> tuple[Any, ...]:
