@@ -1,8 +1,8 @@
 """Cleaning up a traced graph: what the exporter's optimizer does, without the rules that never apply here.
 
 ``torch.onnx.export(optimize=True)`` tries some fifty rewrite rules on every node, twice. Of lowered models, those below
-are the ones that match (``tests/exporters/test_simplification.py`` compares the two), and the rest is a fifth of the
-time of an export.
+are the ones that match (``tests/exporters/test_simplification.py`` compares the two), and leaving the rest out saves a
+tenth of the time of an export.
 """
 
 from __future__ import annotations
