@@ -4,7 +4,7 @@
 
 The causal model, one sequence, float32, two threads. A step takes a token and returns logits, through the decoder that
 ``flash-export generate`` uses. The steps that are timed stay near their position: the state is loaded anew after every
-100. The steps whose memory is watched go on, each fed the likeliest token of the one before. The Transformer's cache
+400. The steps whose memory is watched go on, each fed the likeliest token of the one before. The Transformer's cache
 of keys and values is exactly as long as the context, which it attends to in whole at every step.
 
 Before a step is timed, its logits have to be those of the forward graph, or at positions where that would need
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 LONGEST_FORWARD = 16384
-STEPS_A_LOAD = 100
+STEPS_A_LOAD = 400
 CHECKED_TOKENS = 256
 POSITION_TARGET = 1.1
 GROWTH_TARGET_MIB = 1.0

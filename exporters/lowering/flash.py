@@ -65,11 +65,16 @@ class Heads(nn.Module):
     def forward(
         self, z: Float[Tensor, "b n q"], cos: Float[Tensor, "1 n 1 r"], sin: Float[Tensor, "1 n 1 r"]
     ) -> tuple[Float[Tensor, "b n s"], ...]:
+        """Return the heads of each token."""
+        return join_heads(self.rotate(z, cos, sin)).split(self.qk_dim, dim=-1)
+
+    def rotate(
+        self, z: Float[Tensor, "*b q"], cos: Float[Tensor, "*b 1 r"], sin: Float[Tensor, "*b 1 r"]
+    ) -> Float[Tensor, "*b 4 s"]:
         """Apply the affine maps and RoPE to all heads at once."""
-        heads = z.unsqueeze(2) * self.gamma + self.beta  # (b, n, 4, s + r)
+        heads = z.unsqueeze(-2) * self.gamma + self.beta  # (*b, 4, s + r)
         straight, rest, crossed = heads.split(self.widths, dim=-1)
-        rotated = torch.cat((straight * cos + crossed * sin, rest), dim=-1)
-        return join_heads(rotated).split(self.qk_dim, dim=-1)
+        return torch.cat((straight * cos + crossed * sin, rest), dim=-1)
 
 
 class QuadraticAttention(nn.Module):

@@ -66,12 +66,12 @@ class Slot(NamedTuple):
     """Where a token of each row goes.
 
     Attributes:
-        place: Row and slot in the cache, ``(b, 1, 2)``.
+        place: Row and slot in the cache, ``(b, 2)``.
         number: The slot alone, ``(b, 1)``.
         is_earlier: 1 for the slots that the open chunk has not reached, ``(b, 1, c)``.
     """
 
-    place: Int[Tensor, "b 1 2"]
+    place: Int[Tensor, "b 2"]
     number: Int[Tensor, "b 1"]
     is_earlier: Float[Tensor, "b 1 c"]
 
@@ -106,8 +106,8 @@ class StatefulLayer(nn.Module):
         self.shift_tokens, self.chunk_size = layer.shift_tokens, layer.chunk_size
 
     def project_out(
-        self, x: Float[Tensor, "b n d"], gate: Float[Tensor, "b n e"], mixed: Float[Tensor, "b n e"]
-    ) -> Float[Tensor, "b n d"]:
+        self, x: Float[Tensor, "*b d"], gate: Float[Tensor, "*b e"], mixed: Float[Tensor, "*b e"]
+    ) -> Float[Tensor, "*b d"]:
         """Gate what was attended to, project it, add the residual."""
         return x + (gate * mixed @ self.out_weight + self.out_bias)
 
@@ -146,39 +146,41 @@ class PrefillLayer(StatefulLayer):
 
 
 class DecodeLayer(StatefulLayer):
-    """One layer over one token a row."""
+    """One layer over one token a row.
+
+    Tokens have no axis of their own: runtimes have a product of two matrices that adds the bias.
+    """
 
     def forward(
         self,
-        x: Float[Tensor, "b 1 d"],
-        cos: Float[Tensor, "b 1 1 r"],
-        sin: Float[Tensor, "b 1 1 r"],
+        x: Float[Tensor, "b d"],
+        cos: Float[Tensor, "b 1 r"],
+        sin: Float[Tensor, "b 1 r"],
         slot: Slot,
         past: LayerState,
-    ) -> tuple[Float[Tensor, "b 1 d"], LayerState]:
+    ) -> tuple[Float[Tensor, "b d"], LayerState]:
         """Attend to the past, and return the state with this token in it."""
         normed, shift = self.norm(x), None
         if past.shift is not None:
-            passing, shifted = normed.chunk(2, dim=-1)
-            shift = shifted.squeeze(1)
-            normed = torch.cat((past.shift.unsqueeze(1), passing), dim=-1)
+            passing, shift = normed.chunk(2, dim=-1)
+            normed = torch.cat((past.shift, passing), dim=-1)
         value, gate, z = self.projection.project_token(normed)
-        quad_q, lin_q, quad_k, lin_k = self.heads(z, cos, sin)  # (b, 1, s)
-        leaving_k, lin_k = _order(take_at(past.lin_k, slot.place), lin_k)
+        quad_q, lin_q, quad_k, lin_k = self.heads.rotate(z, cos, sin).split(1, dim=1)  # (b, 1, s)
+        leaving_k, lin_k = _order(take_at(past.lin_k, slot.place), lin_k.squeeze(1))
         leaving_v, value = _order(take_at(past.v, slot.place), value)
         new = LayerState(
-            kv=past.kv + leaving_k.mT * leaving_v,
-            quad_k=put_at(past.quad_k, slot.place, quad_k),
+            kv=past.kv + leaving_k.unsqueeze(2) * leaving_v.unsqueeze(1),
+            quad_k=put_at(past.quad_k, slot.place, quad_k.squeeze(1)),
             lin_k=put_at(past.lin_k, slot.place, lin_k),
             v=put_at(past.v, slot.place, value),
             shift=shift,
         )
         weights = self.quadratic.weigh(quad_q, new.quad_k, F.embedding(slot.number, self.quadratic.bias))
         weights = weights + lin_q @ new.lin_k.mT * slot.is_earlier  # (b, 1, c)
-        return self.project_out(x, gate, weights @ new.v + lin_q @ new.kv), new
+        return self.project_out(x, gate, (weights @ new.v + lin_q @ new.kv).squeeze(1)), new
 
 
-def _order(leaving: Float[Tensor, "b 1 w"], entering: Float[Tensor, "b 1 w"]) -> tuple[Tensor, ...]:
+def _order(leaving: Float[Tensor, "b w"], entering: Float[Tensor, "b w"]) -> tuple[Tensor, ...]:
     """Return both, such that a graph cannot write the one before it has read the other: they may share their memory."""
     return torch.cat((leaving, entering), dim=1).chunk(2, dim=1)
 
@@ -195,10 +197,10 @@ class StatefulFlash(nn.Module):
         self.layers = nn.ModuleList(layer_type(layer) for layer in layers)
 
     def compute_angles(
-        self, positions: Float[Tensor, "b n"]
-    ) -> tuple[Float[Tensor, "b n 1 r"], Float[Tensor, "b n 1 r"]]:
+        self, positions: Float[Tensor, "*b"]
+    ) -> tuple[Float[Tensor, "*b 1 r"], Float[Tensor, "*b 1 r"]]:
         """Return cosine and sine of RoPE's angles."""
-        angles = (positions.unsqueeze(-1) * self.freqs).unsqueeze(2)
+        angles = (positions.unsqueeze(-1) * self.freqs).unsqueeze(-2)
         return angles.cos(), angles.sin()
 
     def split_state(self, state: tuple[Tensor, ...]) -> Iterator[LayerState]:
@@ -255,18 +257,17 @@ class DecodeFlash(StatefulFlash):
 
     def forward(self, input_ids: Int[Tensor, "b 1"], state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the logits of the token, and the state with it."""
-        position = state[0].unsqueeze(1)
-        positions = position.float()
-        x = self.embedding(input_ids, positions)
+        positions = state[0].float()
+        x = self.embedding(input_ids.squeeze(1), positions)
         cos, sin = self.compute_angles(positions)
-        slot, layers = self._find_slot(position), []
+        slot, layers = self._find_slot(state[0]), []
         for layer, past in zip(self.layers, self.split_state(state), strict=True):
             x, new = layer(x, cos, sin, slot, past)
             layers.append(new)
-        return self.head(x), self.join_state(state[0] + 1, layers)
+        return self.head(x).unsqueeze(1), self.join_state(state[0] + 1, layers)
 
-    def _find_slot(self, position: Int[Tensor, "b 1"]) -> Slot:
-        number = position % self.config.chunk_size
+    def _find_slot(self, position: Int[Tensor, " b"]) -> Slot:
+        number = (position % self.config.chunk_size).unsqueeze(1)
         rows = torch.arange(position.shape[0]).unsqueeze(1)
         is_earlier = (torch.arange(self.config.chunk_size) > number).float().unsqueeze(1)
-        return Slot(torch.stack((rows, number), dim=-1), number, is_earlier)
+        return Slot(torch.cat((rows, number), dim=1), number, is_earlier)

@@ -75,7 +75,7 @@ class InputProjection(nn.Module):
         gate, z = apply_silu(x @ self.weight + self.bias).split(self.widths, dim=-1)
         return value, gate, z
 
-    def project_token(self, x: Float[Tensor, "b 1 d"]) -> tuple[Tensor, ...]:
+    def project_token(self, x: Float[Tensor, "b d"]) -> tuple[Tensor, ...]:
         """Return the same by one product: for one token it is the number of operations that counts.
 
         Runtimes join the weights when they load the graph.

@@ -100,7 +100,10 @@ def _open_session(path: Path, provider: str, threads: int | None) -> Any:
         )
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL  # failures are raised; the log would repeat them on stderr
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning slows the eager model beside it
+    # Threads spin while a graph runs, which is a third of the time of a decode step; between runs they sleep, so that
+    # they slow no one beside them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # A memory pattern is planned for one length and takes twice the memory of running without: at 65,536 tokens of a
     # d = 512 model 8.5 GiB in place of 4.5 (benchmarks/long_sequences.py).
     options.enable_mem_pattern = False
