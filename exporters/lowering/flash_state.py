@@ -196,9 +196,7 @@ class StatefulFlash(nn.Module):
         layers = cast("list[LoweredFlashLayer]", lowered.layers)
         self.layers = nn.ModuleList(layer_type(layer) for layer in layers)
 
-    def compute_angles(
-        self, positions: Float[Tensor, "*b"]
-    ) -> tuple[Float[Tensor, "*b 1 r"], Float[Tensor, "*b 1 r"]]:
+    def compute_angles(self, positions: Float[Tensor, "*b"]) -> tuple[Float[Tensor, "*b 1 r"], Float[Tensor, "*b 1 r"]]:
         """Return cosine and sine of RoPE's angles."""
         angles = (positions.unsqueeze(-1) * self.freqs).unsqueeze(-2)
         return angles.cos(), angles.sin()
