@@ -27,7 +27,15 @@ _LOG_FATAL = 4
 class OrtRunner:
     """Runs one ONNX file of a bundle with one execution provider."""
 
-    def __init__(self, graph: GraphSpec, path: Path, *, provider: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        graph: GraphSpec,
+        path: Path,
+        *,
+        provider: str = "cpu",
+        threads: int | None = None,
+        fixed_axes: Mapping[str, int] | None = None,
+    ) -> None:
         """Create the session.
 
         Args:
@@ -35,6 +43,7 @@ class OrtRunner:
             path: The ONNX file.
             provider: ``cpu`` or ``cuda``.
             threads: Threads of one operator; None: as many as there are cores.
+            fixed_axes: Sizes of symbolic axes, for a session that is optimised for them and takes no others.
 
         Raises:
             BackendUnavailableError: onnxruntime, or this provider, cannot be used here.
@@ -42,7 +51,7 @@ class OrtRunner:
         """
         self._graph = graph
         self._provider = provider
-        self._session = _open_session(path, provider, threads)
+        self._session = _open_session(path, provider, threads, fixed_axes or {})
         self._output_names = [spec.name for spec in graph.outputs]
         for kind, specs, found in (
             ("inputs", graph.inputs, self._session.get_inputs()),
@@ -90,7 +99,7 @@ def _import_onnxruntime() -> ModuleType:
         ) from error
 
 
-def _open_session(path: Path, provider: str, threads: int | None) -> Any:
+def _open_session(path: Path, provider: str, threads: int | None, fixed_axes: Mapping[str, int]) -> Any:
     ort = _import_onnxruntime()
     wanted = PROVIDERS[provider]
     if wanted not in (available := ort.get_available_providers()):
@@ -107,6 +116,8 @@ def _open_session(path: Path, provider: str, threads: int | None) -> Any:
     # A memory pattern is planned for one length and takes twice the memory of running without: at 65,536 tokens of a
     # d = 512 model 8.5 GiB in place of 4.5 (benchmarks/long_sequences.py).
     options.enable_mem_pattern = False
+    for axis, size in fixed_axes.items():
+        options.add_free_dimension_override_by_name(axis, size)
     if threads is not None:
         options.intra_op_num_threads = threads
     if provider == "cuda" and hasattr(ort, "preload_dlls"):
