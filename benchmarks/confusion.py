@@ -1,6 +1,6 @@
 """How often validation is right: planted faults that it must find, healthy models that it must not refuse.
 
-    python benchmarks/confusion.py [--only TEXT] [--json FILE] [--quick]
+    OMP_WAIT_POLICY=passive python benchmarks/confusion.py [--only TEXT] [--json FILE] [--quick]
 
 Every fault of ``faults.py`` is planted in the bundled models that can have it, and validated at both sides of a chunk's
 edge, in batches, masked and not. The healthy ones are models of random dialects and widths, their weights random too
