@@ -19,7 +19,7 @@ from torch import nn
 from flash_export.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import TypeVar
 
     from torch import Tensor
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MAX_SIZE = 2**31 - 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+PROBES_ATTRIBUTE = "probes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,16 @@ class ReferenceModel(nn.Module):
             raise CheckpointError(
                 f"cannot write {folder} ({error}); free some space, or choose a folder that you may write to"
             ) from error
+
+    def named_probes(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the points that forward hooks can read: ``embedding``, ``layers.3.kv`` and so on.
+
+        The names, less the block, are keys of ``flash_export.probes.QUANTITIES``.
+        """
+        for name, module in self.named_modules():
+            path = str(name).split(".")
+            if path[-2:-1] == [PROBES_ATTRIBUTE]:
+                yield ".".join((*path[:-2], path[-1])), module
 
     def count_parameters(self) -> int:
         """Return the number of trained parameters."""
