@@ -1,0 +1,96 @@
+"""A profile of ranges in a terminal: the worst quantities first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from flash_export.validators.ranges.growth import FAR, FP16_MAX
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flash_export.validators.ranges.growth import Growth
+    from flash_export.validators.ranges.results import RangeRow, RangesReport
+
+DEFAULT_ROWS = 20
+_STYLES = {"exceeded": "bold red", "grows": "yellow", "no growth": "green", "unknown": "default"}
+
+
+def print_ranges(report: RangesReport, console: Console, max_rows: int | None = DEFAULT_ROWS) -> None:
+    """Print the worst rows, and in words what there is to say of the whole."""
+    console.print(_build_table(report, report.rows[:max_rows]))
+    if max_rows is not None and len(report.rows) > max_rows:
+        console.print(f"and {len(report.rows) - max_rows} quantities with more room", highlight=False)
+    lengths = f"{report.seq_lens[0]} to {report.seq_lens[-1]}"
+    console.print(f"Measured on {report.text}, {lengths} tokens.", highlight=False)
+    if report.stopped:
+        console.print(f"Not measured: {report.stopped}", highlight=False, soft_wrap=True)
+    console.print(Text(describe_horizon(report), "bold"), soft_wrap=True)
+
+
+def describe_horizon(report: RangesReport) -> str:
+    """Say which quantity of the graph overflows fp16 first, and where."""
+    worst = report.rows[0]
+    place = worst.label if worst.block is None else f"block {worst.block}, {worst.label}"
+    if worst.growth.verdict == "exceeded":
+        return f"fp16 overflows: {place} exceeds {FP16_MAX:.0f} at {worst.growth.horizon:.0f} tokens already."
+    if worst.growth.horizon is None:
+        tightest = min(report.rows, key=lambda row: row.headroom)
+        place = tightest.label if tightest.block is None else f"block {tightest.block}, {tightest.label}"
+        return f"Nothing grows towards an overflow of fp16; the least room is {tightest.headroom:.0f}-fold: {place}."
+    return (
+        f"First to overflow fp16: {place}, at about {format_tokens(worst.growth.horizon)} tokens "
+        f"({_format_interval(worst.growth)}); the graph promises lengths to {report.max_seq_len}."
+    )
+
+
+def format_tokens(length: float | None) -> str:
+    """Format a horizon with two digits.
+
+    >>> format_tokens(123456.0), format_tokens(4.56e7), format_tokens(900.0), format_tokens(None)
+    ('120k', '46M', '900', 'beyond 1e9')
+    """
+    if length is None:
+        return f"beyond {FAR:.0e}".replace("+0", "")
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if length >= unit:
+            return f"{float(f'{length / unit:.2g}'):.0f}{name}" if length >= 10 * unit else f"{length / unit:.1f}{name}"
+    return f"{length:.0f}"
+
+
+def _build_table(report: RangesReport, rows: tuple[RangeRow, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for heading in ("block", "quantity"):
+        table.add_column(heading, no_wrap=True)
+    first, last = report.seq_lens[0], report.seq_lens[-1]
+    for heading in (f"|x| at {first}", f"at {last}", "in graph", "room", "power", "fp16 overflows at"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            "" if row.block is None else str(row.block),
+            row.label,
+            f"{row.points[0].max_abs:.2g}",
+            f"{row.points[-1].max_abs:.2g}",
+            f"{row.points[-1].graph_max_abs:.2g}",
+            f"{row.headroom:.2g}",
+            "" if row.growth.power is None else f"{row.growth.power:.2f}",
+            Text(_format_horizon(row.growth), _STYLES[row.growth.verdict]),
+        )
+    return table
+
+
+def _format_horizon(growth: Growth) -> str:
+    if growth.verdict == "exceeded":
+        return f"{growth.horizon:.0f}, measured"
+    if growth.verdict == "grows":
+        interval = f" ({_format_interval(growth)})" if growth.horizon is not None else ""
+        return f"{format_tokens(growth.horizon)}{interval}"
+    return growth.verdict
+
+
+def _format_interval(growth: Growth) -> str:
+    early, late = growth.horizon_interval
+    return f"{format_tokens(early)} to {format_tokens(late)}"
