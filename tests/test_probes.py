@@ -5,6 +5,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from flash_export.bundle import Bundle
 from flash_export.errors import BundleError
@@ -67,11 +68,16 @@ def test_points_are_in_the_order_of_computation() -> None:
     "model", [FlashModel(FlashConfig(**SIZES, chunk_size=2)), GauModel(GauConfig(**SIZES))], ids=["flash", "gau"]
 )
 def test_reference_models_name_known_quantities_and_keep_their_keys(model: FlashModel | GauModel) -> None:
-    names = [name for name, _ in model.named_probes()]
+    names: list[str] = []
+    input_ids = torch.tensor([[1, 2, 3]])
+    with model.read_probes(lambda name, _: names.append(name)):
+        read = model(input_ids)
     assert len(set(names)) == len(names)
     assert {Point.parse(name).quantity for name in names} <= QUANTITIES.keys()
     assert {Point.parse(name).block for name in names} == {None, 0, 1}
-    assert not [key for key in model.state_dict() if "probes" in key]
+    assert not [key for key in model.state_dict() if "probe" in key]
+    assert torch.equal(model(input_ids), read)
+    assert len(names) == len(set(names)), "nobody looks once the block has ended"
 
 
 def test_probe_defaults_are_the_identity() -> None:

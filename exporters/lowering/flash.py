@@ -176,8 +176,8 @@ class LoweredFlashLayer(nn.Module):
         quadratic = self.quadratic(
             split_chunks(quad_q, self.chunk_size), split_chunks(quad_k, self.chunk_size), value_chunks
         )
-        quadratic = mark(join_chunks(quadratic), "quadratic", self.factor)
         linear = mark(self.linear(lin_q, lin_k, value, value_chunks, inverse_length), "linear", self.factor)
+        quadratic = mark(join_chunks(quadratic), "quadratic", self.factor)
         return mark(x + (gate * (quadratic + linear) @ self.out_weight + self.out_bias), "out", order="channels")
 
 

@@ -27,7 +27,7 @@ from flash_export.layers.attention import (
 )
 from flash_export.layers.norm import build_norm
 from flash_export.layers.position import RelativePositionBias, RotaryEmbedding, ScaledSinusoid, shift_tokens
-from flash_export.layers.probes import build_probes
+from flash_export.layers.probes import Probe
 from flash_export.models.base import ModelConfig, ReferenceModel, compute_valid_tokens
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class FlashLayer(nn.Module):
         self.to_qk = nn.Sequential(nn.Linear(config.dim, config.qk_dim), nn.SiLU())
         self.qk_offset_scale = OffsetScale(config.qk_dim, heads=4)
         self.to_out = nn.Linear(config.hidden_dim, config.dim)
-        self.probes = build_probes("normed", "value", "gate", *HEADS, "weights", "quadratic", "kv", "linear", "out")
+        self.probe = Probe()
 
     def forward(
         self,
@@ -135,22 +135,22 @@ class FlashLayer(nn.Module):
         length: Int[Tensor, "b 1"],
     ) -> Float[Tensor, "b n d"]:
         """Mix the tokens; ``length`` is the divisor of the non-causal linear branch."""
-        config, probes, seq_len = self.config, self.probes, x.shape[1]
+        config, probe, seq_len = self.config, self.probe, x.shape[1]
         normed = self.norm(x)
         if config.shift_tokens:
             normed = shift_tokens(normed)
-        normed = probes["normed"](normed)
+        normed = probe("normed", normed)
         value, gate = self.to_hidden(normed).chunk(2, dim=-1)
-        value, gate = probes["value"](value * valid[..., None]), probes["gate"](gate)
+        value, gate = probe("value", value * valid[..., None]), probe("gate", gate)
         quad_q, lin_q, quad_k, lin_k = (
-            split_into_chunks(probes[name](rotary(head, positions)), config.chunk_size)
+            split_into_chunks(probe(name, rotary(head, positions)), config.chunk_size)
             for name, head in zip(HEADS, self.qk_offset_scale(self.to_qk(normed)), strict=True)
         )
         value = split_into_chunks(value, config.chunk_size)  # (b, g, c, e)
-        quadratic = probes["quadratic"](self.weigh(quad_q, quad_k, valid) @ value)
-        linear = probes["linear"](lin_q @ self.sum_kv(lin_k, value, length))
+        quadratic = probe("quadratic", self.weigh(quad_q, quad_k, valid) @ value)
+        linear = probe("linear", lin_q @ self.sum_kv(lin_k, value, length))
         mixed = (quadratic + linear).flatten(1, 2)[:, :seq_len]
-        return probes["out"](self.to_out(gate * mixed) + x)
+        return probe("out", self.to_out(gate * mixed) + x)
 
     def weigh(
         self, q: Float[Tensor, "b g c s"], k: Float[Tensor, "b g c s"], valid: Bool[Tensor, "b n"]
@@ -167,16 +167,16 @@ class FlashLayer(nn.Module):
             visible=visible,
             attention_fn=ATTENTION_FUNCTIONS[config.attention_fn],
         )
-        return self.probes["weights"](weights)
+        return self.probe("weights", weights)
 
     def sum_kv(
         self, k: Float[Tensor, "b g c s"], v: Float[Tensor, "b g c e"], length: Int[Tensor, "b 1"]
     ) -> Float[Tensor, "b m s e"]:
         """Return what the queries of the linear branch see of keys and values."""
         if self.config.causal:
-            return self.probes["kv"](sum_kv_causal(k, v))
+            return self.probe("kv", sum_kv_causal(k, v))
         over_chunks = self.config.sum_over_chunks
-        return self.probes["kv"](sum_kv_global(k, v, length=length[..., None, None], sum_over_chunks=over_chunks))
+        return self.probe("kv", sum_kv_global(k, v, length=length[..., None, None], sum_over_chunks=over_chunks))
 
 
 class FlashModel(ReferenceModel):
@@ -191,7 +191,7 @@ class FlashModel(ReferenceModel):
         self.rotary_pos_emb = RotaryEmbedding(config.qk_dim)
         self.layers = nn.ModuleList(FlashLayer(config) for _ in range(config.depth))
         self.to_logits = nn.Sequential(nn.LayerNorm(config.dim), nn.Linear(config.dim, config.vocab_size))
-        self.probes = build_probes("embedding")
+        self.probe = Probe()
 
     def forward(
         self, input_ids: Int[Tensor, "b n"], attention_mask: Int[Tensor, "b n"] | None = None
@@ -206,7 +206,7 @@ class FlashModel(ReferenceModel):
         valid, length = compute_valid_tokens(input_ids, attention_mask)
         if self.config.mask_divisor == "padded":
             length = torch.full_like(length, input_ids.shape[1])
-        x = self.probes["embedding"](self.token_emb(input_ids) + self.abs_pos_emb(positions))
+        x = self.probe("embedding", self.token_emb(input_ids) + self.abs_pos_emb(positions))
         for layer in self.layers:
             x = layer(x, rotary=self.rotary_pos_emb, positions=positions, valid=valid, length=length)
         return self.to_logits(x)

@@ -5,7 +5,6 @@ Axes: b batch, n sequence, g chunk, c position in a chunk, s query/key width, e 
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,18 +15,15 @@ from flash_export.validators.backends import GRAPH
 from flash_export.validators.plan import build_graph_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from flash_export.bundle import Bundle
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.probes import Probe, ProbeMap
     from flash_export.runtime.runner import Runner
     from flash_export.validators.plan import Cell, CellInputs
-
-    # Whoever reads calls this with the name of each probe and its values.
-    ProbeReader = Callable[[str, "Tensor"], None]
 
 
 class Reading:
@@ -63,13 +59,13 @@ class ModelSource:
         self._model, self._runner = model, runner
 
     def read(self, cell: Cell, inputs: CellInputs) -> Reading:
-        """Run the model with hooks on its probes."""
+        """Run the model and keep what its probes show."""
         arrays: dict[str, np.ndarray] = {}
 
         def store(name: str, values: Tensor) -> None:
             arrays[name] = values.cpu().numpy()
 
-        with hook_probes(self._model, store):
+        with self._model.read_probes(store):
             feeds = {"input_ids": inputs.input_ids}
             if cell.masked:
                 feeds["attention_mask"] = inputs.valid.astype(np.int64)
@@ -115,21 +111,6 @@ def restore_reading(
         return _restore_layout(name, restore_terms(values, by_name[name], inverse_orders, counts), seq_len)
 
     return Reading(arrays, restore)
-
-
-@contextlib.contextmanager
-def hook_probes(model: ReferenceModel, reader: ProbeReader) -> Iterator[None]:
-    """Show what passes the probes of a model to a reader while the block runs."""
-
-    def make_hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _module, _inputs, output: reader(name, output)
-
-    handles = [module.register_forward_hook(make_hook(name)) for name, module in model.named_probes()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def restore_terms(

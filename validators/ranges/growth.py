@@ -70,7 +70,8 @@ def fit_growth(seq_lens: Sequence[int], magnitudes: Sequence[float], limit: floa
     if passed:
         first = float(passed[0])
         return Growth("exceeded", power, interval, first, (first, first))
-    early, late = (_solve_length(center, end, limit) for end in (interval[1], interval[0]))
+    # The steeper end of the interval reaches the limit first.
+    early, late = (_solve_length(center, end, limit) for end in reversed(interval))
     if interval[0] <= 0 or power < MIN_POWER:
         return Growth("no growth", power, interval, None, (early, None))
     return Growth("grows", power, interval, _solve_length(center, power, limit), (early, late))

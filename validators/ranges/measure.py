@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flash_export.validators.bisect.readings import hook_probes
-
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -43,7 +41,7 @@ def measure_ranges(model: ReferenceModel, runner: Runner, input_ids: np.ndarray)
         if (norm := _name_next_norm(name, depth)) is not None:
             found[norm] = _measure(values.square().sum(dim=-1))
 
-    with hook_probes(model, read):
+    with model.read_probes(read):
         runner.run({"input_ids": input_ids})
     return found
 

@@ -15,7 +15,7 @@ from flash_export.validators.ranges.measure import SQUARES
 if TYPE_CHECKING:
     from flash_export.validators.ranges.growth import Growth
 
-_SQUARES_LABEL = "sum of squares in the norm"
+_SQUARES_LABEL, _LAST_SQUARES_LABEL = "sum of squares in the norm", "sum of squares in the last norm"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,14 @@ class RangeRow:
     def label(self) -> str:
         """Name it in the model's terms, without the block."""
         quantity = Point.parse(self.name).quantity
-        return _SQUARES_LABEL if quantity == SQUARES else Point(None, quantity).label
+        if quantity == SQUARES:
+            return _LAST_SQUARES_LABEL if self.block is None else _SQUARES_LABEL
+        return Point(None, quantity).label
+
+    @property
+    def place(self) -> str:
+        """Name it with its block."""
+        return self.label if self.block is None else f"block {self.block}, {self.label}"
 
     @property
     def headroom(self) -> float:

@@ -32,19 +32,31 @@ def print_ranges(report: RangesReport, console: Console, max_rows: int | None = 
 
 
 def describe_horizon(report: RangesReport) -> str:
-    """Say which quantity of the graph overflows fp16 first, and where."""
-    worst = report.rows[0]
-    place = worst.label if worst.block is None else f"block {worst.block}, {worst.label}"
-    if worst.growth.verdict == "exceeded":
-        return f"fp16 overflows: {place} exceeds {FP16_MAX:.0f} at {worst.growth.horizon:.0f} tokens already."
-    if worst.growth.horizon is None:
-        tightest = min(report.rows, key=lambda row: row.headroom)
-        place = tightest.label if tightest.block is None else f"block {tightest.block}, {tightest.label}"
-        return f"Nothing grows towards an overflow of fp16; the least room is {tightest.headroom:.0f}-fold: {place}."
-    return (
-        f"First to overflow fp16: {place}, at about {format_tokens(worst.growth.horizon)} tokens "
-        f"({_format_interval(worst.growth)}); the graph promises lengths to {report.max_seq_len}."
-    )
+    """Say what overflows fp16 at the measured lengths, and what would do so first at longer ones."""
+    exceeded = [row for row in report.rows if row.growth.verdict == "exceeded"]
+    rest = [row for row in report.rows if row.growth.verdict != "exceeded"]
+    sentences = []
+    if exceeded:
+        first = exceeded[0]
+        more = f" and {len(exceeded) - 1} more" if len(exceeded) > 1 else ""
+        sentences.append(
+            f"fp16 overflows at measured lengths: {first.place} exceeds {FP16_MAX:.0f} at {first.growth.horizon:.0f} "
+            f"tokens{more}."
+        )
+    if rest and rest[0].growth.horizon is not None:
+        sentences.append(
+            f"{'Next' if exceeded else 'First'} to overflow fp16: {rest[0].place}, at about "
+            f"{format_tokens(rest[0].growth.horizon)} tokens ({_format_interval(rest[0].growth)}); the graph promises "
+            f"lengths to {report.max_seq_len}."
+        )
+    elif rest:
+        tightest = min(rest, key=lambda row: row.headroom)
+        what = "Nothing else" if exceeded else "Nothing"
+        sentences.append(
+            f"{what} grows towards an overflow of fp16; the least room is {tightest.headroom:.2g}-fold, in "
+            f"{tightest.place}."
+        )
+    return " ".join(sentences)
 
 
 def format_tokens(length: float | None) -> str:

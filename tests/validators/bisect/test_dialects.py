@@ -41,7 +41,6 @@ def test_good_export_is_clean(name: str, tmp_path: Path) -> None:
     bundle = export_onnx(tmp_path / "checkpoint", tmp_path / "bundle", options=options)
 
     names = {probe.name for probe in bundle.read_probes().probes}
-    assert names == {*dict(model.named_probes()), "logits"}
     for seq_len in (None, 41):
         report = bisect_bundle(bundle, BisectOptions(seq_len=seq_len, threads=1))
         assert report, report.shown_run.fault

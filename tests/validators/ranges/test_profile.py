@@ -10,12 +10,13 @@ from rich.console import Console
 
 from flash_export.errors import ConfigError, InputError
 from flash_export.probes import QUANTITIES
+from flash_export.validators.ranges.growth import fit_growth
 from flash_export.validators.ranges.profile import RangesOptions, profile_ranges
-from flash_export.validators.ranges.terminal import print_ranges
+from flash_export.validators.ranges.results import RangePoint, RangeRow, RangesReport
+from flash_export.validators.ranges.terminal import describe_horizon, print_ranges
 
 if TYPE_CHECKING:
     from flash_export.bundle import Bundle
-    from flash_export.validators.ranges.results import RangesReport
 
 LENGTHS = (9, 24, 48, 96)
 TEXT = bytes(range(97, 123)) * 10
@@ -47,10 +48,9 @@ def test_ranges_are_those_of_the_model_and_of_the_graph_s_scale(pristine_bundle:
     rows = {row.name: row.points[0] for row in report.rows}
     model = pristine_bundle.load_model()
     seen: dict[str, torch.Tensor] = {}
-    for name, module in model.named_probes():
-        module.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
     tokens = np.random.default_rng([96, 1]).integers(0, 257, (1, 96), dtype=np.int64)
-    model(torch.from_numpy(tokens))
+    with model.read_probes(seen.__setitem__):
+        model(torch.from_numpy(tokens))
 
     for name, values in seen.items():
         assert rows[name].max_abs == pytest.approx(float(values.abs().max()))
@@ -118,3 +118,36 @@ def test_unusable_options_are_refused(values: dict[str, Any]) -> None:
 def test_length_outside_of_the_graph_is_refused(pristine_bundle: Bundle) -> None:
     with pytest.raises(InputError, match="seq_len=97 exceeds"):
         profile_ranges(pristine_bundle, RangesOptions((97,)))
+
+
+def make_report(*sizes: tuple[float, ...]) -> RangesReport:
+    lengths = (256, 512, 1024)
+    rows = [
+        RangeRow(
+            f"layers.{block}.kv",
+            tuple(RangePoint(length, size, size, size) for length, size in zip(lengths, row, strict=True)),
+            fit_growth(lengths, row),
+        )
+        for block, row in enumerate(sizes)
+    ]
+    return RangesReport("bundle", "random tokens", lengths, 4096, tuple(sorted(rows, key=lambda row: row.urgency)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        (
+            ((1.0, 1.0, 1.0), (2.0, 4.0, 8.0)),
+            "First to overflow fp16: block 1, linear key-value sum, at about 8.4M tokens (8.4M to 8.4M); the graph "
+            "promises lengths to 4096.",
+        ),
+        (
+            ((1.0, 1.0, 1.0), (2.0, 9e4, 9e4), (9e4, 9e4, 9e4)),
+            "fp16 overflows at measured lengths: block 2, linear key-value sum exceeds 65504 at 256 tokens and 1 more. "
+            "Nothing else grows towards an overflow of fp16; the least room is 6.6e+04-fold, in block 0, linear "
+            "key-value sum.",
+        ),
+    ],
+)
+def test_horizon_is_told_in_words(sizes: tuple[tuple[float, ...], ...], text: str) -> None:
+    assert describe_horizon(make_report(*sizes)) == text
