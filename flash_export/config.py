@@ -51,9 +51,9 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest accepted difference: ``atol + rtol * scale``, scale being the largest expected magnitude.
+    """Largest accepted difference, as a user states it: ``atol + rtol * scale``.
 
-    The default, 1e-4 of the output's scale, is what fp32 rounding in another order of summation stays below.
+    ``scale`` is the largest expected magnitude.
     """
 
     atol: float = 0.0
@@ -64,9 +64,43 @@ class Tolerance:
         if not (self.atol >= 0 and self.rtol >= 0 and self.atol + self.rtol > 0):
             raise ConfigError(f"atol={self.atol}, rtol={self.rtol} is not usable; both at least 0 and one above")
 
-    def compute_limit(self, scale: float) -> float:
-        """Return the largest accepted absolute difference for outputs of this scale."""
+    def compute_limit(self, scale: float, noise: float) -> float:
+        """Return the largest accepted absolute difference for outputs of this scale; ``noise`` does not matter."""
         return self.atol + self.rtol * scale
+
+
+@dataclass(frozen=True)
+class ErrorBudget:
+    """How much further from exact arithmetic a backend may be than the eager model in the same precision is.
+
+    The eager model's own error is the noise floor: what the precision costs, at this length, on these inputs. Where it
+    happens to be very small, as at a length of 1, ``floor`` stands in for it.
+
+    Attributes:
+        noise_ratio: Largest accepted error as a multiple of the eager model's.
+        floor: Smallest noise that counts, as a fraction of the output's scale.
+    """
+
+    noise_ratio: float
+    floor: float
+
+    def compute_limit(self, scale: float, noise: float) -> float:
+        """Return the largest accepted absolute error.
+
+        Args:
+            scale: Largest expected magnitude.
+            noise: Largest absolute error of the eager model; NaN if it has none, because it overflowed.
+        """
+        least = self.floor * scale
+        return self.noise_ratio * (noise if noise > least else least)
+
+
+# docs/validation.md says how these were chosen. The floor is four units in the last place of the precision.
+ERROR_BUDGETS = {
+    "fp32": ErrorBudget(noise_ratio=16.0, floor=2.0**-22),
+    "fp16": ErrorBudget(noise_ratio=8.0, floor=2.0**-9),
+    "bf16": ErrorBudget(noise_ratio=8.0, floor=2.0**-6),
+}
 
 
 @dataclass(frozen=True)

@@ -1,93 +1,139 @@
-"""Comparing what a backend answers with what the eager model answers."""
+"""Comparing what a backend answers with the reference in float64, and with what its precision costs anyway."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flash_export.config import Tolerance
+    from jaxtyping import Bool, Float
 
 _BLOCK_POSITIONS = 4096
 
 
+class Limit(Protocol):
+    """What decides how far an output may be off: :class:`Tolerance` or :class:`ErrorBudget`."""
+
+    def compute_limit(self, scale: float, noise: float) -> float:
+        """Return the largest accepted absolute error."""
+        ...
+
+
 @dataclass(frozen=True)
 class AccuracyResult:
-    """How far an output is from the expected one; true when it is within the tolerance.
+    """How far an output is from the expected one; true when it is within the limit.
 
     Attributes:
         reason: Why it is not, in one line; None when it is.
         max_abs_error: Largest absolute difference; None when it cannot be told.
         max_rel_error: The same as a fraction of the largest expected magnitude.
+        noise: The eager model's own error, as such a fraction; None where it is not finite.
         tolerance: Largest accepted absolute difference.
         top1_agreement: Fraction of positions whose largest logit is the same.
+        kl_bits: Mean divergence of the predicted distribution from the expected one, in bits a position.
     """
 
     reason: str | None
     max_abs_error: float | None = None
     max_rel_error: float | None = None
+    noise: float | None = None
     tolerance: float | None = None
     top1_agreement: float | None = None
+    kl_bits: float | None = None
 
     def __bool__(self) -> bool:
         return self.reason is None
 
 
 def compare_outputs(
-    expected: np.ndarray, actual: np.ndarray, valid: np.ndarray, tolerance: Tolerance, *, dtype: str | None = None
+    expected: Float[np.ndarray, "batch seq vocab"],
+    eager: Float[np.ndarray, "batch seq vocab"],
+    actual: Float[np.ndarray, "batch seq vocab"],
+    valid: Bool[np.ndarray, "batch seq"],
+    limit: Limit,
+    *,
+    dtype: str | None = None,
 ) -> AccuracyResult:
-    """Compare two outputs where they are valid.
+    """Compare an output with the expected one where it is valid.
 
     Args:
-        expected: ``(batch, seq, vocab)`` of the eager model.
-        actual: The same of the backend.
-        valid: Bool ``(batch, seq)``; other positions are padding and may hold anything.
-        tolerance: Accepted difference, relative to the largest expected magnitude.
-        dtype: Numpy name of the dtype that ``actual`` must have; None: that of ``expected``.
+        expected: What the reference gives in float64.
+        eager: What the eager model gives in the graph's precision.
+        actual: What the backend gives.
+        valid: Which positions count; the others are padding and may hold anything.
+        limit: Accepted difference.
+        dtype: Numpy name of the dtype that ``actual`` must have; None: that of ``eager``.
     """
-    wanted = dtype or str(expected.dtype)
+    wanted = dtype or str(eager.dtype)
     if str(actual.dtype) != wanted:
         return AccuracyResult(f"the output has dtype {actual.dtype}, expected {wanted}")
     if actual.shape != expected.shape:
         return AccuracyResult(f"the output has shape {actual.shape}, expected {expected.shape}")
 
-    max_error = scale = 0.0
+    max_error = noise = scale = divergence = 0.0
     agreeing = bad_expected = bad_actual = 0
-    for left, right in _iterate_blocks(expected, actual, valid):
-        bad_expected += int(np.count_nonzero(~np.isfinite(left)))
-        bad_actual += int(np.count_nonzero(~np.isfinite(right)))
+    for wanted_block, eager_block, found_block in _iterate_blocks(valid, expected, eager, actual):
+        bad_expected += int(np.count_nonzero(~np.isfinite(wanted_block)))
+        bad_actual += int(np.count_nonzero(~np.isfinite(found_block)))
         if bad_expected or bad_actual:
             continue
-        scale = max(scale, float(np.abs(left).max()))
-        max_error = max(max_error, float(np.abs(left - right).max()))
-        agreeing += int(np.count_nonzero(left.argmax(axis=-1) == right.argmax(axis=-1)))
+        scale = max(scale, float(np.abs(wanted_block).max()))
+        max_error = max(max_error, float(np.abs(wanted_block - found_block).max()))
+        own = float(np.abs(wanted_block - eager_block).max())
+        noise = own if math.isnan(own) else max(noise, own)
+        agreeing += int(np.count_nonzero(wanted_block.argmax(axis=-1) == found_block.argmax(axis=-1)))
+        divergence += _sum_divergence(wanted_block, found_block)
     if bad_expected:
-        return AccuracyResult(f"the eager model itself gives NaN or infinity in {bad_expected} values")
+        return AccuracyResult(f"the reference itself gives NaN or infinity in {bad_expected} values")
     if bad_actual:
         return AccuracyResult(f"the output has NaN or infinity in {bad_actual} values")
 
-    limit = tolerance.compute_limit(scale)
-    agreement = agreeing / int(valid.sum())
-    reason = None
-    if max_error > limit:
-        reason = (
-            f"max abs error {max_error:.3g} exceeds the tolerance {limit:.3g}; "
-            f"the top token agrees at {math.floor(1000 * agreement) / 10:g}% of the positions"
-        )
-    return AccuracyResult(reason, max_error, max_error / scale if scale else None, limit, agreement)
+    positions = int(valid.sum())
+    result = AccuracyResult(
+        reason=None,
+        max_abs_error=max_error,
+        max_rel_error=max_error / scale if scale else None,
+        noise=noise / scale if scale and math.isfinite(noise) else None,
+        tolerance=limit.compute_limit(scale, noise if math.isfinite(noise) else math.nan),
+        top1_agreement=agreeing / positions,
+        kl_bits=max(divergence / positions / math.log(2), 0.0),
+    )
+    return result if max_error <= (result.tolerance or 0.0) else _explain(result)
+
+
+def _explain(result: AccuracyResult) -> AccuracyResult:
+    """Return the result of a failed comparison with the reason in one line."""
+    own = "" if not result.noise else f", {(result.max_rel_error or 0) / result.noise:.3g} times the eager model's own"
+    reason = (
+        f"max abs error {result.max_abs_error:.3g} exceeds the tolerance {result.tolerance:.3g}{own}; "
+        f"the top token agrees at {math.floor(1000 * (result.top1_agreement or 0)) / 10:g}% of the positions"
+    )
+    return AccuracyResult(**{**vars(result), "reason": reason})
 
 
 def _iterate_blocks(
-    expected: np.ndarray, actual: np.ndarray, valid: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    valid: Bool[np.ndarray, "batch seq"], *outputs: Float[np.ndarray, "batch seq vocab"]
+) -> Iterator[tuple[np.ndarray, ...]]:
     """Yield the valid positions in fp64, a bounded number at a time: whole outputs may be gigabytes."""
-    for row in range(expected.shape[0]):
+    for row in range(len(valid)):
         positions = np.flatnonzero(valid[row])
         for start in range(0, len(positions), _BLOCK_POSITIONS):
             block = positions[start : start + _BLOCK_POSITIONS]
-            yield expected[row, block].astype(np.float64), actual[row, block].astype(np.float64)
+            yield tuple(output[row, block].astype(np.float64) for output in outputs)
+
+
+def _sum_divergence(expected: Float[np.ndarray, "n vocab"], actual: Float[np.ndarray, "n vocab"]) -> float:
+    """Return the sum over positions of ``KL(softmax(expected) || softmax(actual))``, in nats."""
+    log_p, log_q = _log_softmax(expected), _log_softmax(actual)
+    return float((np.exp(log_p) * (log_p - log_q)).sum())
+
+
+def _log_softmax(logits: Float[np.ndarray, "n vocab"]) -> Float[np.ndarray, "n vocab"]:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flash_export.config import DECODE, PREFILL
 from flash_export.errors import BackendUnavailableError, ConfigError
+from flash_export.manifest import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from flash_export.bundle import Bundle
-    from flash_export.manifest import EngineManifest, ProfileShapes, TensorSpec
+    from flash_export.manifest import EngineManifest, ProfileShapes
     from flash_export.runtime.runner import Runner
+    from flash_export.runtime.state import State
     from flash_export.validators.plan import Cell
 
 GRAPH = "forward"
 ORT_PROVIDERS = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
 ENGINE_PREFIX = "trt"
 STREAM_PREFIX = "stream:"
+ONNX_PREFIX = "onnx:"
 STREAM_GRAPHS = PREFILL, DECODE
 
 
@@ -37,6 +42,9 @@ class Backend:
         open: Make the runner; raises BackendUnavailableError where it cannot be used.
         profiles: Ranges that an engine was built for; empty: the whole range of the graph.
         is_timed: Whether its latency is that of one pass, and so comparable with the eager model's.
+        open_static: Make a runner for one fixed shape, given the sizes of ``batch`` and ``seq``; None: it cannot be.
+        reload_state: Save a state and load it again; None: it carries none.
+        onnx_path: The ONNX file that it runs; None: it runs several, or something else.
     """
 
     name: str
@@ -47,6 +55,9 @@ class Backend:
     open: Callable[[], Runner]
     profiles: tuple[dict[str, ProfileShapes], ...] = ()
     is_timed: bool = True
+    open_static: Callable[[Mapping[str, int]], Runner] | None = None
+    reload_state: Callable[[State], State] | None = None
+    onnx_path: Path | None = None
 
     def describe_misfit(self, cell: Cell) -> str | None:
         """Say why the engine was not built for a shape, or None when it was."""
@@ -60,24 +71,28 @@ class Backend:
         )
 
 
-def list_backends(bundle: Bundle, requested: Sequence[str] = (), *, threads: int | None = None) -> list[Backend]:
-    """Return the backends that were asked for; all that the bundle could run on when none was named.
+def list_backends(
+    bundle: Bundle, requested: Sequence[str] = (), *, onnx_files: Sequence[Path] = (), threads: int | None = None
+) -> list[Backend]:
+    """Return the backends that were asked for; all that the bundle could run on when nothing was named.
 
     Args:
         bundle: The bundle.
         requested: ``ort-cpu``, ``ort-cuda``, ``trt`` (every engine of the forward graph) or ``trt:NAME``; for causal
             models ``stream:ort-cpu`` and so on: the prefill and decode graphs, the text in pieces.
+        onnx_files: Graphs of other exporters that should compute the same; each becomes ``onnx:NAME``.
         threads: Threads of one operator on the CPU; None: what the backend chooses.
 
     Raises:
         ConfigError: A name is none of these.
-        BundleError: An engine's manifest cannot be read.
+        BundleError: An engine's manifest, or a foreign graph, cannot be read.
     """
     built = bundle.list_engines()
     engines = {f"{ENGINE_PREFIX}:{engine.name}": engine for engine in built if engine.graph == GRAPH}
     streams = _list_streams(bundle, built)
     names: dict[str, None] = {}
-    for name in requested or (*ORT_PROVIDERS, *engines, *streams):
+    everything = () if onnx_files else (*ORT_PROVIDERS, *engines, *streams)
+    for name in requested or everything:
         if name == ENGINE_PREFIX and engines:
             names |= dict.fromkeys(engines)
         elif name == ENGINE_PREFIX or name in ORT_PROVIDERS or name in engines or name in streams:
@@ -85,7 +100,8 @@ def list_backends(bundle: Bundle, requested: Sequence[str] = (), *, threads: int
         else:
             known = ", ".join([*ORT_PROVIDERS, ENGINE_PREFIX, *engines, *streams])
             raise ConfigError(f"unknown backend {name!r}; use one of {known}")
-    return [_describe_backend(bundle, name, engines, threads) for name in names]
+    foreign = [_describe_foreign(bundle, path, threads) for path in onnx_files]
+    return [*(_describe_backend(bundle, name, engines, threads) for name in names), *foreign]
 
 
 def _describe_backend(bundle: Bundle, name: str, engines: dict[str, EngineManifest], threads: int | None) -> Backend:
@@ -100,11 +116,13 @@ def _describe_backend(bundle: Bundle, name: str, engines: dict[str, EngineManife
             graph.outputs,
             partial(_open_stream, bundle, runtime, threads),
             is_timed=False,
+            reload_state=partial(_reload_state, bundle),
         )
     if name in ORT_PROVIDERS:
         provider = ORT_PROVIDERS[name]
         opener = partial(_open_ort, bundle, provider, threads)
-        return Backend(name, GRAPH, provider, graph.inputs, graph.outputs, opener)
+        path = bundle.get_graph_path(GRAPH)
+        return Backend(name, GRAPH, provider, graph.inputs, graph.outputs, opener, open_static=opener, onnx_path=path)
     if name == ENGINE_PREFIX:
         return Backend(name, GRAPH, "cuda", graph.inputs, graph.outputs, _refuse_missing_engine)
     engine = engines[name]
@@ -113,10 +131,23 @@ def _describe_backend(bundle: Bundle, name: str, engines: dict[str, EngineManife
     )
 
 
-def _open_ort(bundle: Bundle, provider: str, threads: int | None) -> Runner:
+def _describe_foreign(bundle: Bundle, path: Path, threads: int | None) -> Backend:
+    from flash_export.validators.foreign import ForeignRunner, read_foreign_graph
+
+    ours = bundle.get_graph(GRAPH)
+    graph = read_foreign_graph(path, ours)
+    opener = partial(ForeignRunner, path, graph, threads=threads)
+    outputs = (TensorSpec("logits", graph.spec.outputs[0].dtype, ours.outputs[0].shape),)
+    return Backend(f"{ONNX_PREFIX}{path.stem}", GRAPH, "cpu", graph.inputs, outputs, opener, onnx_path=path)
+
+
+def _open_ort(
+    bundle: Bundle, provider: str, threads: int | None, fixed_axes: Mapping[str, int] | None = None
+) -> Runner:
     from flash_export.runtime.ort import OrtRunner
 
-    return OrtRunner(bundle.get_graph(GRAPH), bundle.get_graph_path(GRAPH), provider=provider, threads=threads)
+    graph, path = bundle.get_graph(GRAPH), bundle.get_graph_path(GRAPH)
+    return OrtRunner(graph, path, provider=provider, threads=threads, fixed_axes=fixed_axes)
 
 
 def _list_streams(bundle: Bundle, engines: Sequence[EngineManifest]) -> list[str]:
@@ -132,6 +163,15 @@ def _open_stream(bundle: Bundle, runtime: str, threads: int | None) -> Runner:
     from flash_export.runtime.streaming import StreamingRunner
 
     return StreamingRunner(open_pair(bundle, runtime, threads=threads))
+
+
+def _reload_state(bundle: Bundle, state: State) -> State:
+    from flash_export.runtime.state import State
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.safetensors"
+        state.save(path)
+        return State.load(path, bundle)
 
 
 def _open_trt(bundle: Bundle, engine: EngineManifest) -> Runner:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,35 +10,69 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 DEFAULT_BUDGET_S = 0.5
 MIN_RUNS = 3
 MAX_RUNS = 1000
+_TAIL = 0.025
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Percentiles of a latency, in milliseconds."""
+    """Percentiles of a latency, in milliseconds, and how well the median is known.
+
+    Attributes:
+        p50: The median.
+        p90: 90 % of the runs take less.
+        p99: 99 % of the runs take less.
+        p50_low: Lower end of the median's 95 % confidence interval.
+        p50_high: Its upper end.
+        runs: Number of runs.
+    """
 
     p50: float
     p90: float
     p99: float
+    p50_low: float
+    p50_high: float
+    runs: int
 
     @classmethod
-    def from_seconds(cls, samples: list[float]) -> Percentiles:
+    def from_seconds(cls, samples: Sequence[float]) -> Percentiles:
         """Summarise samples given in seconds."""
-        p50, p90, p99 = np.percentile(np.asarray(samples) * 1000, (50, 90, 99)).tolist()
-        return cls(p50, p90, p99)
+        ordered = np.sort(np.asarray(samples) * 1000)
+        p50, p90, p99 = np.percentile(ordered, (50, 90, 99)).tolist()
+        low, high = find_median_interval(len(ordered))
+        return cls(p50, p90, p99, float(ordered[low]), float(ordered[high]), len(ordered))
+
+
+def find_median_interval(count: int) -> tuple[int, int]:
+    """Return which of ``count`` sorted samples bound the median with 95 % confidence, whatever their distribution.
+
+    The number of samples below the median is binomial with p = 1/2; the interval is the shortest symmetric one that
+    holds 95 % of it, or, of fewer than six samples, all that there are.
+
+    >>> find_median_interval(5), find_median_interval(20)
+    ((0, 4), (5, 14))
+    """
+    below, index = 0.0, 0
+    while index < (count - 1) // 2:
+        below += math.comb(count, index) / 2**count
+        if below > _TAIL:
+            break
+        index += 1
+    index = max(index - 1, 0)
+    return index, count - 1 - index
 
 
 @dataclass(frozen=True)
 class LatencyResult:
-    """Latency of the eager model and of a backend, measured in turn."""
+    """Latency of the eager model and of a backend, measured in turn; of the compiled eager model if there is one."""
 
     eager: Percentiles
     backend: Percentiles
-    runs: int
+    compiled: Percentiles | None = None
 
     @property
     def speedup(self) -> float:
@@ -49,32 +84,38 @@ def measure_latency(
     run_eager: Callable[[], object],
     run_backend: Callable[[], object],
     *,
+    run_compiled: Callable[[], object] | None = None,
     budget_s: float = DEFAULT_BUDGET_S,
     warmup: int = 1,
     min_runs: int = MIN_RUNS,
     first: tuple[float, float] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> LatencyResult:
-    """Time both, one run of each in turn, so that whatever else the machine does falls on both.
+    """Time all of them, one run of each in turn, so that whatever else the machine does falls on all.
 
     Args:
         run_eager: One run of the eager model.
         run_backend: One run of the backend, on the same inputs.
+        run_compiled: One run of the compiled eager model; its first run, which compiles, is never counted.
         budget_s: Stop once this much time is spent, but not before ``min_runs``.
         warmup: Runs of each that are not counted.
         min_runs: Runs of each that are always counted.
-        first: Seconds that one run of each already took; counted as the first run.
+        first: Seconds that one run of eager model and backend already took; counted as the first run.
         clock: Seconds from any origin.
     """
+    functions = [run_eager, run_backend, *([run_compiled] if run_compiled else [])]
+    samples: list[list[float]] = [[seconds] for seconds in first] if first else [[], []]
+    if run_compiled:
+        run_compiled()
+        samples.append([])
     for _ in range(warmup):
-        run_eager()
-        run_backend()
-    eager, backend = ([first[0]], [first[1]]) if first else ([], [])
+        for run in functions:
+            run()
     start = clock()
-    while len(eager) < min_runs or (clock() - start < budget_s and len(eager) < MAX_RUNS):
-        eager.append(_time_run(run_eager, clock))
-        backend.append(_time_run(run_backend, clock))
-    return LatencyResult(Percentiles.from_seconds(eager), Percentiles.from_seconds(backend), len(eager))
+    while len(samples[-1]) < min_runs or (clock() - start < budget_s and len(samples[-1]) < MAX_RUNS):
+        for run, taken in zip(functions, samples, strict=True):
+            taken.append(_time_run(run, clock))
+    return LatencyResult(*map(Percentiles.from_seconds, samples))
 
 
 def _time_run(run: Callable[[], object], clock: Callable[[], float]) -> float:

@@ -20,8 +20,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 def estimate_cell_bytes(config: ModelConfig, cell: Cell) -> int:
     """Estimate the peak memory of the eager model for a cell, in bytes.
 
-    Counted are the tensors of fp32 that are alive at the widest point of a layer, and three copies of the logits for
-    comparing them. A model without chunks is quadratic: its relative bias holds several ``n x n`` tables of int64.
+    Counted are the float64 tensors that are alive at the widest point of a layer of the reference, and the logits of
+    reference, eager model and backend. A model without chunks is quadratic: its relative bias holds several ``n x n``
+    tables of int64.
     """
     sizes = config.to_dict()
     dim, hidden, qk = (int(sizes.get(name, 0)) for name in ("dim", "hidden_dim", "qk_dim"))

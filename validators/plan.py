@@ -6,12 +6,14 @@ crosses the chunk boundary from both sides and then doubles up to the longest se
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flash_export.errors import InputError
+from flash_export.errors import ConfigError, InputError
 from flash_export.manifest import AxisRange
 from flash_export.runtime.inputs import check_axis
 
@@ -23,17 +25,30 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCHES = (1, 3)
 DEFAULT_CELL_TOKENS = 65536
+QUICK_SEQ_LEN = 4096
 # The gau family attends to the whole sequence and has no chunk; this only decides where its lengths are probed.
 PROBE_CHUNK_SIZE = 128
+RANDOM, TEXT = "random", "text"
+QUICK, FULL = "quick", "full"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One shape to compare: a batch of sequences, with or without right padding."""
+    """One shape to compare: a batch of sequences, with or without right padding.
+
+    Attributes:
+        batch: Sequences.
+        seq_len: Tokens of each, padding included.
+        masked: Whether rows are padded on the right.
+        inputs: ``random`` tokens or held-out ``text``.
+        is_timed: Whether its latency is worth measuring.
+    """
 
     batch: int
     seq_len: int
     masked: bool
+    inputs: str = RANDOM
+    is_timed: bool = True
 
     @property
     def tokens(self) -> int:
@@ -41,7 +56,8 @@ class Cell:
         return self.batch * self.seq_len
 
     def __str__(self) -> str:
-        return f"{self.batch} x {self.seq_len}{' masked' if self.masked else ''}"
+        text = " of text" if self.inputs == TEXT else ""
+        return f"{self.batch} x {self.seq_len}{text}{' masked' if self.masked else ''}"
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,35 @@ class CellInputs:
         return np.arange(self.input_ids.shape[1]) < self.lengths[:, None]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Which shapes are compared.
+
+    Attributes:
+        name: ``quick``, ``full``, or the name of a file.
+        seq_lens: Lengths, each with every batch.
+        batches: Batch sizes.
+        text_lens: Lengths of held-out text, one sequence each.
+        sweep: Lengths that stand for each remainder of the chunk, one sequence each, not timed.
+        is_default: Whether we chose the lengths, so that very expensive shapes may be left out.
+        has_invariances: Whether what needs no reference is checked too.
+    """
+
+    name: str
+    seq_lens: tuple[int, ...]
+    batches: tuple[int, ...] = DEFAULT_BATCHES
+    text_lens: tuple[int, ...] = ()
+    sweep: tuple[int, ...] = ()
+    is_default: bool = True
+    has_invariances: bool = True
+
+    def list_cells(self, graph: GraphSpec) -> tuple[Cell, ...]:
+        """Return every shape, the sweep first, since it is what finds lengths that were baked in."""
+        swept = (Cell(1, length, masked=False, is_timed=False) for length in self.sweep if length not in self.seq_lens)
+        texts = (Cell(1, length, masked=False, inputs=TEXT, is_timed=False) for length in self.text_lens)
+        return (*swept, *plan_cells(graph, self.seq_lens, self.batches), *texts)
+
+
 def get_probe_chunk(config: ModelConfig) -> int:
     """Return the chunk size that the plan is built around."""
     return int(getattr(config, "chunk_size", PROBE_CHUNK_SIZE))
@@ -66,6 +111,54 @@ def get_axis(graph: GraphSpec, name: str) -> AxisRange:
     """Return the range of ``batch`` or ``seq``; an axis of fixed size has a range of one value."""
     size = graph.inputs[0].shape[("batch", "seq").index(name)]
     return AxisRange(size, size) if isinstance(size, int) else graph.axes[size]
+
+
+def make_plan(
+    name: str,
+    graph: GraphSpec,
+    config: ModelConfig,
+    *,
+    profile_lens: Iterable[int] = (),
+    text_len: int = 0,
+    max_seq_len: int | None = None,
+) -> Plan:
+    """Return the plan of a name, or of a file.
+
+    ``quick`` has both sides of the chunk boundary, a prime, powers of two to 4,096 and the points of engine profiles;
+    ``full`` goes on to the longest sequence that the graph promises, and sweeps over every remainder of the chunk.
+
+    Args:
+        name: ``quick``, ``full``, or a JSON file such as ``{"seq_lens": [1, 17, 300], "batches": [1, 8]}``.
+        graph: Contract of the graph.
+        config: Config of the model.
+        profile_lens: Lengths that engines were built around.
+        text_len: Tokens of held-out text; 0: there is none.
+        max_seq_len: Longest length of ``quick`` and ``full``; None: their own.
+
+    Raises:
+        ConfigError: There is no such plan, or the file cannot be used.
+        InputError: A length or batch of the file lies outside of the graph's range.
+    """
+    axis, batch_axis = get_axis(graph, "seq"), get_axis(graph, "batch")
+    chunk = get_probe_chunk(config)
+    batches = tuple(size for size in DEFAULT_BATCHES if size in batch_axis) or (batch_axis.min,)
+    if name not in (QUICK, FULL):
+        plan = _read_plan(Path(name), batches)
+        check_lengths(graph, plan.seq_lens, plan.batches)
+        return plan
+    longest = min(axis.max, max_seq_len or axis.max)
+    if name == QUICK:
+        longest = min(longest, max(QUICK_SEQ_LEN, 4 * chunk + 3))
+    within = AxisRange(axis.min, longest)
+    lengths = plan_lengths(chunk, within) + tuple(length for length in profile_lens if length in within)
+    texts = (chunk + 1, 4 * chunk + 3) if name == QUICK else (1, chunk, chunk + 1, 4 * chunk + 3, longest)
+    return Plan(
+        name,
+        tuple(sorted({*lengths, longest})),
+        batches,
+        tuple(sorted({length for length in texts if length in within and length <= text_len})),
+        tuple(length for length in range(chunk, 2 * chunk) if length in within) if name == FULL else (),
+    )
 
 
 def plan_lengths(chunk_size: int, seq_axis: AxisRange) -> tuple[int, ...]:
@@ -121,14 +214,24 @@ def describe_default_omission(cell: Cell) -> str | None:
     )
 
 
-def build_cell_inputs(cell: Cell, vocab_size: int, seed: int = 0) -> CellInputs:
+def build_cell_inputs(cell: Cell, vocab_size: int, text: np.ndarray | None = None, seed: int = 0) -> CellInputs:
     """Draw the token ids and row lengths of a cell; the same cell always gets the same ones.
 
     In a masked batch the first row is full and the others are shorter; a single masked row is always shorter. What
     stands in the padding is random too, so that a graph that reads it is found out.
+
+    Args:
+        cell: The shape, and whether its tokens are random or text.
+        vocab_size: Random tokens are below this.
+        text: Tokens of held-out text, at least as long as the cell; each row starts somewhere in it.
+        seed: Another number gives other tokens.
     """
     rng = np.random.default_rng([seed, cell.batch, cell.seq_len])
-    input_ids = rng.integers(0, vocab_size, size=(cell.batch, cell.seq_len), dtype=np.int64)
+    if cell.inputs == TEXT and text is not None:
+        starts = rng.integers(0, len(text) - cell.seq_len, size=cell.batch, endpoint=True)
+        input_ids = np.stack([text[start : start + cell.seq_len] for start in starts])
+    else:
+        input_ids = rng.integers(0, vocab_size, size=(cell.batch, cell.seq_len), dtype=np.int64)
     lengths = np.full(cell.batch, cell.seq_len, dtype=np.int64)
     if cell.masked and cell.seq_len > 1:
         first = 0 if cell.batch == 1 else 1
@@ -140,6 +243,27 @@ def build_graph_inputs(specs: Iterable[TensorSpec], inputs: CellInputs) -> dict[
     """Return the named arrays that these inputs are; a mask of ones where nothing is padded."""
     arrays: dict[str, Any] = {"input_ids": inputs.input_ids, "attention_mask": inputs.valid}
     return {spec.name: arrays[spec.name].astype(spec.dtype) for spec in specs}
+
+
+def _read_plan(path: Path, batches: tuple[int, ...]) -> Plan:
+    """Read a plan from a JSON file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"plan {str(path)!r} cannot be read ({reason}); use quick, full, or a JSON file with seq_lens"
+        ) from error
+    fields = ("seq_lens", "batches")
+    if not isinstance(values, dict) or "seq_lens" not in values or set(values) - set(fields):
+        raise ConfigError(f'{path} is no plan; write {{"seq_lens": [1, 17, 300], "batches": [1, 8]}}')
+    lists = {name: values[name] for name in fields if name in values}
+    for name, numbers in lists.items():
+        if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+            raise ConfigError(f"{path} has {name}={numbers!r}; write a list of whole numbers")
+    return Plan(
+        path.name, tuple(sorted(set(lists["seq_lens"]))), tuple(lists.get("batches", batches)), is_default=False
+    )
 
 
 def _find_prime_above(start: int) -> int:

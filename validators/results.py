@@ -7,28 +7,46 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:
-    from flash_export.validators.latency import Percentiles
+from flash_export.validators.latency import Percentiles
 
-REPORT_FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+REPORT_FORMAT_VERSION = 2
 
 Status = Literal["passed", "failed", "skipped"]
+ACCURACY = "accuracy"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One backend at one shape.
+    """One check of one backend at one shape.
 
-    A skipped backend has one row with a batch and length of None: none of its shapes was tried.
+    A skipped backend has one row with a batch and length of None: none of its shapes was tried. Nor has the check of a
+    graph's declared shapes a batch and length: nothing is run.
 
     Attributes:
+        backend: What was checked.
+        graph: Graph of the bundle that it runs.
+        batch: Sequences.
+        seq_len: Tokens of each, padding included.
+        masked: Whether the sequences were right-padded.
+        status: What came out.
         reason: Why the row failed or was skipped, or what is missing from a row that passed.
-        max_abs_error: Largest absolute difference from the eager model.
+        check: ``accuracy``, which compares with the reference, or the name of an invariance.
+        inputs: What the tokens are: ``random`` or ``text``.
+        max_abs_error: Largest absolute difference from the reference in float64; of an invariance: of the two runs.
         max_rel_error: The same as a fraction of the largest expected magnitude.
-        tolerance: Largest accepted absolute difference.
+        noise: The eager model's own error in the graph's precision, as such a fraction.
+        tolerance: Largest accepted ``max_abs_error``.
+        top1_agreement: Fraction of positions whose most likely token is the reference's.
+        kl_bits: Mean Kullback-Leibler divergence of the predicted distribution from the reference's, in bits a
+            position.
         latency_ms: Latency of the backend.
         eager_latency_ms: Latency of the eager model, measured in turn with the backend.
-        speedup: How many times faster the backend is, by the medians.
+        compiled_latency_ms: Latency of the eager model under ``torch.compile``, if that was asked for.
+        first_latency_ms: The first run of the backend at this shape, whatever it had to prepare included.
+        speedup: How many times faster the backend is than the eager model, by the medians.
     """
 
     backend: str
@@ -38,25 +56,48 @@ class Row:
     masked: bool
     status: Status
     reason: str | None = None
+    check: str = ACCURACY
+    inputs: str = "random"
     max_abs_error: float | None = None
     max_rel_error: float | None = None
+    noise: float | None = None
     tolerance: float | None = None
+    top1_agreement: float | None = None
+    kl_bits: float | None = None
     latency_ms: Percentiles | None = None
     eager_latency_ms: Percentiles | None = None
+    compiled_latency_ms: Percentiles | None = None
+    first_latency_ms: float | None = None
     speedup: float | None = None
 
     def __bool__(self) -> bool:
         return self.status == "passed"
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Row:
+        """Rebuild from JSON."""
+        latencies = ("latency_ms", "eager_latency_ms", "compiled_latency_ms")
+        found = {name: Percentiles(**values[name]) for name in latencies if values[name] is not None}
+        return cls(**{**values, **found})
+
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """Everything that a validation found; true when something passed and nothing failed."""
+    """Everything that a validation found; true when something passed and nothing failed.
+
+    Attributes:
+        bundle: The folder, as it was given.
+        environment: Facts of the model, versions, hardware.
+        rows: Every check.
+        bits_per_byte: Bits per byte on held-out text of ``eager`` and of each backend.
+        diagnosis: What the failures have in common, a sentence each.
+    """
 
     bundle: str
     environment: dict[str, str | int]
     rows: tuple[Row, ...]
     bits_per_byte: dict[str, float] | None = None
+    diagnosis: tuple[str, ...] = ()
     format_version: int = REPORT_FORMAT_VERSION
 
     @property
@@ -78,3 +119,10 @@ class ValidationReport:
     def to_json(self) -> str:
         """Return the text of ``report.json``: strict JSON, so without NaN and infinity."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ValidationReport:
+        """Rebuild from the JSON form."""
+        given = {name: value for name, value in values.items() if name != "passed"}
+        rows = tuple(map(Row.from_dict, given["rows"]))
+        return cls(**{**given, "rows": rows, "diagnosis": tuple(given["diagnosis"])})

@@ -1,45 +1,43 @@
-"""Validating a bundle: every backend against the eager model, over a range of batches and lengths."""
+"""Validating a bundle: every backend against the reference in float64, over a range of batches and lengths."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from flash_export.config import Tolerance
+import flash_export
+from flash_export.bundle import MANIFEST_FILE
+from flash_export.config import ERROR_BUDGETS, Tolerance
 from flash_export.errors import BackendUnavailableError, ConfigError
-from flash_export.manifest import AxisRange
+from flash_export.files import hash_file
 from flash_export.validators.backends import GRAPH, list_backends
 from flash_export.validators.bits_per_byte import compare_bits_per_byte
 from flash_export.validators.cells import CellChecker, OpenBackend, describe_exception
+from flash_export.validators.contract import check_symbolic_shapes
+from flash_export.validators.diagnosis import diagnose_rows
 from flash_export.validators.environment import describe_environment
 from flash_export.validators.heldout import Heldout
+from flash_export.validators.invariances import check_invariances
+from flash_export.validators.journal import Journal, StepResult
 from flash_export.validators.latency import DEFAULT_BUDGET_S
-from flash_export.validators.plan import (
-    DEFAULT_BATCHES,
-    check_lengths,
-    get_axis,
-    get_probe_chunk,
-    plan_cells,
-    plan_lengths,
-)
+from flash_export.validators.plan import QUICK, Plan, check_lengths, get_probe_chunk, make_plan
 from flash_export.validators.results import Row, ValidationReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from flash_export.bundle import Bundle
-    from flash_export.manifest import GraphSpec
-    from flash_export.models.base import ModelConfig, ReferenceModel
+    from flash_export.models.base import ReferenceModel
     from flash_export.runtime.runner import Runner
+    from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
     from flash_export.validators.plan import Cell
 
     # Work done, work in all, and what comes next; the unit is tokens.
     ProgressCallback = Callable[[int, int, str], None]
-
-# What rounding of the graph's own precision explains, as a fraction of the output's scale.
-DEFAULT_TOLERANCES = {"fp32": Tolerance(), "fp16": Tolerance(rtol=1e-2), "bf16": Tolerance(rtol=5e-2)}
 
 
 @dataclass(frozen=True)
@@ -47,107 +45,177 @@ class ValidationOptions:
     """What is validated, and how strictly.
 
     Attributes:
-        seq_lens: Lengths to check; None: the default plan.
-        max_seq_len: Longest length of the default plan; None: the longest that the graph promises.
-        batches: Batch sizes; None: 1 and 3, as far as the graph allows.
+        plan: ``quick``, ``full``, or a JSON file with lengths and batches.
+        seq_lens: Lengths to check in place of the plan, and nothing else.
+        max_seq_len: Longest length of ``quick`` or ``full``; None: the plan's own.
+        batches: Batch sizes in place of the plan's.
         backends: Names of backends; empty: all that the bundle could run on.
-        atol: Accepted absolute difference; None: that of the graph's precision.
-        rtol: Accepted difference as a fraction of the output's scale; None: that of the graph's precision.
+        onnx_files: Graphs of other exporters to hold to the same standard.
+        atol: Accepted absolute difference; with ``rtol``, in place of the error budget of the graph's precision.
+        rtol: Accepted difference as a fraction of the output's scale.
         threads: Threads of one operator on the CPU; None: what each backend chooses.
         latency_budget_s: Time for measuring the latency of one cell; 0: do not measure it.
+        compiled: Whether the eager model is timed under ``torch.compile`` too.
     """
 
+    plan: str = QUICK
     seq_lens: tuple[int, ...] | None = None
     max_seq_len: int | None = None
     batches: tuple[int, ...] | None = None
     backends: tuple[str, ...] = ()
+    onnx_files: tuple[Path, ...] = ()
     atol: float | None = None
     rtol: float | None = None
     threads: int | None = None
     latency_budget_s: float = DEFAULT_BUDGET_S
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
         if self.seq_lens is not None and self.max_seq_len is not None:
-            raise ConfigError("seq_lens and max_seq_len were both given; max_seq_len limits the default plan only")
+            raise ConfigError("seq_lens and max_seq_len were both given; max_seq_len limits the plans only")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads={self.threads} is not usable; use at least 1")
 
-    def get_tolerance(self, precision: str) -> Tolerance:
-        """Return the tolerance for a graph of this precision."""
-        default = DEFAULT_TOLERANCES.get(precision, Tolerance())
-        atol = default.atol if self.atol is None else self.atol
-        return Tolerance(atol, default.rtol if self.rtol is None else self.rtol)
+    def get_limit(self, precision: str) -> Limit:
+        """Return what decides on a graph of this precision."""
+        if self.atol is None and self.rtol is None:
+            return ERROR_BUDGETS[precision]
+        return Tolerance(self.atol or 0.0, self.rtol or 0.0)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a validation that is done as a whole.
+
+    Attributes:
+        label: What it is, unique in its validation.
+        tokens: How much work it is.
+        run: Does it.
+    """
+
+    label: str
+    tokens: int
+    run: Callable[[], StepResult]
 
 
 def validate_bundle(
-    bundle: Bundle, options: ValidationOptions | None = None, progress: ProgressCallback | None = None
+    bundle: Bundle,
+    options: ValidationOptions | None = None,
+    progress: ProgressCallback | None = None,
+    *,
+    journal_path: Path | None = None,
+    resume: bool = False,
 ) -> ValidationReport:
-    """Compare every backend with the eager model.
+    """Compare every backend with the reference.
 
     Args:
         bundle: The exported model.
         options: What is compared; None: the defaults.
-        progress: Called before each cell.
+        progress: Called before each step.
+        journal_path: File that finished steps are kept in while the validation runs; the caller removes it once the
+            report is safe.
+        resume: Take finished steps from that file.
 
     Raises:
         InputError: A length or batch that was asked for lies outside of the graph's range.
-        ConfigError: A backend that was asked for does not exist.
+        ConfigError: A backend or plan that was asked for does not exist, or the journal is of another validation.
         BundleError: A file of the bundle cannot be used.
     """
     options = options or ValidationOptions()
     graph = bundle.get_graph(GRAPH)
-    tolerance = options.get_tolerance(graph.precision)
+    limit = options.get_limit(graph.precision)
     check_lengths(graph, options.seq_lens, options.batches)
     if options.max_seq_len is not None:
         check_lengths(graph, (options.max_seq_len,), None)
-    backends = list_backends(bundle, options.backends, threads=options.threads)
+    backends = list_backends(bundle, options.backends, onnx_files=options.onnx_files, threads=options.threads)
     heldout = Heldout.load(bundle)
 
     model = bundle.load_model()
-    cells = _plan(graph, model.config, options)
+    text = None if heldout is None else heldout.tokens.ravel()
+    plan = _plan(bundle, model, backends, options, 0 if text is None else len(text))
+    journal = Journal(journal_path, _identify(bundle, options, plan, backends), resume=resume)
     with contextlib.ExitStack() as stack:
-        reference = stack.enter_context(_open_eager(model, options.threads))
-        opened, skipped = _open_backends(stack, bundle, backends, reference, tolerance)
+        eager = stack.enter_context(_open_eager(bundle.load_model(), options.threads, graph.precision))
+        reference = stack.enter_context(_open_eager(bundle.load_model(), options.threads, "fp64"))
+        opened, skipped = _open_backends(stack, bundle, backends, eager, limit, options)
         checker = CellChecker(
-            model.config, reference, options.latency_budget_s, is_default_plan=options.seq_lens is None
+            model.config, reference, eager, options.latency_budget_s, is_default_plan=plan.is_default, text=text
         )
-        rows = _check_cells(checker, cells, opened, progress)
-        bits: dict[str, float] | None = None
-        if heldout is not None and opened:
-            bits, unanswered = compare_bits_per_byte(heldout, graph, reference, opened)
-            rows += unanswered
-        environment = describe_environment(bundle, model, options.threads)
+        steps = list(_list_steps(plan, checker, opened, heldout, bundle, limit))
+        results = list(_run_steps(steps, journal, progress))
+        environment = describe_environment(bundle, model, options.threads) | {"plan": plan.name}
     order = {backend.name: index for index, backend in enumerate(backends)}
-    rows = sorted([*rows, *skipped], key=lambda row: order[row.backend])
-    return ValidationReport(str(bundle.path), environment, tuple(rows), bits)
+    rows = sorted((row for result in results for row in result.rows), key=lambda row: order[row.backend])
+    bits = next((result.bits_per_byte for result in results if result.bits_per_byte), None)
+    return ValidationReport(
+        str(bundle.path),
+        environment,
+        (*rows, *skipped),
+        bits,
+        diagnose_rows(rows, get_probe_chunk(model.config)),
+    )
 
 
-def _plan(graph: GraphSpec, config: ModelConfig, options: ValidationOptions) -> tuple[Cell, ...]:
-    batches = options.batches or [size for size in DEFAULT_BATCHES if size in get_axis(graph, "batch")]
-    seq_lens: Sequence[int] | None = options.seq_lens
-    if seq_lens is None:
-        axis = get_axis(graph, "seq")
-        seq_lens = plan_lengths(get_probe_chunk(config), AxisRange(axis.min, options.max_seq_len or axis.max))
-    return plan_cells(graph, seq_lens, batches or [get_axis(graph, "batch").min])
+def _plan(
+    bundle: Bundle, model: ReferenceModel, backends: Sequence[Backend], options: ValidationOptions, text_len: int
+) -> Plan:
+    graph = bundle.get_graph(GRAPH)
+    plan = make_plan(
+        options.plan,
+        graph,
+        model.config,
+        profile_lens=_list_profile_lengths(backends),
+        text_len=text_len,
+        max_seq_len=options.max_seq_len,
+    )
+    batches = options.batches or plan.batches
+    if options.seq_lens is not None:
+        return Plan("lengths", options.seq_lens, batches, is_default=False, has_invariances=False)
+    return replace(plan, batches=batches)
 
 
-def _open_eager(model: ReferenceModel, threads: int | None, device: str = "cpu") -> Runner:
+def _list_profile_lengths(backends: Sequence[Backend]) -> set[int]:
+    """Return the lengths at the corners of the engines' profiles, and those they were tuned for."""
+    return {
+        shape[1]
+        for backend in backends
+        for profile in backend.profiles
+        for shapes in (profile[backend.inputs[0].name],)
+        for shape in (shapes.min, shapes.opt, shapes.max)
+    }
+
+
+def _identify(bundle: Bundle, options: ValidationOptions, plan: Plan, backends: Sequence[Backend]) -> dict[str, object]:
+    """Return everything that the rows of a validation depend on."""
+    return {
+        "version": flash_export.__version__,
+        "bundle": hash_file(bundle.path / MANIFEST_FILE),
+        "engines": [engine.engine_sha256 for engine in bundle.list_engines()],
+        "onnx_files": [hash_file(path) for path in options.onnx_files],
+        "options": {name: value for name, value in asdict(options).items() if name != "onnx_files"},
+        "plan": asdict(plan),
+        "backends": [backend.name for backend in backends],
+    }
+
+
+def _open_eager(model: ReferenceModel, threads: int | None, precision: str = "fp32", device: str = "cpu") -> Runner:
     from flash_export.runtime.eager import EagerRunner
 
-    return EagerRunner(model, device=device, threads=threads)
+    return EagerRunner(model, device=device, threads=threads, precision=precision)
 
 
 def _open_backends(
     stack: contextlib.ExitStack,
     bundle: Bundle,
     backends: Sequence[Backend],
-    reference: Runner,
-    tolerance: Tolerance,
+    eager: Runner,
+    limit: Limit,
+    options: ValidationOptions,
 ) -> tuple[list[OpenBackend], list[Row]]:
     """Open what can be opened; a backend that cannot be used here becomes one skipped row."""
     opened, skipped = [], []
-    timed = {"cpu": reference}
+    timed = {"cpu": eager}
     for backend in backends:
         try:
             runner = stack.enter_context(backend.open())
@@ -156,23 +224,68 @@ def _open_backends(
             continue
         if backend.device not in timed:
             try:  # a GPU backend is timed beside the eager model on the GPU, or the comparison would flatter it
-                timed[backend.device] = stack.enter_context(_open_eager(bundle.load_model(), None, backend.device))
+                model = bundle.load_model()
+                timed[backend.device] = stack.enter_context(_open_eager(model, None, device=backend.device))
             except BackendUnavailableError:
-                timed[backend.device] = reference
-        opened.append(OpenBackend(backend, runner, timed[backend.device], tolerance))
+                timed[backend.device] = eager
+        compiled = None
+        if options.compiled and backend.is_timed:
+            compiled = stack.enter_context(_open_compiled(bundle, options.threads, backend.device))
+        opened.append(OpenBackend(backend, runner, timed[backend.device], limit, compiled))
     return opened, skipped
 
 
-def _check_cells(
-    checker: CellChecker, cells: Sequence[Cell], opened: Sequence[OpenBackend], progress: ProgressCallback | None
-) -> list[Row]:
-    total, done = sum(cell.tokens for cell in cells), 0
-    rows: list[Row] = []
-    for cell in cells if opened else ():
+def _open_compiled(bundle: Bundle, threads: int | None, device: str) -> Runner:
+    from flash_export.runtime.eager import CompiledRunner
+
+    return CompiledRunner(bundle.load_model(), device=device, threads=threads)
+
+
+def _list_steps(
+    plan: Plan,
+    checker: CellChecker,
+    opened: Sequence[OpenBackend],
+    heldout: Heldout | None,
+    bundle: Bundle,
+    limit: Limit,
+) -> Iterator[Step]:
+    if not opened:
+        return
+    graph = bundle.get_graph(GRAPH)
+    for one in opened if plan.has_invariances else ():
+        run = partial(_check_invariances, one, checker, bundle, limit)
+        yield Step(f"invariances of {one.backend.name}", 10 * get_probe_chunk(checker.config), run)
+    for cell in plan.list_cells(graph):
+        yield Step(str(cell), cell.tokens, partial(_check_cell, checker, cell, opened))
+    if heldout is not None:
+
+        def read_heldout() -> StepResult:
+            bits, unanswered = compare_bits_per_byte(heldout, graph, checker.eager, opened)
+            return StepResult(tuple(unanswered), bits)
+
+        yield Step("held-out text", heldout.tokens.size, read_heldout)
+
+
+def _check_cell(checker: CellChecker, cell: Cell, opened: Sequence[OpenBackend]) -> StepResult:
+    return StepResult(tuple(checker.check(cell, opened)))
+
+
+def _check_invariances(opened: OpenBackend, checker: CellChecker, bundle: Bundle, limit: Limit) -> StepResult:
+    graph = bundle.get_graph(GRAPH)
+    shapes = check_symbolic_shapes(opened.backend, graph)
+    return StepResult((*shapes, *check_invariances(opened, checker.config, graph, limit, checker.measure_noise)))
+
+
+def _run_steps(steps: Sequence[Step], journal: Journal, progress: ProgressCallback | None) -> Iterator[StepResult]:
+    total, done = sum(step.tokens for step in steps), 0
+    for step in steps:
         if progress:
-            progress(done, total, str(cell))
-        rows += checker.check(cell, opened)
-        done += cell.tokens
+            progress(done, total, step.label)
+        result = journal.find(step.label)
+        if result is None:
+            result = step.run()
+            journal.record(step.label, result)
+        yield result
+        done += step.tokens
     if progress:
         progress(total, total, "done")
-    return rows

@@ -66,12 +66,12 @@ class Slot(NamedTuple):
     """Where a token of each row goes.
 
     Attributes:
-        place: Row and slot in the cache, ``(b, 2)``.
+        place: Row and slot in the cache, ``(b, 1, 2)``.
         number: The slot alone, ``(b, 1)``.
         is_earlier: 1 for the slots that the open chunk has not reached, ``(b, 1, c)``.
     """
 
-    place: Int[Tensor, "b 2"]
+    place: Int[Tensor, "b 1 2"]
     number: Int[Tensor, "b 1"]
     is_earlier: Float[Tensor, "b 1 c"]
 
@@ -166,11 +166,11 @@ class DecodeLayer(StatefulLayer):
             normed = torch.cat((past.shift, passing), dim=-1)
         value, gate, z = self.projection.project_token(normed)
         quad_q, lin_q, quad_k, lin_k = self.heads.rotate(z, cos, sin).split(1, dim=1)  # (b, 1, s)
-        leaving_k, lin_k = _order(take_at(past.lin_k, slot.place), lin_k.squeeze(1))
-        leaving_v, value = _order(take_at(past.v, slot.place), value)
+        leaving_k, lin_k = _order(take_at(past.lin_k, slot.place), lin_k)
+        leaving_v, value = _order(take_at(past.v, slot.place), value.unsqueeze(1))
         new = LayerState(
-            kv=past.kv + leaving_k.unsqueeze(2) * leaving_v.unsqueeze(1),
-            quad_k=put_at(past.quad_k, slot.place, quad_k.squeeze(1)),
+            kv=past.kv + leaving_k.mT * leaving_v,
+            quad_k=put_at(past.quad_k, slot.place, quad_k),
             lin_k=put_at(past.lin_k, slot.place, lin_k),
             v=put_at(past.v, slot.place, value),
             shift=shift,
@@ -180,7 +180,7 @@ class DecodeLayer(StatefulLayer):
         return self.project_out(x, gate, (weights @ new.v + lin_q @ new.kv).squeeze(1)), new
 
 
-def _order(leaving: Float[Tensor, "b w"], entering: Float[Tensor, "b w"]) -> tuple[Tensor, ...]:
+def _order(leaving: Float[Tensor, "b 1 w"], entering: Float[Tensor, "b 1 w"]) -> tuple[Tensor, ...]:
     """Return both, such that a graph cannot write the one before it has read the other: they may share their memory."""
     return torch.cat((leaving, entering), dim=1).chunk(2, dim=1)
 
@@ -268,4 +268,4 @@ class DecodeFlash(StatefulFlash):
         number = (position % self.config.chunk_size).unsqueeze(1)
         rows = torch.arange(position.shape[0]).unsqueeze(1)
         is_earlier = (torch.arange(self.config.chunk_size) > number).float().unsqueeze(1)
-        return Slot(torch.cat((rows, number), dim=1), number, is_earlier)
+        return Slot(torch.cat((rows, number), dim=1).unsqueeze(1), number, is_earlier)

@@ -9,12 +9,20 @@ import click
 from flash_export.cli.options import STDOUT, IntegerList, show_progress
 
 EXIT_VALIDATION_FAILED = 1
+JOURNAL_FILE = ".validation.jsonl"
 
 
 @click.command("validate")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--seq-lens", type=IntegerList(), help="Check these lengths instead of the default plan.")
-@click.option("--max-seq-len", type=int, help="Longest length of the default plan.  [default: the graph's own maximum]")
+@click.option(
+    "--plan",
+    default="quick",
+    metavar="PLAN",
+    help="quick: lengths to 4096; full: to the graph's maximum, and every remainder of the chunk; or a JSON file.  "
+    "[default: quick]",
+)
+@click.option("--seq-lens", type=IntegerList(), help="Check these lengths alone.")
+@click.option("--max-seq-len", type=int, help="Longest length of the plan.  [default: the plan's own]")
 @click.option("--batch", "batches", type=IntegerList(), multiple=True, help="Batch sizes; repeatable.  [default: 1,3]")
 @click.option(
     "--backend",
@@ -23,9 +31,19 @@ EXIT_VALIDATION_FAILED = 1
     multiple=True,
     help="ort-cpu, ort-cuda, trt (every engine) or trt:NAME; repeatable.  [default: all that there are]",
 )
-@click.option("--atol", type=float, help="Accepted absolute error of a logit.  [default: 0]")
-@click.option("--rtol", type=float, help="Accepted error relative to the largest logit.  [default: 1e-4 for fp32]")
-@click.option("--threads", type=int, help="CPU threads of one operator, for both models.")
+@click.option(
+    "--onnx",
+    "onnx_files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Hold another exporter's graph of this model to the same standard; repeatable.",
+)
+@click.option("--atol", type=float, help="Accept this absolute error, in place of the error budget.")
+@click.option("--rtol", type=float, help="Accept this error relative to the largest logit, in place of the budget.")
+@click.option("--threads", type=int, help="CPU threads of one operator, for all models.")
+@click.option("--compile", "compiled", is_flag=True, help="Time the eager model under torch.compile too.")
+@click.option("--no-latency", is_flag=True, help="Leave the timing out.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted validation of the same options.")
 @click.option(
     "--report",
     "report_dir",
@@ -35,49 +53,67 @@ EXIT_VALIDATION_FAILED = 1
 @click.option("--json", "json_file", metavar="FILE", help="Write the report's JSON here too; - for stdout.")
 def validate_command(
     bundle: Path,
+    plan: str,
     seq_lens: tuple[int, ...] | None,
     max_seq_len: int | None,
     batches: tuple[tuple[int, ...], ...],
     backends: tuple[str, ...],
+    onnx_files: tuple[Path, ...],
     atol: float | None,
     rtol: float | None,
     threads: int | None,
+    compiled: bool,
+    no_latency: bool,
+    resume: bool,
     report_dir: Path | None,
     json_file: str | None,
 ) -> None:
     """Compare outputs and latency of an exported BUNDLE with the eager PyTorch model, over many lengths.
+
+    Outputs are compared with the model in float64. What counts is how much further from it a backend is than the eager
+    model in the same precision, unless --atol or --rtol say otherwise.
 
     Exit code 0 if at least one check passed and none failed, 1 if not, 2 for bad input.
 
     \b
     Examples:
       flash-export validate BUNDLE
+      flash-export validate BUNDLE --plan full
       flash-export validate BUNDLE --seq-lens 1,17,300 --batch 1,8
       flash-export validate BUNDLE --backend trt --rtol 1e-3
+      flash-export validate BUNDLE --onnx other/model.onnx
       flash-export validate BUNDLE --json - | jq .passed
     """
     from rich.console import Console
 
     from flash_export.bundle import REPORT_FOLDER, Bundle
+    from flash_export.validators.latency import DEFAULT_BUDGET_S
     from flash_export.validators.report.files import write_report
     from flash_export.validators.report.terminal import print_report
     from flash_export.validators.validate import ValidationOptions, validate_bundle
 
     options = ValidationOptions(
+        plan=plan,
         seq_lens=seq_lens,
         max_seq_len=max_seq_len,
         batches=tuple(size for group in batches for size in group) or None,
         backends=backends,
+        onnx_files=onnx_files,
         atol=atol,
         rtol=rtol,
         threads=threads,
+        latency_budget_s=0.0 if no_latency else DEFAULT_BUDGET_S,
+        compiled=compiled,
     )
     stderr = Console(stderr=True)
-    with show_progress(stderr, "Validating") as progress:
-        report = validate_bundle(Bundle.open(bundle), options, progress)
     folder = report_dir or bundle / REPORT_FOLDER
+    journal = folder / JOURNAL_FILE
+    opened = Bundle.open(bundle)
+    with show_progress(stderr, "Validating") as progress:
+        report = validate_bundle(opened, options, progress, journal_path=journal, resume=resume)
     json_path = None if json_file in (None, STDOUT) else Path(str(json_file))
     html_path = write_report(report, folder, json_path)
+    journal.unlink(missing_ok=True)
     if json_file == STDOUT:
         click.echo(report.to_json(), nl=False)
     human = stderr if json_file == STDOUT else Console()

@@ -42,9 +42,9 @@ class ScaledSinusoid(nn.Module):
         self.register_buffer("inv_freq", compute_inverse_frequencies(dim))
 
     def forward(self, positions: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
-        """Return the embedding of each position."""
+        """Return the embedding of each position, in the dtype of the parameters."""
         angles = positions.to(self.inv_freq.dtype)[:, None] * self.inv_freq
-        return torch.cat((angles.sin(), angles.cos()), dim=-1) * self.scale
+        return torch.cat((angles.sin(), angles.cos()), dim=-1).to(self.scale.dtype) * self.scale
 
 
 class RotaryEmbedding(nn.Module):

@@ -10,7 +10,7 @@ from flash_export.errors import BackendUnavailableError
 from flash_export.runtime.inputs import check_input_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     import numpy as np
@@ -18,27 +18,34 @@ if TYPE_CHECKING:
 
     from flash_export.models.base import ReferenceModel
 
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
 
 class EagerRunner:
-    """Runs a reference model in fp32, without autograd.
+    """Runs a reference model, without autograd.
 
     Entering the runner moves the model to its device and sets the number of threads; leaving it puts both back.
     """
 
-    def __init__(self, model: ReferenceModel, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, model: ReferenceModel, *, device: str = "cpu", threads: int | None = None, precision: str = "fp32"
+    ) -> None:
         """Wrap a model.
 
         Args:
-            model: Reference model, in evaluation mode.
+            model: Reference model in fp32 and evaluation mode. For another precision its parameters are converted, and
+                stay so: give it one of its own.
             device: ``cpu`` or ``cuda``.
             threads: Threads of one operator on the CPU; None: what PyTorch chooses.
+            precision: ``fp64``, in which the frequencies of positions are exact too, ``fp32``, ``fp16`` or ``bf16``.
 
         Raises:
             BackendUnavailableError: ``cuda`` was asked for and PyTorch sees no GPU.
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise BackendUnavailableError("PyTorch sees no CUDA device; use device='cpu' or install a CUDA build")
-        self._model = model
+        self._model = _convert(model, DTYPES[precision])
+        self._call: Callable[..., torch.Tensor] = self._model
         self._device = torch.device(device)
         self._threads = threads
         self._threads_before = torch.get_num_threads()
@@ -57,8 +64,8 @@ class EagerRunner:
         check_input_names(inputs, required=["input_ids"], optional=("attention_mask",))
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(value).to(self._device) for name, value in inputs.items()}
-            logits = self._model(tensors["input_ids"], tensors.get("attention_mask"))
-        return {"logits": logits.cpu().numpy()}
+            logits = self._call(tensors["input_ids"], tensors.get("attention_mask"))
+        return {"logits": (logits.float() if logits.dtype == torch.bfloat16 else logits).cpu().numpy()}
 
     def __enter__(self) -> Self:
         """Move the model to the device."""
@@ -75,3 +82,24 @@ class EagerRunner:
         self._model.to("cpu")
         if self._threads is not None:
             torch.set_num_threads(self._threads_before)
+
+
+class CompiledRunner(EagerRunner):
+    """Runs a reference model in fp32 under ``torch.compile``, for any length; the first runs compile it."""
+
+    def __init__(self, model: ReferenceModel, *, device: str = "cpu", threads: int | None = None) -> None:
+        """Wrap a model; see :class:`EagerRunner`."""
+        super().__init__(model, device=device, threads=threads)
+        self._call = torch.compile(model, dynamic=True)
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return "compile"
+
+
+def _convert(model: ReferenceModel, dtype: torch.dtype) -> ReferenceModel:
+    """Convert the parameters; angles stay in fp32 at least: half precision cannot tell large positions apart."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model.double() if dtype == torch.float64 else model

@@ -34,6 +34,7 @@ class OrtRunner:
         *,
         provider: str = "cpu",
         threads: int | None = None,
+        fixed_axes: Mapping[str, int] | None = None,
         inner_values: Sequence[str] = (),
     ) -> None:
         """Create the session.
@@ -43,6 +44,7 @@ class OrtRunner:
             path: The ONNX file.
             provider: ``cpu`` or ``cuda``.
             threads: Threads of one operator; None: as many as there are cores.
+            fixed_axes: Sizes of symbolic axes, for a session that is optimised for them and takes no others.
             inner_values: Names of values inside the graph that are returned too. What is read is not fused away, so
                 that such a session may be slower and round otherwise.
 
@@ -52,7 +54,7 @@ class OrtRunner:
         """
         self._graph = graph
         self._provider = provider
-        self._session = _open_session(path, provider, threads, inner_values)
+        self._session = _open_session(path, provider, threads, fixed_axes or {}, inner_values)
         self._output_names = [*(spec.name for spec in graph.outputs), *inner_values]
         for kind, names, found in (
             ("inputs", [spec.name for spec in graph.inputs], self._session.get_inputs()),
@@ -100,7 +102,9 @@ def _import_onnxruntime() -> ModuleType:
         ) from error
 
 
-def _open_session(path: Path, provider: str, threads: int | None, inner_values: Sequence[str]) -> Any:
+def _open_session(
+    path: Path, provider: str, threads: int | None, fixed_axes: Mapping[str, int], inner_values: Sequence[str]
+) -> Any:
     ort = _import_onnxruntime()
     wanted = PROVIDERS[provider]
     if wanted not in (available := ort.get_available_providers()):
@@ -117,6 +121,8 @@ def _open_session(path: Path, provider: str, threads: int | None, inner_values: 
     # A memory pattern is planned for one length and takes twice the memory of running without: at 65,536 tokens of a
     # d = 512 model 8.5 GiB in place of 4.5 (benchmarks/long_sequences.py).
     options.enable_mem_pattern = False
+    for axis, size in fixed_axes.items():
+        options.add_free_dimension_override_by_name(axis, size)
     if threads is not None:
         options.intra_op_num_threads = threads
     if provider == "cuda" and hasattr(ort, "preload_dlls"):

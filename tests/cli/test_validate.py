@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import pytest
@@ -19,6 +19,7 @@ from flash_export.config import ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.files import hash_file, write_file
 from flash_export.models.flash import FlashConfig, FlashModel
+from flash_export.validators.accuracy import AccuracyResult, compare_outputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,8 +70,9 @@ def test_default_run_reports_the_missing_gpu_as_skipped(bundle: Bundle) -> None:
 
     assert result.exit_code == 0, result.output
     rows = json.loads((bundle.path / "reports" / "report.json").read_text())["rows"]
-    assert {row["seq_len"] for row in rows if row["backend"] == "ort-cpu"} == {1, 2, 4}
-    assert {row["batch"] for row in rows if row["backend"] == "ort-cpu"} == {1, 3}
+    compared = [row for row in rows if row["backend"] == "ort-cpu" and row["check"] == "accuracy"]
+    assert {row["seq_len"] for row in compared} == {1, 2, 4}
+    assert {row["batch"] for row in compared} == {1, 3}
     if not torch.cuda.is_available():
         assert [row["status"] for row in rows if row["backend"] == "ort-cuda"] == ["skipped"]
 
@@ -154,15 +156,42 @@ def test_json_is_copied_to_a_file(bundle: Bundle, tmp_path: Path) -> None:
     assert (tmp_path / "out.json").read_text() == (bundle.path / "reports" / "report.json").read_text()
 
 
-def test_interrupt_leaves_no_file(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_leaves_the_journal_alone_and_resume_goes_on(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def interrupt(*arguments: Any, **options: Any) -> AccuracyResult:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return compare_outputs(*arguments, **options)
+
+    monkeypatch.setattr("flash_export.validators.cells.compare_outputs", interrupt)
+    result = invoke(bundle, *QUICK, "--no-latency")
+    reports = bundle.path / "reports"
+
+    assert result.exit_code == 130
+    assert [path.name for path in reports.iterdir()] == [".validation.jsonl"]
+
+    calls = 10
+    assert invoke(bundle, *QUICK, "--no-latency", "--resume").exit_code == 0
+    assert calls == 14  # two of the six cells were done before
+    assert sorted(path.name for path in reports.iterdir()) == ["report.html", "report.json"]
+    resumed = json.loads((reports / "report.json").read_text())
+    assert invoke(bundle, *QUICK, "--no-latency").exit_code == 0
+    assert resumed["rows"] == json.loads((reports / "report.json").read_text())["rows"]
+
+
+def test_journal_of_other_options_is_not_resumed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("flash_export.validators.cells.compare_outputs", interrupt)
-    result = invoke(bundle, *QUICK)
+    assert invoke(bundle, *QUICK).exit_code == 130
+    result = invoke(bundle, *QUICK, "--rtol", "0.5", "--resume")
 
-    assert result.exit_code == 130
-    assert not (bundle.path / "reports").exists()
+    assert result.exit_code == 2
+    assert "leave --resume out to start anew" in result.stderr
 
 
 def test_interrupt_while_writing_leaves_the_old_report(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def make_checker(eager: FakeRunner, *, budget_s: float = 0.0, mask_divisor: str 
     config = FlashConfig(
         vocab_size=100, dim=4, depth=1, hidden_dim=4, chunk_size=4, qk_dim=4, mask_divisor=mask_divisor
     )
-    return CellChecker(config, eager, budget_s, is_default_plan=False)
+    return CellChecker(config, FakeRunner(), eager, budget_s, is_default_plan=False)
 
 
 def test_masked_rows_are_compared_with_each_row_alone() -> None:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from flash_export.validators.latency import LatencyResult, Percentiles, measure_latency
+from flash_export.validators.latency import LatencyResult, Percentiles, find_median_interval, measure_latency
 
 
 class FakeMachine:
@@ -30,21 +31,21 @@ def test_runs_alternate_and_stop_at_the_budget() -> None:
     machine = FakeMachine(0.03, 0.01)
     result = machine.measure(budget_s=0.4, warmup=1)
 
-    assert machine.order == ["eager", "backend"] * (result.runs + 1)
-    assert result.runs == 10
+    assert machine.order == ["eager", "backend"] * (result.backend.runs + 1)
+    assert result.backend.runs == 10
     assert result.speedup == pytest.approx(3.0)
     assert result.backend.p50 == pytest.approx(10.0)
 
 
 def test_slow_runs_are_still_repeated_three_times() -> None:
-    assert FakeMachine(5.0, 1.0).measure(budget_s=0.1).runs == 3
+    assert FakeMachine(5.0, 1.0).measure(budget_s=0.1).backend.runs == 3
 
 
 def test_first_run_counts_when_it_is_given() -> None:
     machine = FakeMachine(5.0, 1.0)
     result = machine.measure(budget_s=0.1, warmup=0, first=(7.0, 2.0))
 
-    assert result.runs == 3
+    assert result.backend.runs == 3
     assert len(machine.order) == 4
     assert result.eager.p99 > 5000
 
@@ -52,3 +53,22 @@ def test_first_run_counts_when_it_is_given() -> None:
 def test_percentiles_are_in_milliseconds() -> None:
     found = Percentiles.from_seconds([0.001 * value for value in range(1, 102)])
     assert (found.p50, found.p90, found.p99) == pytest.approx((51.0, 91.0, 100.0))
+
+
+def test_compiled_model_is_timed_in_turn_after_it_has_compiled() -> None:
+    machine = FakeMachine(0.03, 0.01)
+    machine.durations["compiled"] = 0.02
+    result = machine.measure(budget_s=0.3, warmup=0, run_compiled=lambda: machine.run("compiled"))
+
+    assert machine.order == ["compiled", *["eager", "backend", "compiled"] * 5]
+    assert result.compiled is not None
+    assert result.compiled.p50 == pytest.approx(20.0)
+
+
+def test_interval_of_the_median_holds_it_in_95_of_100_experiments() -> None:
+    rng = np.random.default_rng(0)
+    for count in (6, 11, 40):
+        samples = np.sort(rng.exponential(size=(4000, count)), axis=1)
+        low, high = find_median_interval(count)
+        covered = np.mean((samples[:, low] <= np.log(2)) & (samples[:, high] >= np.log(2)))
+        assert 0.945 < covered < 0.995

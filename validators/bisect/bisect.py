@@ -68,8 +68,8 @@ def bisect_bundle(
 ) -> BisectReport:
     """Find the first quantity that the graph of a bundle computes wrongly.
 
-    The reference is the model in fp64. How far the eager model in fp32 is from it tells what rounding does at each
-    quantity, and so what is a fault.
+    The reference is the model in fp64. How far the eager model in the graph's precision is from it tells what rounding
+    does at each quantity, and so what is a fault.
 
     Args:
         bundle: The exported model.
@@ -104,8 +104,8 @@ def bisect_bundle(
         reference: Source
         eager: Source | None = None
         if against is None:
-            reference = _open_model(stack, copy.deepcopy(model).double(), options)
-            eager = _open_model(stack, model, options)
+            reference = _open_model(stack, model, "fp64", options)
+            eager = _open_model(stack, model, pick_coarser(precision), options)
         else:
             reference = _open_graph(stack, against, model.config, options)
         for index, cell in enumerate(cells):
@@ -118,10 +118,14 @@ def bisect_bundle(
     return BisectReport(str(bundle.path), name, options.backend, tuple(runs))
 
 
-def _open_model(stack: contextlib.ExitStack, model: ReferenceModel, options: BisectOptions) -> ModelSource:
+def _open_model(
+    stack: contextlib.ExitStack, model: ReferenceModel, precision: str, options: BisectOptions
+) -> ModelSource:
+    """Open a copy of the model in a precision."""
     from flash_export.runtime.eager import EagerRunner
 
-    return ModelSource(model, stack.enter_context(EagerRunner(model, threads=options.threads)))
+    own = copy.deepcopy(model)
+    return ModelSource(own, stack.enter_context(EagerRunner(own, threads=options.threads, precision=precision)))
 
 
 def _open_graph(

@@ -42,7 +42,7 @@ def build_depth_plot(run: Run) -> Plot | None:
     )
     series = [
         Series("limit", "limit", draw(lambda row: row.limit), swatch="dash"),
-        Series("eager model in fp32", "eager", draw(lambda row: row.noise), swatch="dash"),
+        Series("eager model", "eager", draw(lambda row: row.noise), swatch="dash"),
         Series("graph", "s0", draw(lambda row: row.error), marks),
     ]
     fault = run.fault

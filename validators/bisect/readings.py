@@ -63,7 +63,7 @@ class ModelSource:
         arrays: dict[str, np.ndarray] = {}
 
         def store(name: str, values: Tensor) -> None:
-            arrays[name] = values.cpu().numpy()
+            arrays[name] = (values.float() if values.dtype.itemsize < 4 else values).cpu().numpy()  # numpy has no bf16
 
         with self._model.read_probes(store):
             feeds = {"input_ids": inputs.input_ids}

@@ -24,7 +24,8 @@ class ProbeRow:
         tensor: Name of the value in the graph.
         status: ``clean``, ``wrong``, ``infinite`` (NaN or infinity) or ``missing`` (the graph has no such value).
         error: Largest difference from the reference, as a fraction of its largest magnitude; None if there is none.
-        noise: The same of the eager model in fp32; None where two graphs are compared.
+        noise: The same of the eager model in the graph's precision; None if it overflows, or where two graphs are
+            compared.
         limit: Largest accepted error.
         note: What is off, in a few words.
     """

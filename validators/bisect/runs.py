@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from flash_export.validators.bisect.results import ProbeStatus
 
 DEFAULT_BATCH = 2  # the second row may be padded while the first is not
-# The fp64 reference, the eager model and the graph, each block's values at once; the estimate is of one block in fp32.
-_COPIES = 2
 FUSED = "right when the values before it are read, so that it is the runtime that joins them wrongly"
 
 
@@ -52,7 +50,8 @@ def check_memory(config: ModelConfig, cell: Cell) -> None:
         InputError: They would not.
     """
     depth = int(config.to_dict()["depth"])
-    needed, free = _COPIES * depth * estimate_cell_bytes(config, cell), read_free_bytes()
+    # Four copies in fp32, the reference's being as large as two, of about half of what is estimated for a block.
+    needed, free = 2 * depth * estimate_cell_bytes(config, cell), read_free_bytes()
     if needed > free // 2:
         raise InputError(
             f"seq_len={cell.seq_len} with batch={cell.batch} needs about {needed / 2**30:.1f} GiB for what is read, "
@@ -108,7 +107,7 @@ def _compare_probe(
         return ProbeRow(probe.name, probe.tensor, "wrong", note=note)
     region = build_region(quantity, expected.shape, valid)
     noise = None if eager is None else measure_deviation(expected, eager, region).error
-    limit = compute_limit(noise or 0.0, precision)
+    limit = compute_limit(noise, precision)
     found = measure_deviation(expected, actual, region)
     status: ProbeStatus = "infinite" if not found.is_finite else "wrong" if found.error > limit else "clean"
     return ProbeRow(
@@ -117,7 +116,7 @@ def _compare_probe(
         status,
         _drop_infinity(found.error),
         _drop_infinity(noise),
-        _drop_infinity(limit),
+        limit,
         "" if status == "clean" else describe_deviation(found, quantity.kind, limit),
     )
 

@@ -87,10 +87,11 @@ def randomise(model: ReferenceModel, seed: int) -> ReferenceModel:
 
 
 def check_every_probe(model: ReferenceModel, cell: Cell) -> None:
-    double = copy.deepcopy(model).double()
+    double = copy.deepcopy(model)
     lowered = LoweredSource(model)
     lowered.read(cell, build_cell_inputs(cell, 23))  # tells what is marked
-    sources = (ModelSource(double, EagerRunner(double)), lowered, ModelSource(model, EagerRunner(model)))
+    reference, eager = EagerRunner(double, precision="fp64"), EagerRunner(model)
+    sources = (ModelSource(double, reference), lowered, ModelSource(model, eager))
     run = compare_run(cell, model.config, lowered.probes.probes, sources, "fp32")
     assert run.fault is None
     assert len(run.rows) == 2 * (12 if isinstance(model, FlashModel) else 8) + 2

@@ -44,17 +44,31 @@ def make_passed(seq_len: int = 257, *, masked: bool = False, backend: str = "ort
         seq_len,
         masked,
         "passed",
-        None,
-        2.5e-6,
-        1e-6,
-        2.5e-4,
-        Percentiles(2.0, 3.0, 4.0) if timed else None,
-        Percentiles(6.0, 7.0, 8.0) if timed else None,
-        3.0 if timed else None,
+        max_abs_error=2.5e-6,
+        max_rel_error=1e-6,
+        noise=8e-7,
+        tolerance=2.5e-4,
+        top1_agreement=1.0,
+        kl_bits=1e-9,
+        latency_ms=Percentiles(2.0, 3.0, 4.0, 1.9, 2.1, 20) if timed else None,
+        eager_latency_ms=Percentiles(6.0, 7.0, 8.0, 5.9, 6.1, 20) if timed else None,
+        first_latency_ms=9.0 if timed else None,
+        speedup=3.0 if timed else None,
     )
 
 
-FAILED = Row("ort-cpu", "forward", 3, 300, True, "failed", "max abs error 0.5 exceeds it", 0.5, 0.1, 2.5e-4)
+FAILED = Row(
+    "ort-cpu",
+    "forward",
+    3,
+    300,
+    True,
+    "failed",
+    "max abs error 0.5 exceeds it",
+    max_abs_error=0.5,
+    max_rel_error=0.1,
+    tolerance=2.5e-4,
+)
 CRASHED = Row("ort-cpu", "forward", 1, 301, False, "failed", "Fail: <b>bad</b> & worse")
 SKIPPED = Row("trt:big", "forward", None, None, False, "skipped", "no CUDA device here")
 

@@ -1,0 +1,106 @@
+"""The journal of a validation: finished steps on disk, so that an interrupted run can go on where it stopped.
+
+One JSON object a line, flushed to the disk step by step. The first line says what is validated, and how; a journal of
+anything else is refused. The last line may be torn by a kill, and is then done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from flash_export.errors import BundleError, ConfigError
+from flash_export.files import write_file
+from flash_export.validators.results import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step of a validation found.
+
+    Attributes:
+        rows: Its rows.
+        bits_per_byte: Bits per byte by backend; only the held-out text has them.
+    """
+
+    rows: tuple[Row, ...]
+    bits_per_byte: dict[str, float] | None = None
+
+
+class Journal:
+    """Finished steps by label, in memory and, if there is a file, on disk."""
+
+    def __init__(self, path: Path | None, key: Mapping[str, Any], *, resume: bool = False) -> None:
+        """Start a journal, or go on with one.
+
+        Args:
+            path: File; None: keep it in memory alone.
+            key: What is validated, and how, as JSON values.
+            resume: Read what is there, if it has the same key; without it, what is there is dropped.
+
+        Raises:
+            ConfigError: The journal to go on with belongs to another validation.
+            BundleError: The file cannot be written.
+        """
+        self._path = path
+        self._steps: dict[str, StepResult] = {}
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        if path is None:
+            return
+        kept = self._read(path, digest) if resume and path.is_file() else []
+        write_file(path, "".join(f"{line}\n" for line in (json.dumps({"key": digest}), *kept)).encode())
+
+    def find(self, label: str) -> StepResult | None:
+        """Return what a step found, if it is finished."""
+        return self._steps.get(label)
+
+    def record(self, label: str, result: StepResult) -> None:
+        """Keep what a step found.
+
+        Raises:
+            BundleError: The disk is full.
+        """
+        self._steps[label] = result
+        if self._path is None:
+            return
+        line = json.dumps({"label": label, "result": asdict(result)}, allow_nan=False)
+        try:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(f"{line}\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise BundleError(f"cannot write {self._path}: {error.strerror}; free some space, then --resume") from error
+
+    def _read(self, path: Path, digest: str) -> list[str]:
+        """Take over the finished steps of a file, and return their lines."""
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        if not lines or _parse(lines[0]).get("key") != digest:
+            raise ConfigError(
+                f"{path} is of a validation with other options, another bundle or another version; give the same "
+                "options as then, or leave --resume out to start anew"
+            )
+        kept = []
+        for line in lines[1:]:
+            if found := _parse(line):
+                result = found["result"]
+                rows = tuple(map(Row.from_dict, result["rows"]))
+                self._steps[found["label"]] = StepResult(rows, result["bits_per_byte"])
+                kept.append(line)
+        return kept
+
+
+def _parse(line: str) -> dict[str, Any]:
+    """Return the object of a line; an empty one for a line that a kill tore."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return {}
+    return values if isinstance(values, dict) else {}
