@@ -54,12 +54,17 @@ class ProbeRow:
 
 @dataclass(frozen=True)
 class Run:
-    """One input through the reference and the graph; true when no quantity is wrong."""
+    """One input through the reference and the graph; true when the graph runs and no quantity is wrong.
+
+    Attributes:
+        failure: Why the graph did not run, in one line; empty if it did.
+    """
 
     batch: int
     seq_len: int
     masked: bool
     rows: tuple[ProbeRow, ...]
+    failure: str = ""
 
     @classmethod
     def of(cls, cell: Cell, rows: list[ProbeRow]) -> Run:
@@ -67,7 +72,7 @@ class Run:
         return cls(cell.batch, cell.seq_len, cell.masked, tuple(sorted(rows, key=lambda row: row.point.order)))
 
     def __bool__(self) -> bool:
-        return self.fault is None
+        return self.fault is None and not self.failure
 
     def __str__(self) -> str:
         return f"{self.batch} x {self.seq_len}{' masked' if self.masked else ''}"

@@ -12,6 +12,7 @@ from flash_export.validators.bisect.budget import compute_limit
 from flash_export.validators.bisect.deviation import build_region, describe_deviation, measure_deviation
 from flash_export.validators.bisect.readings import GraphSource
 from flash_export.validators.bisect.results import ProbeRow, Run
+from flash_export.validators.cells import describe_exception
 from flash_export.validators.memory import estimate_cell_bytes, read_free_bytes
 from flash_export.validators.plan import Cell, build_cell_inputs, get_axis, get_probe_chunk
 
@@ -77,9 +78,12 @@ def compare_run(
     """
     inputs = build_cell_inputs(cell, int(config.to_dict()["vocab_size"]))
     reference, graph, eager = sources
+    try:
+        actual = graph.read(cell, inputs)
+    except Exception as error:  # whatever the runtime raises is what is wrong with the graph
+        return Run(cell.batch, cell.seq_len, cell.masked, (), describe_exception(error))
     noise = eager.read(cell, inputs) if eager else None
-    actual, expected = graph.read(cell, inputs), reference.read(cell, inputs)
-    rows = []
+    expected, rows = reference.read(cell, inputs), []
     for probe in probes:
         if probe.name not in actual.names:
             rows.append(ProbeRow(probe.name, probe.tensor, "missing", note="the graph has no such value"))

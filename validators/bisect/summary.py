@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 def describe_finding(report: BisectReport) -> str:
     """Return the one sentence that a reader wants first."""
     run = report.shown_run
+    if run.failure:
+        return f"The graph does not run at {run}, so that nothing in it can be read: {run.failure}"
     if run.fault is None:
         return _describe_clean(report)
     return f"{_capitalize(describe_fault(run, run.fault))} (at {run})"

@@ -23,8 +23,9 @@ def print_bisection(report: BisectReport, console: Console) -> None:
     """Print the run that tells most and the finding."""
     run = report.shown_run
     blocks = group_by_block(run)
-    console.print(f"At {run}, {report.backend} against the {report.reference}:", highlight=False, soft_wrap=True)
-    console.print(_build_table("worst quantity", [pick_worst(rows) for rows in blocks]))
+    if blocks:
+        console.print(f"At {run}, {report.backend} against the {report.reference}:", highlight=False, soft_wrap=True)
+        console.print(_build_table("worst quantity", [pick_worst(rows) for rows in blocks]))
     if run.fault is not None and run.fault.point.block is not None:
         (rows,) = (rows for rows in blocks if run.fault in rows)
         console.print()

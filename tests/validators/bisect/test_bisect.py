@@ -228,6 +228,18 @@ def test_two_graphs_are_compared(edit_graph: GraphEditor, pristine_bundle: Bundl
     assert bisect_bundle(pristine_bundle, QUICK, against=pristine_bundle)
 
 
+def test_graph_that_refuses_a_length_is_a_finding(edit_graph: GraphEditor) -> None:
+    def fix_length(model: onnx.ModelProto) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 8
+
+    report = bisect_bundle(edit_graph(fix_length), QUICK)
+    assert not report
+    assert report.shown_run.fault is None
+    assert describe_finding(report).startswith("The graph does not run at 2 x 21, so that nothing in it can be read: ")
+    assert "invalid dimensions" in report.shown_run.failure
+    assert bisect_bundle(edit_graph(fix_length), BisectOptions(seq_len=8, threads=1))
+
+
 def test_other_model_is_no_reference(pristine_bundles: dict[str, Bundle]) -> None:
     with pytest.raises(ConfigError, match="hold different models"):
         bisect_bundle(pristine_bundles["causal"], QUICK, against=pristine_bundles["masked"])

@@ -16,6 +16,9 @@ LINEAR = ProbeRow("layers.7.linear", "layers.7.linear/Reshape_2:0", "infinite", 
 LOGITS = ProbeRow("logits", "logits", "missing", note="the graph has no such value")
 RUN = Run.of(Cell(2, 300, masked=True), [LOGITS, LINEAR, KV, NORMED, EMBEDDING])
 FOUND = BisectReport("bundle", "float64 model", "ort-cpu", (RUN,))
+BROKEN = BisectReport(
+    "bundle", "float64 model", "ort-cpu", (Run(2, 300, False, (), "Fail: Reshape of node layers.0/Reshape_0"),)
+)
 CLEAN = BisectReport(
     "bundle", "float64 model", "ort-cpu", (Run.of(Cell(1, 9, masked=False), [EMBEDDING, NORMED, LOGITS]),)
 )
@@ -55,6 +58,10 @@ def test_terminal_shows_the_block_at_fault() -> None:
     assert "In the graph it is the value layers.7.linear/CumSum_0:0" in text
     assert "FOUND  Block 7, linear key-value sum" in text
     assert "CLEAN  No fault found" in show(CLEAN)
+    assert show(BROKEN).strip() == (
+        "FOUND  The graph does not run at 2 x 300, so that nothing in it can be read: Fail: Reshape of node "
+        "layers.0/Reshape_0"
+    )
 
 
 def test_page_stands_alone_and_names_the_fault() -> None:
@@ -62,9 +69,11 @@ def test_page_stands_alone_and_names_the_fault() -> None:
     assert "Block 7, linear key-value sum is wrong first." in page
     assert page.count("<svg") == 4  # the plot and three keys
     assert 'class="fault"' in page
+    assert "In the graph it is the value <code>layers.7.linear/CumSum_0:0</code>" in page
     assert "http://" not in page
     assert "https://" not in page
     assert "Every quantity is within its limit." in render_bisection(CLEAN)
+    assert "The graph does not run." in render_bisection(BROKEN)
 
 
 def test_plot_has_a_mark_for_every_number_and_one_at_the_fault() -> None:
