@@ -53,10 +53,12 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """``right``, ``elsewhere``, or ``not found``; faults that have no one place need only be found."""
+        """``in place``, ``elsewhere``, ``found`` (a fault that has no one place), or ``not found``."""
         if self.found is None:
             return "not found"
-        return "right" if not self.planted or self.found in self.planted else "elsewhere"
+        if not self.planted:
+            return "found"
+        return "in place" if self.found in self.planted else "elsewhere"
 
 
 def list_places(fault: Fault) -> tuple[str, ...]:
@@ -111,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
         ],
     )
     verdicts = [one.verdict for one in findings]
-    print(", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("right", "elsewhere", "not found")))
+    print(", ".join(f"{verdicts.count(kind)} {kind}" for kind in ("in place", "found", "elsewhere", "not found")))
     write_json(options.json, {"findings": [{**asdict(one), "verdict": one.verdict} for one in findings]})
 
 

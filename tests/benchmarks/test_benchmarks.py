@@ -76,7 +76,7 @@ def test_compare(run_quick: Callable[..., dict[str, Any]], capsys: pytest.Captur
 
 def test_bisection(run_quick: Callable[..., dict[str, Any]]) -> None:
     (finding,) = run_quick("bisection")["findings"]
-    assert (finding["found"], finding["verdict"]) == ("layers.3.value", "right")
+    assert (finding["found"], finding["verdict"]) == ("layers.3.value", "in place")
 
 
 def test_compare_refuses_another_model(load_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:

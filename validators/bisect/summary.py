@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from flash_export.validators.report.summary import format_percent
@@ -30,7 +31,7 @@ def describe_fault(run: Run, fault: ProbeRow) -> str:
         size = f"relative error {fault.error:.1e}, {format_ratio(fault)} the limit"
     note = f" ({fault.note})" if fault.note and size != fault.note else ""
     before = [row.error for row in run.rows[: run.rows.index(fault)] if row.error is not None]
-    rest = f"everything before is below {_round_up(max(before))}" if before else "there is nothing before it"
+    rest = f"everything before is {_describe_size(max(before))}" if before else "there is nothing before it"
     return f"{fault.point.label}: {size}{note}; it is the first point above the noise floor, {rest}"
 
 
@@ -61,7 +62,16 @@ def format_ratio(row: ProbeRow) -> str:
     '1000 times'
     """
     ratio = row.ratio or 0.0
-    return format_percent(ratio) if ratio >= 2 else f"{format_percent(ratio)} of"
+    return format_times(ratio) if ratio >= 2 else f"{format_times(ratio)} of"
+
+
+def format_times(ratio: float) -> str:
+    """Format a ratio that may be very large.
+
+    >>> format_times(0.05), format_times(3.25), format_times(121794.0)
+    ('5.0%', '3.2 times', '1.2e+05 times')
+    """
+    return format_percent(ratio) if ratio < 1e4 else f"{ratio:.1e} times"
 
 
 def _describe_clean(report: BisectReport) -> str:
@@ -77,18 +87,17 @@ def _describe_clean(report: BisectReport) -> str:
     )
 
 
-def _round_up(number: float) -> str:
-    """Return a power of ten times 1, 2 or 5 that is not smaller.
+def _describe_size(error: float) -> str:
+    """Say what an error is below: a power of ten times 1, 2 or 5.
 
-    >>> _round_up(1.3e-7), _round_up(0.0)
-    ('2e-07', '1e-16')
+    >>> _describe_size(1.3e-7), _describe_size(0.0)
+    ('below 2e-07', 'equal')
     """
-    power = -16
-    while True:
-        for digit in (1, 2, 5):
-            if number <= digit * 10.0**power:
-                return f"{digit}e{power:03d}"
-        power += 1
+    if error == 0:
+        return "equal"
+    power = math.floor(math.log10(error))
+    digit = next((digit for digit in (1, 2, 5) if error <= digit * 10.0**power), 10)
+    return f"below {digit * 10.0**power:.0e}"
 
 
 def _capitalize(text: str) -> str:

@@ -8,8 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flash_export.probes import QUANTITIES
-from flash_export.validators.bisect.summary import describe_finding, group_by_block, pick_worst
-from flash_export.validators.report.summary import format_percent
+from flash_export.validators.bisect.summary import describe_finding, format_times, group_by_block, pick_worst
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,11 +24,11 @@ def print_bisection(report: BisectReport, console: Console) -> None:
     blocks = group_by_block(run)
     if blocks:
         console.print(f"At {run}, {report.backend} against the {report.reference}:", highlight=False, soft_wrap=True)
-        console.print(_build_table("worst quantity", [pick_worst(rows) for rows in blocks]))
+        console.print(_build_table("worst quantity of the block", [pick_worst(rows) for rows in blocks]))
     if run.fault is not None and run.fault.point.block is not None:
         (rows,) = (rows for rows in blocks if run.fault in rows)
-        console.print()
-        console.print(_build_table("every quantity, in the order of computation", rows))
+        console.print(f"\nBlock {run.fault.point.block}, in the order of computation:", highlight=False)
+        console.print(_build_table("quantity", rows))
     style = "bold green" if report else "bold red"
     word = "CLEAN" if report else "FOUND"
     console.print()
@@ -52,7 +51,7 @@ def _build_table(title: str, rows: list[ProbeRow]) -> Table:
             Text(row.status, _STYLES[row.status]),
             _format_number(row.error),
             _format_number(row.noise),
-            "" if row.ratio is None else format_percent(row.ratio),
+            "" if row.ratio is None else format_times(row.ratio),
         )
     return table
 

@@ -25,7 +25,11 @@ def print_ranges(report: RangesReport, console: Console, max_rows: int | None = 
     if max_rows is not None and len(report.rows) > max_rows:
         console.print(f"and {len(report.rows) - max_rows} quantities with more room", highlight=False)
     lengths = f"{report.seq_lens[0]} to {report.seq_lens[-1]}"
-    console.print(f"Measured on {report.text}, {lengths} tokens.", highlight=False)
+    console.print(
+        f"Measured on {report.text}, {lengths} tokens; |x| is the largest magnitude, in the scale of the graph.",
+        highlight=False,
+        soft_wrap=True,
+    )
     if report.stopped:
         console.print(f"Not measured: {report.stopped}", highlight=False, soft_wrap=True)
     console.print(Text(describe_horizon(report), "bold"), soft_wrap=True)
@@ -75,17 +79,17 @@ def format_tokens(length: float | None) -> str:
 
 def _build_table(report: RangesReport, rows: tuple[RangeRow, ...]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for heading in ("block", "quantity"):
-        table.add_column(heading, no_wrap=True)
     first, last = report.seq_lens[0], report.seq_lens[-1]
-    for heading in (f"|x| at {first}", f"at {last}", "in graph", "room", "power", "fp16 overflows at"):
+    table.add_column("block", no_wrap=True)
+    table.add_column("quantity", overflow="fold")
+    for heading in (f"|x| at {first}", f"at {last}", "room", "power"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("fp16 overflows at", justify="right", overflow="fold")
     for row in rows:
         table.add_row(
             "" if row.block is None else str(row.block),
             row.label,
-            f"{row.points[0].max_abs:.2g}",
-            f"{row.points[-1].max_abs:.2g}",
+            f"{row.points[0].graph_max_abs:.2g}",
             f"{row.points[-1].graph_max_abs:.2g}",
             f"{row.headroom:.2g}",
             "" if row.growth.power is None else f"{row.growth.power:.2f}",

@@ -70,7 +70,7 @@ def test_held_out_text_is_read_where_there_is_one(bundle: Bundle) -> None:
     report = profile_ranges(bundle, RangesOptions(threads=1))
     assert (report.text, report.seq_lens, report.stopped) == ("held-out text", (16, 32, 64), "")
     assert profile_ranges(bundle, RangesOptions((8,), random=True, threads=1)).text == "random tokens"
-    assert "Measured on held-out text, 16 to 64 tokens." in show(report)
+    assert "Measured on held-out text, 16 to 64 tokens;" in show(report)
 
 
 def test_length_beyond_the_text_is_refused(bundle: Bundle) -> None:
