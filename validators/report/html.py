@@ -27,19 +27,28 @@ STYLE_FILE = "report.css"
 
 def render_html(report: ValidationReport) -> str:
     """Return the text of ``report.html``."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = make_environment()
     environment.filters.update(
         percent=format_percent, factor=format_factor, ms=format_ms, shape=format_shape, ratio=compute_error_ratio
     )
-    return environment.from_string(_read(TEMPLATE_FILE)).render(
+    return environment.get_template(TEMPLATE_FILE).render(
         report=report,
         summary=summarize(report),
         plots=[plot for plot in (build_error_plot(report), build_latency_plot(report)) if plot],
-        style=_read(STYLE_FILE),
-        axes=axes,
     )
+
+
+def make_environment() -> jinja2.Environment:
+    """Return what pages are made with: the templates of this package, and for all of them the style and the axes."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(style=_read(STYLE_FILE), axes=axes)
+    return environment
 
 
 def _read(name: str) -> str:
