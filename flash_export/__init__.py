@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from flash_export.runtime.generate import Generator as Generator
     from flash_export.runtime.sampling import SamplingOptions as SamplingOptions
     from flash_export.runtime.state import State as State
+    from flash_export.validators.report.comparison import compare_reports as compare_reports
+    from flash_export.validators.report.files import read_report as read_report
     from flash_export.validators.validate import validate_bundle as validate_bundle
 
 __version__ = "0.1.0"
@@ -44,9 +46,11 @@ _MODULES = {
     "State": "flash_export.runtime.state",
     "Tolerance": "flash_export.config",
     "build_engine": "flash_export.exporters.engine",
+    "compare_reports": "flash_export.validators.report.comparison",
     "export_onnx": "flash_export.exporters.export",
     "inspect_path": "flash_export.exporters.inspection",
     "load_checkpoint": "flash_export.models.checkpoint",
+    "read_report": "flash_export.validators.report.files",
     "validate_bundle": "flash_export.validators.validate",
 }
 __all__ = ["__version__", *_MODULES]

@@ -18,6 +18,7 @@ from flash_export.cli.doctor import doctor_command
 from flash_export.cli.export_onnx import onnx_command
 from flash_export.cli.generate import generate_command
 from flash_export.cli.inspect_path import inspect_command
+from flash_export.cli.show_report import report_command
 from flash_export.cli.validate import validate_command
 from flash_export.errors import FlashExportError
 
@@ -94,6 +95,7 @@ for _command in (
     onnx_command,
     trt_command,
     validate_command,
+    report_command,
     generate_command,
     inspect_command,
     doctor_command,

@@ -6,7 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
+
 from flash_export.errors import ConfigError
+
+STDOUT = "-"
 
 
 def parse_config(config_file: str | None, assignments: tuple[str, ...]) -> dict[str, Any] | None:
@@ -42,6 +46,20 @@ def _read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path} holds {type(values).__name__}; give a file with a JSON object")
     return values
+
+
+def write_text(target: str | None, text: str) -> None:
+    """Write to a file, to stdout for ``-``, or nowhere for None.
+
+    Raises:
+        BundleError: The file cannot be written.
+    """
+    from flash_export.files import write_file
+
+    if target == STDOUT:
+        click.echo(text, nl=False)
+    elif target is not None:
+        write_file(Path(target), text.encode())
 
 
 def format_bytes(count: int) -> str:
