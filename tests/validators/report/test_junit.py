@@ -58,6 +58,7 @@ def test_xml_has_the_shape_that_ci_systems_read(report: ValidationReport) -> Non
     assert root.tag == "testsuites"
     check_element(root)
     for suite in root:
+        assert re.fullmatch(r"\d+\.\d{3}", suite.get("time", ""))  # Jenkins takes no more decimals of a suite
         assert int(suite.get("tests", "")) == len(suite.findall("testcase"))
         assert int(suite.get("failures", "")) == len(suite.findall("testcase/failure"))
         assert int(suite.get("skipped", "")) == len(suite.findall("testcase/skipped"))
