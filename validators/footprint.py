@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flash_export.validators.backends import ONNX_PREFIX
 from flash_export.validators.memory import describe_lack_of_memory
-from flash_export.validators.plan import QUICK, Cell, get_axis
+from flash_export.validators.plan import QUICK, Cell, get_axis, get_probe_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,18 +128,18 @@ def plan_footprint(
         threads,
         int(config.to_dict()["vocab_size"]),
         batch,
-        choose_lengths(fitting),
+        choose_lengths(fitting, get_probe_chunk(config)),
         QUICK_BUDGET_S if plan.name == QUICK else BUDGET_S,
     )
 
 
-def choose_lengths(seq_lens: Sequence[int]) -> tuple[int, ...]:
-    """Return up to three lengths, shortest first, the longest last.
+def choose_lengths(seq_lens: Sequence[int], chunk_size: int) -> tuple[int, ...]:
+    """Return up to three lengths, shortest first, the longest last, if possible none shorter than a chunk.
 
-    >>> choose_lengths([1, 2, 64, 127, 257, 512, 1024, 4096])
+    >>> choose_lengths([1, 2, 64, 127, 257, 512, 1024, 4096], 128)
     (257, 1024, 4096)
     """
-    wanted = [share * max(seq_lens) for share in _LENGTH_SHARES] if seq_lens else []
+    wanted = [max(share * max(seq_lens), chunk_size) for share in _LENGTH_SHARES] if seq_lens else []
     return tuple(sorted({min(seq_lens, key=lambda length: abs(length - target)) for target in wanted}))
 
 

@@ -48,10 +48,16 @@ def make_request(bundle: Bundle, backend: str = "ort-cpu", seq_lens: tuple[int, 
 
 @pytest.mark.parametrize(
     ("lengths", "chosen"),
-    [([], ()), ([7], (7,)), ([1, 2], (1, 2)), ([1, 64, 100, 900, 1000, 4096], (100, 1000, 4096))],
+    [
+        ([], ()),
+        ([7], (7,)),
+        ([1, 2], (2,)),
+        ([1, 64, 128, 256, 1024], (128, 256, 1024)),
+        ([1, 64, 250, 900, 1000, 4096], (250, 1000, 4096)),
+    ],
 )
-def test_lengths_are_far_apart_and_end_with_the_longest(lengths: list[int], chosen: tuple[int, ...]) -> None:
-    assert choose_lengths(lengths) == chosen
+def test_lengths_are_far_apart_and_no_shorter_than_a_chunk(lengths: list[int], chosen: tuple[int, ...]) -> None:
+    assert choose_lengths(lengths, 128) == chosen
 
 
 def test_plan_takes_the_smallest_batch_and_what_the_backend_can_take(tmp_path: Path) -> None:
@@ -63,7 +69,7 @@ def test_plan_takes_the_smallest_batch_and_what_the_backend_can_take(tmp_path: P
     engine = make_backend("trt:small", ({"input_ids": ProfileShapes((2, 1), (2, 8), (2, 64))},))
     full = replace(plan, name=FULL)
     request = plan_footprint(tmp_path, engine, GRAPH, CONFIG, full, onnx_files=(tmp_path / "a.onnx",))
-    assert (request.seq_lens, request.budget_s, request.onnx_files) == ((1, 16, 64), BUDGET_S, ())
+    assert (request.seq_lens, request.budget_s, request.onnx_files) == ((16, 64), BUDGET_S, ())
     request = plan_footprint(tmp_path, make_backend("onnx:a"), GRAPH, CONFIG, plan, onnx_files=(tmp_path / "a.onnx",))
     assert request.onnx_files == (str(tmp_path / "a.onnx"),)
 

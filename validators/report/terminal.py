@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 # More rows than this are shown by groups of lengths.
 _MAX_ROWS = 40
-_HEADINGS = "error", "x eager", "of limit", "p50", "eager", "speedup"
+_ERRORS, _TIMES = ("error", "x eager", "of limit"), ("p50", "eager", "speedup")
 
 
 def print_report(report: ValidationReport, console: Console) -> None:
@@ -69,16 +69,19 @@ def _print_backend(report: ValidationReport, backend: BackendSummary, console: C
     for heading in ("tokens", "checks") if is_grouped else ("shape",):
         table.add_column(heading, justify="right" if heading == "checks" else "left", no_wrap=True)
     table.add_column("result", no_wrap=True)
-    for heading in _HEADINGS:
+    is_timed = backend.timed is not None
+    for heading in (*_ERRORS, *(_TIMES if is_timed else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     if is_grouped:
         for group in group_by_length(rows):
             start = (group.label, str(len(group.rows)), _format_status(group.status))
-            table.add_row(*start, *_format_error(group.worst), *_format_latency(group.timed))
+            times = _format_latency(group.timed) if is_timed else ()
+            table.add_row(*start, *_format_error(group.worst), *times)
     else:
         for row in rows:
             shape = "" if row.seq_len is None else f"{row.batch} x {row.seq_len}{format_inputs(row, ' ')}"
-            table.add_row(shape, _format_status(row.status), *_format_error(row), *_format_latency(row))
+            times = _format_latency(row) if is_timed else ()
+            table.add_row(shape, _format_status(row.status), *_format_error(row), *times)
     console.print(table)
     for line in (_format_invariances(backend.invariances), _format_footprint(backend.footprint)):
         if line:
@@ -98,7 +101,7 @@ def _format_error(row: Row | None) -> tuple[str, str, str]:
     return format_error(row.max_rel_error), "" if multiple is None else f"{format_factor(multiple)}x", share
 
 
-def _format_latency(row: Row | None) -> tuple[str, str, str]:
+def _format_latency(row: Row | None) -> tuple[str, ...]:
     if row is None or row.latency_ms is None or row.eager_latency_ms is None or row.speedup is None:
         return "", "", ""
     return format_ms(row.latency_ms.p50), format_ms(row.eager_latency_ms.p50), f"{format_factor(row.speedup)}x"

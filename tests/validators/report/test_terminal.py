@@ -39,6 +39,13 @@ def test_row_has_error_multiple_share_and_speed() -> None:
     assert line.split() == ["1", "x", "1024", "passed", "1.0e-06", "2.5x", "16%", "2", "ms", "6", "ms", "3.0x"]
 
 
+def test_backend_without_times_has_no_columns_for_them() -> None:
+    lines = show(make_report(make_passed(9), make_passed(9, masked=True, backend="stream:ort-cpu")))
+    timed, untimed = (line.split() for line in lines if line.startswith("shape"))
+    assert timed[-3:] == ["p50", "eager", "speedup"]
+    assert untimed[-2:] == ["of", "limit"]
+
+
 def test_many_rows_are_shown_by_groups_of_lengths() -> None:
     rows = [make_passed(length) for length in range(128, 256)]
     lines = show(make_report(*rows, make_passed(4096)))
