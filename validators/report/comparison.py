@@ -181,7 +181,7 @@ def _compare_errors(before: Row, after: Row) -> ErrorChange | None:
 
 def _compare_latencies(before: Row, after: Row) -> LatencyChange | None:
     old, new = before.latency_ms, after.latency_ms
-    if old is None or new is None or (new.p50_low <= old.p50_high and new.p50_high >= old.p50_low):
+    if old is None or new is None or new.overlaps(old):
         return None
     eager = before.eager_latency_ms, after.eager_latency_ms
     return LatencyChange(after, old, new, eager[1].p50 / eager[0].p50 if eager[0] and eager[1] else None)

@@ -148,9 +148,11 @@ def _list_facts(report: ValidationReport, summary: Summary) -> Iterator[str]:
     row = None if fastest is None else fastest.timed
     if fastest is not None and row is not None and row.latency_ms and row.speedup:
         rate = "" if row.tokens_per_s is None else f", {format_count(row.tokens_per_s)} tokens/s"
+        is_chance = row.eager_latency_ms is not None and row.latency_ms.overlaps(row.eager_latency_ms)
+        chance = "; their intervals overlap" if is_chance else ""
         yield (
             f"Speed: {fastest.name} takes {format_ms(row.latency_ms.p50)} ({format_interval(row.latency_ms)}){rate}, "
-            f"{format_factor(row.speedup)}x as fast as eager, at {format_shape(row)}"
+            f"{format_factor(row.speedup)}x as fast as eager, at {format_shape(row)}{chance}"
         )
         if row.compiled_latency_ms:
             yield f"torch.compile takes {format_ms(row.compiled_latency_ms.p50)} there"

@@ -10,7 +10,16 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from flash_export.validators.report.html import render_html
-from tests.validators.report.builders import DECLARED, FAILED, FULL, MIXED, SKIPPED, make_passed, make_report
+from tests.validators.report.builders import (
+    DECLARED,
+    FAILED,
+    FULL,
+    MIXED,
+    SKIPPED,
+    make_latency,
+    make_passed,
+    make_report,
+)
 
 if TYPE_CHECKING:
     from flash_export.validators.results import ValidationReport
@@ -56,6 +65,12 @@ def test_page_of_a_good_bundle_tells_error_and_speed_at_a_glance() -> None:
     assert "Bits per byte, ort-cpu 2.1235 PyTorch has 2.1234 on the same held-out text" in text
     assert "Speed at 4,096 tokens 3.0x PyTorch's" in text
     assert "2,050,000 tokens/s" in text
+
+
+def test_speed_that_may_be_chance_is_told_as_such() -> None:
+    near = make_passed(9, eager_latency_ms=make_latency(2.05), speedup=1.025)
+    assert "intervals of both overlap" in read_text(make_report(near))
+    assert "intervals of both overlap" not in read_text(make_report(make_passed()))
 
 
 def test_diagnosis_stands_right_below_the_verdict() -> None:

@@ -76,6 +76,11 @@ def test_facts_stand_above_the_verdict() -> None:
     ]
 
 
+def test_speed_that_may_be_chance_is_told_as_such() -> None:
+    lines = show(make_report(make_passed(9, eager_latency_ms=make_latency(2.05), speedup=1.025)))
+    assert any(line.startswith("Speed: ") and line.endswith("; their intervals overlap") for line in lines)
+
+
 def test_diagnosis_is_right_above_the_verdict() -> None:
     assert show(FULL)[-2] == "ort-cpu: it is right without padding and wrong with it"
 
