@@ -7,10 +7,10 @@ import shutil
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flash_export.bundle import GRAPH_FILE, HELDOUT_FILE, HELDOUT_TEXT_FILE, MANIFEST_FILE, Bundle
-from flash_export.config import ExportOptions
+from flash_export.config import FORWARD, ExportOptions
 from flash_export.errors import BundleError, CheckpointError
 from flash_export.exporters.graphs import build_graph_module, count_state_bytes, describe_graphs
 from flash_export.exporters.lowering.registry import lower_model
@@ -21,9 +21,12 @@ from flash_export.exporters.tracing import trace_model
 from flash_export.files import hash_files, replace_folder
 from flash_export.manifest import Manifest, ModelFacts
 from flash_export.models.checkpoint import load_checkpoint
+from flash_export.probes import LOGITS, PROBES_FILE, Probe, ProbeMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from torch import nn
 
     from flash_export.manifest import GraphSpec
     from flash_export.models.base import ReferenceModel
@@ -103,7 +106,10 @@ def export_onnx(
         for name, graph in graphs.items():
             module = build_graph_module(name, lowered)
             sizes[name] = choose_traced_sizes(module, window, graph)
-            models.add(graph.file, trace_model(module, graph, sizes[name]))
+            traced = trace_model(module, graph, sizes[name])
+            models.add(graph.file, traced.model)
+            if name == FORWARD:
+                probes = _describe_probes(lowered, traced.probes)
         start(3)
         for name, graph in graphs.items():
             skeleton = models.skeletons[graph.file]
@@ -113,6 +119,7 @@ def export_onnx(
             del skeleton.graph.value_info[:]
         start(4)
         write_models(models, staging)
+        (staging / PROBES_FILE).write_text(probes.to_json(), encoding="utf-8")
         start(5)
         written = sorted(staging.iterdir())
         manifest = Manifest(
@@ -150,6 +157,12 @@ def _copy_heldout(folder: Path | None, staging: Path) -> None:
         raise CheckpointError(f"{folder} has {HELDOUT_FILE} but no {HELDOUT_TEXT_FILE}; add it or remove both")
     for name in (HELDOUT_FILE, HELDOUT_TEXT_FILE):
         shutil.copyfile(folder / name, staging / name)
+
+
+def _describe_probes(lowered: nn.Module, probes: tuple[Probe, ...]) -> ProbeMap:
+    """Return where the forward graph can be read; its output is a quantity of the model too."""
+    orders = {name: tuple(order) for name, order in cast("dict[str, list[int]]", lowered.orders).items()}
+    return ProbeMap(FORWARD, orders, (*probes, Probe(LOGITS, LOGITS)))
 
 
 def _read_versions() -> dict[str, str]:

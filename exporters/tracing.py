@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flash_export.exporters.marks import MARK_TRANSLATIONS, set_marks_aside, take_marks
 from flash_export.exporters.primitives import TRANSLATIONS
+from flash_export.exporters.scopes import GRAPH_SCOPE, read_scope
 from flash_export.exporters.simplification import simplify_graph
 
 if TYPE_CHECKING:
@@ -24,13 +26,18 @@ if TYPE_CHECKING:
 
     from flash_export.exporters.traced_sizes import TracedSizes
     from flash_export.manifest import GraphSpec, TensorSpec
-
-SCOPE_PROPERTY = "pkg.torch.onnx.name_scopes"
-SCOPE_PLACEHOLDER = "_empty_nn_module_stack_from_metadata_hook"
-GRAPH_SCOPE = "graph"
+    from flash_export.probes import Probe
 
 
-def trace_model(module: nn.Module, graph: GraphSpec, example: TracedSizes) -> ir.Model:
+@dataclass(frozen=True)
+class TracedGraph:
+    """A traced graph, and which of its values the lowered model marked as which quantity."""
+
+    model: ir.Model
+    probes: tuple[Probe, ...] = ()
+
+
+def trace_model(module: nn.Module, graph: GraphSpec, example: TracedSizes) -> TracedGraph:
     """Trace a module into a graph whose symbolic axes stay symbolic.
 
     Args:
@@ -59,17 +66,19 @@ def trace_model(module: nn.Module, graph: GraphSpec, example: TracedSizes) -> ir
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
             dynamic_shapes=_group_state(shapes, num_plain),
-            custom_translation_table=TRANSLATIONS,
+            custom_translation_table={**TRANSLATIONS, **MARK_TRANSLATIONS},
             optimize=False,  # simplify_graph does, without the rules that never match
             verbose=False,
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
+    set_marks_aside(program.model.graph)
     simplify_graph(program.model)
+    marked = take_marks(program.model)
     _name_nodes(program.model.graph)
     _drop_metadata(program.model)
     program.model.producer_name, program.model.producer_version = "flash-export", metadata.version("flash-export")
-    return program.model
+    return TracedGraph(program.model, tuple(value.name_probe() for value in marked))
 
 
 def _make_example(spec: TensorSpec, sizes: dict[str, int]) -> Tensor:
@@ -101,7 +110,7 @@ def _name_nodes(graph: ir.Graph) -> None:
     """Name each node, and the values it makes, ``SCOPE/OP_NUMBER``."""
     counts: Counter[str] = Counter()
     outputs = {id(value) for value in graph.outputs}
-    scopes = {node: _read_scope(node) for node in graph}
+    scopes = {node: read_scope(node) for node in graph}
     for node in graph:
         consumer = next((user for output in node.outputs for user, _ in output.uses()), None)
         # Nodes that the exporter's optimizer made carry no scope: they belong to whoever uses them first.
@@ -112,13 +121,6 @@ def _name_nodes(graph: ir.Graph) -> None:
         for index, value in enumerate(node.outputs):
             if id(value) not in outputs:
                 value.name = f"{node.name}:{index}"
-
-
-def _read_scope(node: ir.Node) -> str | None:
-    """Return the dotted name of the innermost submodule that a node was traced in."""
-    scopes = re.findall(r"'([^']*)'", node.metadata_props.get(SCOPE_PROPERTY, ""))
-    named = [scope for scope in scopes[:-1] if scope not in ("", SCOPE_PLACEHOLDER)]
-    return named[-1] if named else (GRAPH_SCOPE if scopes else None)
 
 
 def _drop_metadata(model: ir.Model) -> None:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from flash_export.runtime.generate import Generator as Generator
     from flash_export.runtime.sampling import SamplingOptions as SamplingOptions
     from flash_export.runtime.state import State as State
+    from flash_export.validators.bisect.bisect import BisectOptions as BisectOptions
+    from flash_export.validators.bisect.bisect import bisect_bundle as bisect_bundle
+    from flash_export.validators.ranges.profile import RangesOptions as RangesOptions
+    from flash_export.validators.ranges.profile import profile_ranges as profile_ranges
     from flash_export.validators.report.comparison import compare_reports as compare_reports
     from flash_export.validators.report.files import read_report as read_report
     from flash_export.validators.validate import validate_bundle as validate_bundle
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "BisectOptions": "flash_export.validators.bisect.bisect",
     "Bundle": "flash_export.bundle",
     "BuildOptions": "flash_export.config",
     "ExportOptions": "flash_export.config",
@@ -42,14 +47,17 @@ _MODULES = {
     "GauConfig": "flash_export.models.gau",
     "GauModel": "flash_export.models.gau",
     "Generator": "flash_export.runtime.generate",
+    "RangesOptions": "flash_export.validators.ranges.profile",
     "SamplingOptions": "flash_export.runtime.sampling",
     "State": "flash_export.runtime.state",
     "Tolerance": "flash_export.config",
+    "bisect_bundle": "flash_export.validators.bisect.bisect",
     "build_engine": "flash_export.exporters.engine",
     "compare_reports": "flash_export.validators.report.comparison",
     "export_onnx": "flash_export.exporters.export",
     "inspect_path": "flash_export.exporters.inspection",
     "load_checkpoint": "flash_export.models.checkpoint",
+    "profile_ranges": "flash_export.validators.ranges.profile",
     "read_report": "flash_export.validators.report.files",
     "validate_bundle": "flash_export.validators.validate",
 }

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flash_export.errors import BundleError
 from flash_export.files import hash_file, hash_files, replace_folder
 from flash_export.manifest import FORMAT_VERSION, EngineManifest, GraphSpec, Manifest
+from flash_export.probes import PROBES_FILE, ProbeMap
 from flash_export.structure import find_mismatch
 
 if TYPE_CHECKING:
@@ -76,6 +77,23 @@ class Bundle:
     def read_config(self) -> dict[str, Any]:
         """Return the model's config as ``config.json`` has it, ``model_type`` first."""
         return _read_json(self.path / CONFIG_FILE)
+
+    def read_probes(self) -> ProbeMap:
+        """Return where the forward graph computes which quantity of the model.
+
+        Raises:
+            BundleError: The bundle was exported by a version that did not write this down, or the file is damaged.
+        """
+        path = self.path / PROBES_FILE
+        if PROBES_FILE not in self.manifest.files:
+            raise BundleError(
+                f"{self.path} has no {PROBES_FILE}, which says where the graph can be read, because an older version "
+                "exported it; export it again"
+            )
+        values = _read_json(path)
+        if mismatch := find_mismatch(values, ProbeMap):
+            raise BundleError(f"{path} is damaged: {mismatch}; export the bundle again")
+        return ProbeMap.from_dict(values)
 
     def load_model(self) -> ReferenceModel:
         """Build the reference model, in evaluation mode and fp32, with the bundled weights."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flash_export.config import DECODE, PREFILL
@@ -12,11 +14,11 @@ from flash_export.manifest import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from flash_export.bundle import Bundle
     from flash_export.manifest import EngineManifest, ProfileShapes
     from flash_export.runtime.runner import Runner
+    from flash_export.runtime.state import State
     from flash_export.validators.plan import Cell
 
 GRAPH = "forward"
@@ -41,6 +43,8 @@ class Backend:
         profiles: Ranges that an engine was built for; empty: the whole range of the graph.
         is_timed: Whether its latency is that of one pass, and so comparable with the eager model's.
         open_static: Make a runner for one fixed shape, given the sizes of ``batch`` and ``seq``; None: it cannot be.
+        reload_state: Save a state and load it again; None: it carries none.
+        onnx_path: The ONNX file that it runs; None: it runs several, or something else.
     """
 
     name: str
@@ -52,6 +56,8 @@ class Backend:
     profiles: tuple[dict[str, ProfileShapes], ...] = ()
     is_timed: bool = True
     open_static: Callable[[Mapping[str, int]], Runner] | None = None
+    reload_state: Callable[[State], State] | None = None
+    onnx_path: Path | None = None
 
     def describe_misfit(self, cell: Cell) -> str | None:
         """Say why the engine was not built for a shape, or None when it was."""
@@ -110,11 +116,13 @@ def _describe_backend(bundle: Bundle, name: str, engines: dict[str, EngineManife
             graph.outputs,
             partial(_open_stream, bundle, runtime, threads),
             is_timed=False,
+            reload_state=partial(_reload_state, bundle),
         )
     if name in ORT_PROVIDERS:
         provider = ORT_PROVIDERS[name]
         opener = partial(_open_ort, bundle, provider, threads)
-        return Backend(name, GRAPH, provider, graph.inputs, graph.outputs, opener, open_static=opener)
+        path = bundle.get_graph_path(GRAPH)
+        return Backend(name, GRAPH, provider, graph.inputs, graph.outputs, opener, open_static=opener, onnx_path=path)
     if name == ENGINE_PREFIX:
         return Backend(name, GRAPH, "cuda", graph.inputs, graph.outputs, _refuse_missing_engine)
     engine = engines[name]
@@ -130,7 +138,7 @@ def _describe_foreign(bundle: Bundle, path: Path, threads: int | None) -> Backen
     graph = read_foreign_graph(path, ours)
     opener = partial(ForeignRunner, path, graph, threads=threads)
     outputs = (TensorSpec("logits", graph.spec.outputs[0].dtype, ours.outputs[0].shape),)
-    return Backend(f"{ONNX_PREFIX}{path.stem}", GRAPH, "cpu", graph.inputs, outputs, opener)
+    return Backend(f"{ONNX_PREFIX}{path.stem}", GRAPH, "cpu", graph.inputs, outputs, opener, onnx_path=path)
 
 
 def _open_ort(
@@ -155,6 +163,15 @@ def _open_stream(bundle: Bundle, runtime: str, threads: int | None) -> Runner:
     from flash_export.runtime.streaming import StreamingRunner
 
     return StreamingRunner(open_pair(bundle, runtime, threads=threads))
+
+
+def _reload_state(bundle: Bundle, state: State) -> State:
+    from flash_export.runtime.state import State
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.safetensors"
+        state.save(path)
+        return State.load(path, bundle)
 
 
 def _open_trt(bundle: Bundle, engine: EngineManifest) -> Runner:

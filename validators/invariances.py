@@ -7,7 +7,7 @@ in the batch, dynamic shapes that give other numbers than static ones (TensorRT 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from flash_export.manifest import GraphSpec
     from flash_export.models.base import ModelConfig
+    from flash_export.runtime.streaming import StreamingRunner
     from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
     from flash_export.validators.cells import OpenBackend
@@ -150,6 +151,19 @@ def _fix_shape(opened: OpenBackend, inputs: CellInputs) -> Pair:
     return opened.run(inputs), static
 
 
+def _reload_state(opened: OpenBackend, inputs: CellInputs) -> Pair:
+    """Read half of the text, and the rest once with the state at hand and once with a saved and loaded copy of it."""
+    from flash_export.runtime.generate import Generator
+
+    runner, reload_state = cast("StreamingRunner", opened.runner), opened.backend.reload_state
+    assert reload_state is not None  # see _carries_state
+    middle = inputs.input_ids.shape[1] // 2
+    generator = Generator(runner.pair)
+    _, state = generator.prefill(list(inputs.input_ids[:, :middle]))
+    rest = list(inputs.input_ids[:, middle:])
+    return generator.prefill(rest, state)[0], generator.prefill(rest, reload_state(state))[0]
+
+
 def _take_rows(inputs: CellInputs, rows: Sequence[int]) -> CellInputs:
     return CellInputs(inputs.input_ids[rows], inputs.lengths[rows])
 
@@ -172,11 +186,18 @@ def _can_fix_shape(config: ModelConfig, backend: Backend) -> bool:
     return backend.open_static is not None
 
 
+def _carries_state(config: ModelConfig, backend: Backend) -> bool:
+    return backend.reload_state is not None
+
+
 INVARIANCES = (
     Invariance("repeat", "the same input twice must give the same bits", _repeat, _always, is_exact=True),
     Invariance("equal-rows", "equal rows of a batch must give equal results", _compare_equal_rows, _always, _ROWS),
     Invariance("row-alone", "a row must give the same alone as in a batch", _compare_row_alone, _always, _ROWS),
     Invariance("future", "a token must not see later ones", _change_future, _is_causal),
     Invariance("padding", "masked tokens on the right must change nothing", _pad, _takes_mask),
+    Invariance(
+        "saved-state", "a saved and loaded state must go on alike", _reload_state, _carries_state, is_exact=True
+    ),
     Invariance("static-shape", "a session of one fixed shape must give the same", _fix_shape, _can_fix_shape),
 )

@@ -23,7 +23,8 @@ ACCURACY = "accuracy"
 class Row:
     """One check of one backend at one shape.
 
-    A skipped backend has one row with a batch and length of None: none of its shapes was tried.
+    A skipped backend has one row with a batch and length of None: none of its shapes was tried. Nor has the check of a
+    graph's declared shapes a batch and length: nothing is run.
 
     Attributes:
         backend: What was checked.

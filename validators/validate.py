@@ -15,6 +15,7 @@ from flash_export.files import hash_file
 from flash_export.validators.backends import GRAPH, list_backends
 from flash_export.validators.bits_per_byte import compare_bits_per_byte
 from flash_export.validators.cells import CellChecker, OpenBackend, describe_exception
+from flash_export.validators.contract import check_symbolic_shapes
 from flash_export.validators.diagnosis import diagnose_rows
 from flash_export.validators.environment import describe_environment
 from flash_export.validators.footprint import measure_footprint, plan_footprint
@@ -296,7 +297,8 @@ def _check_cell(checker: CellChecker, cell: Cell, opened: Sequence[OpenBackend])
 
 def _check_invariances(opened: OpenBackend, checker: CellChecker, bundle: Bundle, limit: Limit) -> StepResult:
     graph = bundle.get_graph(GRAPH)
-    return StepResult(tuple(check_invariances(opened, checker.config, graph, limit, checker.measure_noise)))
+    shapes = check_symbolic_shapes(opened.backend, graph)
+    return StepResult((*shapes, *check_invariances(opened, checker.config, graph, limit, checker.measure_noise)))
 
 
 def _run_steps(steps: Sequence[Step], journal: Journal, progress: ProgressCallback | None) -> Iterator[StepResult]:

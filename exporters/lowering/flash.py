@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from flash_export.exporters.lowering.fold import (
     HIDDEN_SCORE,
+    compute_norm_gain,
     fold_heads,
     order_channels,
     order_rotary_columns,
@@ -31,6 +32,7 @@ from flash_export.exporters.lowering.pieces import (
     get_attention_factor,
     lower_norm,
 )
+from flash_export.exporters.marks import mark
 from flash_export.exporters.primitives import (
     join_chunks,
     join_heads,
@@ -39,6 +41,7 @@ from flash_export.exporters.primitives import (
     sum_earlier_chunks,
 )
 from flash_export.layers.attention import build_causal_mask
+from flash_export.models.flash import HEADS
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -56,8 +59,8 @@ class Heads(nn.Module):
         config = layer.config
         slope = 1.0 if config.attention_fn == "relu2" else LAPLACE_SLOPE
         restored = 1 / get_attention_factor(config.attention_fn)
-        factors = [slope / config.chunk_size, restored, 1.0, 1 / config.chunk_size if config.causal else 1.0]
-        gamma, beta = fold_heads(layer.qk_offset_scale, columns, signs, factors)
+        self.factors = [slope / config.chunk_size, restored, 1.0, 1 / config.chunk_size if config.causal else 1.0]
+        gamma, beta = fold_heads(layer.qk_offset_scale, columns, signs, self.factors)
         self.gamma, self.beta = nn.Buffer(gamma), nn.Buffer(beta)
         self.widths = [rotary_dim, config.qk_dim - rotary_dim, rotary_dim]
         self.qk_dim, self.joined_width = config.qk_dim, len(gamma) * config.qk_dim
@@ -96,7 +99,8 @@ class QuadraticAttention(nn.Module):
         self, q: Float[Tensor, "b g c s"], k: Float[Tensor, "b g c s"], v: Float[Tensor, "b g c e"]
     ) -> Float[Tensor, "b g c e"]:
         """Attend; the score divisor is in q."""
-        return self.weigh(q, k, self.bias) @ v
+        weights = mark(self.weigh(q, k, self.bias), "weights", get_attention_factor(self.attention_fn))
+        return weights @ v
 
     def weigh(
         self, q: Float[Tensor, "*b c s"], k: Float[Tensor, "*b k s"], bias: Float[Tensor, "*b c k"]
@@ -123,10 +127,10 @@ class LinearAttention(nn.Module):
     ) -> Float[Tensor, "b n e"]:
         """Attend; the causal divisor is in k, so that ``inverse_length`` is None there alone."""
         if self.sum_over_chunks and inverse_length is not None:
-            return q @ ((k.mT @ v) * inverse_length)
+            return q @ mark((k.mT @ v) * inverse_length, "kv", order="heads", axis=-2)
         kv = split_chunks(k, self.chunk_size).mT @ v_chunks  # (b, g, s, e)
         kv = sum_earlier_chunks(kv) if inverse_length is None else kv * inverse_length[..., None]
-        return join_chunks(split_chunks(q, self.chunk_size) @ kv)
+        return join_chunks(split_chunks(q, self.chunk_size) @ mark(kv, "kv", order="heads", axis=-2))
 
 
 class LoweredFlashLayer(nn.Module):
@@ -137,13 +141,13 @@ class LoweredFlashLayer(nn.Module):
         super().__init__()
         config = layer.config
         columns, signs = order_rotary_columns(config.qk_dim, rotary_dim)
-        self.norm = lower_norm(layer.norm, channels)
+        self.norm, self.norm_gain = lower_norm(layer.norm, channels), compute_norm_gain(layer.norm)
         self.projection = InputProjection(layer, columns)
         self.heads = Heads(layer, columns, signs, rotary_dim)
         self.quadratic = QuadraticAttention(layer)
         self.linear = LinearAttention(config)
-        factor = get_attention_factor(config.attention_fn)
-        self.out_weight = nn.Buffer((layer.to_out.weight[channels].mT * factor).contiguous())
+        self.factor = get_attention_factor(config.attention_fn)
+        self.out_weight = nn.Buffer((layer.to_out.weight[channels].mT * self.factor).contiguous())
         self.out_bias = nn.Buffer(layer.to_out.bias[channels])
         self.shift_tokens, self.chunk_size = config.shift_tokens, config.chunk_size
 
@@ -159,16 +163,22 @@ class LoweredFlashLayer(nn.Module):
         normed = self.norm(x)
         if self.shift_tokens:
             normed = shift_half_token(normed)
+        normed = mark(normed, "normed", self.norm_gain)
         value, gate, z = self.projection(normed)
-        quad_q, lin_q, quad_k, lin_k = self.heads(z, cos, sin)
+        quad_q, lin_q, quad_k, lin_k = (
+            mark(head, name, 1 / factor, order="heads")
+            for head, name, factor in zip(self.heads(z, cos, sin), HEADS, self.heads.factors, strict=True)
+        )
         if valid is not None:
             value = value * valid
+        value, gate = mark(value, "value"), mark(gate, "gate")
         value_chunks = split_chunks(value, self.chunk_size)
         quadratic = self.quadratic(
             split_chunks(quad_q, self.chunk_size), split_chunks(quad_k, self.chunk_size), value_chunks
         )
-        linear = self.linear(lin_q, lin_k, value, value_chunks, inverse_length)
-        return x + (gate * (join_chunks(quadratic) + linear) @ self.out_weight + self.out_bias)
+        linear = mark(self.linear(lin_q, lin_k, value, value_chunks, inverse_length), "linear", self.factor)
+        quadratic = mark(join_chunks(quadratic), "quadratic", self.factor)
+        return mark(x + (gate * (quadratic + linear) @ self.out_weight + self.out_bias), "out", order="channels")
 
 
 class LoweredFlash(nn.Module):
@@ -180,6 +190,8 @@ class LoweredFlash(nn.Module):
         self.config = model.config
         rotary = model.rotary_pos_emb
         channels = order_channels(model.config.dim, model.config.shift_tokens)
+        columns, _ = order_rotary_columns(model.config.qk_dim, 2 * len(rotary.freqs))
+        self.orders = {"channels": channels.tolist(), "heads": columns[: model.config.qk_dim].tolist()}
         self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb, channels)
         self.freqs = nn.Buffer(torch.cat((rotary.freqs, rotary.freqs)))  # (r,)
         layers = cast("list[FlashLayer]", model.layers)
@@ -195,6 +207,7 @@ class LoweredFlash(nn.Module):
         positions = torch.arange(padded_len, dtype=torch.float32)
         valid, inverse_length = self._weigh_tokens(attention_mask, positions, seq_len, padded_len)
         x = self.embedding(F.pad(input_ids, (0, padded_len - seq_len)), positions)
+        x = mark(x, "embedding", order="channels")
         angles = (positions[:, None] * self.freqs)[None, :, None]  # (1, n, 1, r)
         cos, sin = angles.cos(), angles.sin()
         for layer in self.layers:

@@ -40,6 +40,11 @@ def fold_input_projection(
     return weight.mT.contiguous(), bias
 
 
+def compute_norm_gain(norm: nn.Module) -> float:
+    """Return the factor of a norm's output that :func:`fold_input_projection` moved into the matrix."""
+    return float(norm.g.detach()) * norm.dim**0.5 if isinstance(norm, ScaleNorm) else 1.0
+
+
 def order_channels(dim: int, shift_tokens: bool) -> Int[Tensor, " d"]:
     """Return the order of the residual stream's channels: the passing half first where tokens are shifted.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from flash_export.exporters.lowering.fold import HIDDEN_SCORE, fold_heads, get_linear
+from flash_export.exporters.lowering.fold import HIDDEN_SCORE, compute_norm_gain, fold_heads, get_linear
 from flash_export.exporters.lowering.pieces import (
     LAPLACE_SHIFT,
     LAPLACE_SLOPE,
@@ -24,6 +24,7 @@ from flash_export.exporters.lowering.pieces import (
     get_attention_factor,
     lower_norm,
 )
+from flash_export.exporters.marks import mark
 from flash_export.exporters.primitives import look_up
 from flash_export.layers.position import MAX_DISTANCE, compute_t5_buckets
 
@@ -51,13 +52,13 @@ class LoweredGauLayer(nn.Module):
         config = layer.config
         columns = torch.arange(config.qk_dim)
         gamma, beta = fold_heads(layer.offsetscale, columns, torch.ones(config.qk_dim), [1.0, 1.0])
-        self.norm = lower_norm(layer.norm, torch.arange(config.dim))
+        self.norm, self.norm_gain = lower_norm(layer.norm, torch.arange(config.dim)), compute_norm_gain(layer.norm)
         self.projection = InputProjection(layer, columns)
         self.gamma, self.beta = nn.Buffer(gamma), nn.Buffer(beta)
         self.bias_by_distance = nn.Buffer(bake_bias_by_distance(layer))
         to_out = get_linear(layer.to_out)
-        factor = get_attention_factor(config.attention_fn)
-        self.out_weight = nn.Buffer((to_out.weight.mT * factor).contiguous())
+        self.factor = get_attention_factor(config.attention_fn)
+        self.out_weight = nn.Buffer((to_out.weight.mT * self.factor).contiguous())
         self.out_bias = nn.Buffer(to_out.bias.clone())
         self.attention_fn = config.attention_fn
 
@@ -69,15 +70,19 @@ class LoweredGauLayer(nn.Module):
         inverse_length: Float[Tensor, "#b 1 1"],
     ) -> Float[Tensor, "b n d"]:
         """Mix the tokens; ``value_weight`` zeroes masked tokens and, with relu², carries the divisor squared."""
-        value, gate, z = self.projection(self.norm(x))
-        q, k = (z * self.gamma[0] + self.beta[0]), (z * self.gamma[1] + self.beta[1])
+        value, gate, z = self.projection(mark(self.norm(x), "normed", self.norm_gain))
+        value, gate = mark(value, "value"), mark(gate, "gate")
+        q, k = mark(z * self.gamma[0] + self.beta[0], "q"), mark(z * self.gamma[1] + self.beta[1], "k")
         if value_weight is not None:
             value = value * value_weight
         scores = q @ k.mT + look_up(self.bias_by_distance, distance_index)
         if self.attention_fn == "laplace":
             scores = scores * (inverse_length * LAPLACE_SLOPE) - LAPLACE_SHIFT
-        attended = apply_attention_fn(scores, self.attention_fn) @ value
-        return x + (gate * attended @ self.out_weight + self.out_bias)
+        # The divisor of relu²'s scores is in the values, see LoweredGau.
+        power = -2 if self.attention_fn == "relu2" else 0
+        weights = mark(apply_attention_fn(scores, self.attention_fn), "weights", self.factor, length_power=power)
+        attended = mark(weights @ value, "mixed", self.factor)
+        return mark(x + (gate * attended @ self.out_weight + self.out_bias), "out")
 
 
 class LoweredGau(nn.Module):
@@ -88,6 +93,7 @@ class LoweredGau(nn.Module):
         super().__init__()
         self.config = model.config
         channels = torch.arange(model.config.dim)
+        self.orders: dict[str, list[int]] = {}  # all are the reference's
         self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb, channels)
         self.layers = nn.ModuleList(LoweredGauLayer(cast("GauLayer", layer)) for layer in model.layers)
         self.head = Head(model.to_logits, channels)
@@ -101,7 +107,7 @@ class LoweredGau(nn.Module):
         offsets = (positions[None, :] - positions[:, None]).clamp(-MAX_DISTANCE, MAX_DISTANCE)
         distance_index = (offsets + MAX_DISTANCE).to(torch.int32)
         value_weight, inverse_length = self._weigh_tokens(attention_mask, positions)
-        x = self.embedding(input_ids, positions)
+        x = mark(self.embedding(input_ids, positions), "embedding")
         for layer in self.layers:
             x = layer(x, distance_index, value_weight, inverse_length)
         return self.head(x)

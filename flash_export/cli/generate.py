@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from flash_export.cli.validate import IntegerList
+from flash_export.cli.options import IntegerList
 from flash_export.errors import InputError
 
 if TYPE_CHECKING:

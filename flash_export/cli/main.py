@@ -12,12 +12,14 @@ from typing import Any, NoReturn
 import click
 
 from flash_export import __version__
+from flash_export.cli.bisect import bisect_command
 from flash_export.cli.build_engine import trt_command
 from flash_export.cli.demo import demo_command
 from flash_export.cli.doctor import doctor_command
 from flash_export.cli.export_onnx import onnx_command
 from flash_export.cli.generate import generate_command
 from flash_export.cli.inspect_path import inspect_command
+from flash_export.cli.profile_ranges import profile_ranges_command
 from flash_export.cli.show_report import report_command
 from flash_export.cli.validate import validate_command
 from flash_export.errors import FlashExportError
@@ -84,6 +86,7 @@ def main(show_traceback: bool) -> None:
       flash-export onnx CHECKPOINT -o BUNDLE
       flash-export trt BUNDLE
       flash-export validate BUNDLE
+      flash-export bisect BUNDLE
       flash-export generate BUNDLE --prompt TEXT
     """
     # Idle threads of PyTorch would spin on the cores that the runtime it is compared with needs. OpenMP reads this
@@ -96,6 +99,8 @@ for _command in (
     trt_command,
     validate_command,
     report_command,
+    bisect_command,
+    profile_ranges_command,
     generate_command,
     inspect_command,
     doctor_command,

@@ -1,16 +1,54 @@
-"""Parsing that several commands share."""
+"""Parsing, and showing progress, that several commands share."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flash_export.errors import ConfigError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
+
 STDOUT = "-"
+
+
+class IntegerList(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Whole numbers separated by commas: ``1,17,300``."""
+
+    name = "N,N,..."
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers; write it like 1,17,300", param, ctx)
+
+
+@contextlib.contextmanager
+def show_progress(console: Console, title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show a bar, until the block ends; what is yielded takes the work done, the work in all, and what comes next."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("loading", total=None)
+
+        def update(done: int, total: int, label: str) -> None:
+            bar.update(task, completed=done, total=total, description=label)
+
+        yield update
 
 
 def parse_config(config_file: str | None, assignments: tuple[str, ...]) -> dict[str, Any] | None:

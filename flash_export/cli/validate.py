@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import STDOUT, write_text
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.console import Console
-
-    from flash_export.validators.validate import ProgressCallback
+from flash_export.cli.options import STDOUT, IntegerList, show_progress, write_text
 
 EXIT_VALIDATION_FAILED = 1
 JOURNAL_FILE = ".validation.jsonl"
-
-
-class IntegerList(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Whole numbers separated by commas: ``1,17,300``."""
-
-    name = "N,N,..."
-
-    def convert(
-        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Return the numbers."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers; write it like 1,17,300", param, ctx)
 
 
 @click.command("validate")
@@ -143,7 +117,7 @@ def validate_command(
     folder = report_dir or bundle / REPORT_FOLDER
     journal = folder / JOURNAL_FILE
     opened = Bundle.open(bundle)
-    with _show_progress(stderr) as progress:
+    with show_progress(stderr, "Validating") as progress:
         report = validate_bundle(opened, options, progress, journal_path=journal, resume=resume)
     write_report(report, ReportFiles(folder / JSON_FILE, folder / HTML_FILE, junit_file))
     write_text(json_file, report.to_json())
@@ -154,17 +128,3 @@ def validate_command(
     human.print(f"Report: {folder / HTML_FILE}", highlight=False, soft_wrap=True)
     if not report:
         raise click.exceptions.Exit(EXIT_VALIDATION_FAILED)
-
-
-@contextlib.contextmanager
-def _show_progress(console: Console) -> Iterator[ProgressCallback]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("Validating"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("loading", total=None)
-
-        def update(done: int, total: int, label: str) -> None:
-            bar.update(task, completed=done, total=total, description=label)
-
-        yield update

@@ -1,6 +1,6 @@
 """Attention of the paper: per-dimension offsets, quadratic within chunks, linear across them.
 
-Axes: b batch, g chunk, c position in a chunk, s query/key width, e hidden width.
+Axes: b batch, g chunk, c position in a chunk, s query/key width, e hidden width, m number of sums, 1 or g.
 """
 
 from __future__ import annotations
@@ -44,38 +44,32 @@ def build_causal_mask(length: int, device: torch.device) -> Bool[Tensor, "i j"]:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
-def attend_quadratic(
+def weigh_keys(
     q: Float[Tensor, "b g c s"],
     k: Float[Tensor, "b g c s"],
-    v: Float[Tensor, "b g c e"],
     *,
     bias: Float[Tensor, "c c"],
     visible: Bool[Tensor, "*b g c c"],
     attention_fn: Callable[[Tensor], Tensor],
-) -> Float[Tensor, "b g c e"]:
-    """Attend inside each chunk: ``attention_fn(q k^T / c + bias) v``, hidden keys weighing 0."""
+) -> Float[Tensor, "b g c c"]:
+    """Return the weights inside each chunk: ``attention_fn(q k^T / c + bias)``, hidden keys weighing 0."""
     scores = q @ k.mT / q.shape[-2] + bias
-    return attention_fn(scores).masked_fill(~visible, 0.0) @ v
+    return attention_fn(scores).masked_fill(~visible, 0.0)
 
 
-def attend_linear_causal(
-    q: Float[Tensor, "b g c s"], k: Float[Tensor, "b g c s"], v: Float[Tensor, "b g c e"]
-) -> Float[Tensor, "b g c e"]:
-    """Attend to all *earlier* chunks: ``q_g @ sum_{h < g} k_h^T v_h / c`` (an exclusive prefix sum)."""
-    kv = k.mT @ v / q.shape[-2]  # (b, g, s, e)
-    return q @ F.pad(kv.cumsum(dim=1), (0, 0, 0, 0, 1, -1))
+def sum_kv_causal(k: Float[Tensor, "b g c s"], v: Float[Tensor, "b g c e"]) -> Float[Tensor, "b g s e"]:
+    """Return what each chunk sees of all *earlier* ones: ``sum_{h < g} k_h^T v_h / c`` (an exclusive prefix sum)."""
+    kv = k.mT @ v / k.shape[-2]
+    return F.pad(kv.cumsum(dim=1), (0, 0, 0, 0, 1, -1))
 
 
-def attend_linear_global(
-    q: Float[Tensor, "b g c s"],
+def sum_kv_global(
     k: Float[Tensor, "b g c s"],
     v: Float[Tensor, "b g c e"],
     *,
     length: Float[Tensor, "*b 1 1 1"],
     sum_over_chunks: bool,
-) -> Float[Tensor, "b g c e"]:
-    """Attend to every token: ``q @ sum(k^T v) / length``; each chunk to itself if not ``sum_over_chunks``."""
+) -> Float[Tensor, "b m s e"]:
+    """Return what every token sees: ``sum(k^T v) / length``; that of its own chunk if not ``sum_over_chunks``."""
     kv = k.mT @ v / length
-    if sum_over_chunks:
-        kv = kv.sum(dim=1, keepdim=True)
-    return q @ kv
+    return kv.sum(dim=1, keepdim=True) if sum_over_chunks else kv

@@ -6,8 +6,10 @@ is never optimised, patched or traced; the form for export is built from it by `
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +21,7 @@ from torch import nn
 from flash_export.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import TypeVar
 
     from torch import Tensor
@@ -128,9 +130,30 @@ class ReferenceModel(nn.Module):
                 f"cannot write {folder} ({error}); free some space, or choose a folder that you may write to"
             ) from error
 
+    @contextlib.contextmanager
+    def read_probes(self, reader: Callable[[str, Tensor], None]) -> Iterator[None]:
+        """Show a reader what is computed inside the model while the block runs.
+
+        Args:
+            reader: Called with a name, ``embedding``, ``layers.3.kv`` and so on, and the values. The names, less the
+                block, are keys of ``flash_export.probes.QUANTITIES``.
+        """
+        probes = [(name, module.probe) for name, module in self.named_modules() if hasattr(module, "probe")]
+        for owner, probe in probes:
+            probe.reader = partial(_forward_reading, reader, f"{owner}." if owner else "")
+        try:
+            yield
+        finally:
+            for _, probe in probes:
+                probe.reader = None
+
     def count_parameters(self) -> int:
         """Return the number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _forward_reading(reader: Callable[[str, Tensor], None], prefix: str, name: str, values: Tensor) -> None:
+    reader(f"{prefix}{name}", values)
 
 
 def compute_valid_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:

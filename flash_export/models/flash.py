@@ -3,7 +3,8 @@
 Source of the maths: arXiv 2202.10447, section 4 and code 8; flash-pytorch's ``FLASHTransformer``. Submodules
 carry that library's names, so that its state dicts load without translation.
 
-Axes: b batch, n sequence, g chunk, c position in a chunk, d model width, s query/key width, e hidden width.
+Axes: b batch, n sequence, g chunk, c position in a chunk, d model width, s query/key width, e hidden width, m number of
+sums over keys and values, 1 or g.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from flash_export.errors import ConfigError
 from flash_export.layers.activation import ATTENTION_FUNCTIONS
 from flash_export.layers.attention import (
     OffsetScale,
-    attend_linear_causal,
-    attend_linear_global,
-    attend_quadratic,
     build_causal_mask,
     split_into_chunks,
+    sum_kv_causal,
+    sum_kv_global,
+    weigh_keys,
 )
 from flash_export.layers.norm import build_norm
 from flash_export.layers.position import RelativePositionBias, RotaryEmbedding, ScaledSinusoid, shift_tokens
+from flash_export.layers.probes import Probe
 from flash_export.models.base import ModelConfig, ReferenceModel, compute_valid_tokens
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_QK_DIM = 2
+HEADS = ("quad_q", "lin_q", "quad_k", "lin_k")  # in the order of the affine maps
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class FlashLayer(nn.Module):
         self.to_qk = nn.Sequential(nn.Linear(config.dim, config.qk_dim), nn.SiLU())
         self.qk_offset_scale = OffsetScale(config.qk_dim, heads=4)
         self.to_out = nn.Linear(config.hidden_dim, config.dim)
+        self.probe = Probe()
 
     def forward(
         self,
@@ -131,36 +135,48 @@ class FlashLayer(nn.Module):
         length: Int[Tensor, "b 1"],
     ) -> Float[Tensor, "b n d"]:
         """Mix the tokens; ``length`` is the divisor of the non-causal linear branch."""
-        config, seq_len = self.config, x.shape[1]
+        config, probe, seq_len = self.config, self.probe, x.shape[1]
         normed = self.norm(x)
         if config.shift_tokens:
             normed = shift_tokens(normed)
+        normed = probe("normed", normed)
         value, gate = self.to_hidden(normed).chunk(2, dim=-1)
+        value, gate = probe("value", value * valid[..., None]), probe("gate", gate)
         quad_q, lin_q, quad_k, lin_k = (
-            split_into_chunks(rotary(head, positions), config.chunk_size)
-            for head in self.qk_offset_scale(self.to_qk(normed))
+            split_into_chunks(probe(name, rotary(head, positions)), config.chunk_size)
+            for name, head in zip(HEADS, self.qk_offset_scale(self.to_qk(normed)), strict=True)
         )
-        value = split_into_chunks(value * valid[..., None], config.chunk_size)  # (b, g, c, e)
+        value = split_into_chunks(value, config.chunk_size)  # (b, g, c, e)
+        quadratic = probe("quadratic", self.weigh(quad_q, quad_k, valid) @ value)
+        linear = probe("linear", lin_q @ self.sum_kv(lin_k, value, length))
+        mixed = (quadratic + linear).flatten(1, 2)[:, :seq_len]
+        return probe("out", self.to_out(gate * mixed) + x)
 
+    def weigh(
+        self, q: Float[Tensor, "b g c s"], k: Float[Tensor, "b g c s"], valid: Bool[Tensor, "b n"]
+    ) -> Float[Tensor, "b g c c"]:
+        """Return the weight of each key of the quadratic branch for each query of its chunk."""
+        config = self.config
         visible = split_into_chunks(valid[..., None], config.chunk_size).mT  # (b, g, 1, c)
         if config.causal:
-            visible = visible & build_causal_mask(config.chunk_size, x.device)
-        quadratic = attend_quadratic(
-            quad_q,
-            quad_k,
-            value,
+            visible = visible & build_causal_mask(config.chunk_size, q.device)
+        weights = weigh_keys(
+            q,
+            k,
             bias=self.rel_pos_bias(config.chunk_size),
             visible=visible,
             attention_fn=ATTENTION_FUNCTIONS[config.attention_fn],
         )
-        if config.causal:
-            linear = attend_linear_causal(lin_q, lin_k, value)
-        else:
-            linear = attend_linear_global(
-                lin_q, lin_k, value, length=length[..., None, None], sum_over_chunks=config.sum_over_chunks
-            )
-        mixed = (quadratic + linear).flatten(1, 2)[:, :seq_len]
-        return self.to_out(gate * mixed) + x
+        return self.probe("weights", weights)
+
+    def sum_kv(
+        self, k: Float[Tensor, "b g c s"], v: Float[Tensor, "b g c e"], length: Int[Tensor, "b 1"]
+    ) -> Float[Tensor, "b m s e"]:
+        """Return what the queries of the linear branch see of keys and values."""
+        if self.config.causal:
+            return self.probe("kv", sum_kv_causal(k, v))
+        over_chunks = self.config.sum_over_chunks
+        return self.probe("kv", sum_kv_global(k, v, length=length[..., None, None], sum_over_chunks=over_chunks))
 
 
 class FlashModel(ReferenceModel):
@@ -175,6 +191,7 @@ class FlashModel(ReferenceModel):
         self.rotary_pos_emb = RotaryEmbedding(config.qk_dim)
         self.layers = nn.ModuleList(FlashLayer(config) for _ in range(config.depth))
         self.to_logits = nn.Sequential(nn.LayerNorm(config.dim), nn.Linear(config.dim, config.vocab_size))
+        self.probe = Probe()
 
     def forward(
         self, input_ids: Int[Tensor, "b n"], attention_mask: Int[Tensor, "b n"] | None = None
@@ -189,7 +206,7 @@ class FlashModel(ReferenceModel):
         valid, length = compute_valid_tokens(input_ids, attention_mask)
         if self.config.mask_divisor == "padded":
             length = torch.full_like(length, input_ids.shape[1])
-        x = self.token_emb(input_ids) + self.abs_pos_emb(positions)
+        x = self.probe("embedding", self.token_emb(input_ids) + self.abs_pos_emb(positions))
         for layer in self.layers:
             x = layer(x, rotary=self.rotary_pos_emb, positions=positions, valid=valid, length=length)
         return self.to_logits(x)

@@ -9,7 +9,7 @@ from flash_export.errors import BackendUnavailableError, BundleError
 from flash_export.runtime.inputs import check_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import ModuleType, TracebackType
 
@@ -35,6 +35,7 @@ class OrtRunner:
         provider: str = "cpu",
         threads: int | None = None,
         fixed_axes: Mapping[str, int] | None = None,
+        inner_values: Sequence[str] = (),
     ) -> None:
         """Create the session.
 
@@ -44,6 +45,8 @@ class OrtRunner:
             provider: ``cpu`` or ``cuda``.
             threads: Threads of one operator; None: as many as there are cores.
             fixed_axes: Sizes of symbolic axes, for a session that is optimised for them and takes no others.
+            inner_values: Names of values inside the graph that are returned too. What is read is not fused away, so
+                that such a session may be slower and round otherwise.
 
         Raises:
             BackendUnavailableError: onnxruntime, or this provider, cannot be used here.
@@ -51,13 +54,13 @@ class OrtRunner:
         """
         self._graph = graph
         self._provider = provider
-        self._session = _open_session(path, provider, threads, fixed_axes or {})
-        self._output_names = [spec.name for spec in graph.outputs]
-        for kind, specs, found in (
-            ("inputs", graph.inputs, self._session.get_inputs()),
-            ("outputs", graph.outputs, self._session.get_outputs()),
+        self._session = _open_session(path, provider, threads, fixed_axes or {}, inner_values)
+        self._output_names = [*(spec.name for spec in graph.outputs), *inner_values]
+        for kind, names, found in (
+            ("inputs", [spec.name for spec in graph.inputs], self._session.get_inputs()),
+            ("outputs", self._output_names, self._session.get_outputs()),
         ):
-            wanted, actual = sorted(spec.name for spec in specs), sorted(item.name for item in found)
+            wanted, actual = sorted(names), sorted(item.name for item in found)
             if wanted != actual:
                 raise BundleError(
                     f"{path} has the {kind} {', '.join(actual)}, the manifest says {', '.join(wanted)}; "
@@ -99,7 +102,9 @@ def _import_onnxruntime() -> ModuleType:
         ) from error
 
 
-def _open_session(path: Path, provider: str, threads: int | None, fixed_axes: Mapping[str, int]) -> Any:
+def _open_session(
+    path: Path, provider: str, threads: int | None, fixed_axes: Mapping[str, int], inner_values: Sequence[str]
+) -> Any:
     ort = _import_onnxruntime()
     wanted = PROVIDERS[provider]
     if wanted not in (available := ort.get_available_providers()):
@@ -123,7 +128,11 @@ def _open_session(path: Path, provider: str, threads: int | None, fixed_axes: Ma
     if provider == "cuda" and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds the CUDA libraries of the nvidia-* packages
     try:
-        session = ort.InferenceSession(str(path), options, providers=[(wanted, _PROVIDER_OPTIONS[provider])])
+        model: str | bytes = str(path)
+        if inner_values:
+            model = _expose_values(path, inner_values)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        session = ort.InferenceSession(model, options, providers=[(wanted, _PROVIDER_OPTIONS[provider])])
     except Exception as error:  # onnxruntime's exceptions have no common base below Exception
         if not path.is_file():
             raise BundleError(f"{path} is missing; export the bundle again") from error
@@ -138,3 +147,20 @@ def _open_session(path: Path, provider: str, threads: int | None, fixed_axes: Ma
             "versions that it needs"
         )
     return session
+
+
+def _expose_values(path: Path, names: Sequence[str]) -> bytes:
+    """Return the graph with these values as further outputs; onnxruntime infers their types."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return bytes(model.SerializeToString())
+
+
+def list_values(path: Path) -> set[str]:
+    """Return the names of all values that the nodes of a graph compute."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    return {name for node in graph.node for name in node.output}

@@ -69,6 +69,11 @@ class StreamingRunner:
         self._pair = pair
 
     @property
+    def pair(self) -> StatePair:
+        """The graphs."""
+        return self._pair
+
+    @property
     def name(self) -> str:
         """Name in reports."""
         return f"stream:{self._pair.prefill.name}"

@@ -74,6 +74,11 @@ def test_compare(run_quick: Callable[..., dict[str, Any]], capsys: pytest.Captur
     assert "geometric mean" in capsys.readouterr().out
 
 
+def test_bisection(run_quick: Callable[..., dict[str, Any]]) -> None:
+    (finding,) = run_quick("bisection")["findings"]
+    assert (finding["found"], finding["verdict"]) == ("layers.3.value", "in place")
+
+
 def test_compare_refuses_another_model(load_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     compare, peers = load_module("compare"), load_module("peers")
     tokens = np.ones((1, 5), np.int64)

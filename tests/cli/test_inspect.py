@@ -89,7 +89,7 @@ def test_text_of_a_bundle(bundle: Bundle) -> None:
     flops = 2 * model.config.count_macs(512) // 512
     assert rows["FLOPs"] == f"a token: {flops:,} at 512 tokens"
     assert rows["forward"] == "fp32, batch 1 to 64, seq 1 to 512"
-    assert rows["files"] == "3, all with the sha256 that the manifest says"
+    assert rows["files"] == "4, all with the sha256 that the manifest says"
     assert f"torch {bundle.manifest.versions['torch']}" in rows["made"]
     assert rows["inputs"] == "input_ids int64 (batch, seq), attention_mask int64 (batch, seq)"
     assert rows["outputs"] == "logits float32 (batch, seq, 17)"

@@ -18,7 +18,7 @@ from flash_export.errors import BundleError
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 SCRIPT = Path(sys.executable).parent / "flash-export"
-COMMANDS = ["demo", "doctor", "generate", "inspect", "onnx", "report", "trt", "validate"]
+COMMANDS = ["bisect", "demo", "doctor", "generate", "inspect", "onnx", "profile-ranges", "report", "trt", "validate"]
 HEAVY_MODULES = ["torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy"]
 UPDATE = "UPDATE_SNAPSHOTS"
 

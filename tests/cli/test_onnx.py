@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from flash_export.bundle import Bundle
 from flash_export.cli.main import main
+from flash_export.exporters.tracing import TracedGraph
 from flash_export.models.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def place(tmp_path: Path, small_checkpoint: Path) -> Path:
 def traced(monkeypatch: pytest.MonkeyPatch, small_bundle: Bundle) -> None:
     """Take the graphs from the exported bundle instead of tracing again, to save seconds."""
     monkeypatch.setattr(
-        "flash_export.exporters.export.trace_model", lambda _, graph, __: ir.load(small_bundle.path / graph.file)
+        "flash_export.exporters.export.trace_model",
+        lambda _, graph, __: TracedGraph(ir.load(small_bundle.path / graph.file)),
     )
 
 
@@ -85,6 +87,7 @@ def test_export_says_what_it_made(small_checkpoint: Path, small_bundle: Bundle) 
         "manifest.json",
         "model.onnx",
         "model.safetensors",
+        "probes.json",
     ]
     assert [path.name for path in small_checkpoint.parent.iterdir() if path.name.startswith(".")] == []
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in small_bundle.path.iterdir())

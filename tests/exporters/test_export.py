@@ -165,5 +165,5 @@ def test_manifest_says_what_was_exported(exported: tuple[Bundle, ReferenceModel]
     assert manifest["model"]["num_parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert manifest["graphs"]["forward"]["axes"] == {"batch": {"min": 1, "max": 64}, "seq": {"min": 1, "max": 65536}}
     stateful = {"prefill.onnx", "decode.onnx", "model.onnx.data"} if "prefill" in manifest["graphs"] else set()
-    assert set(manifest["files"]) == {"config.json", "model.onnx", "model.safetensors", *stateful}
+    assert set(manifest["files"]) == {"config.json", "model.onnx", "model.safetensors", "probes.json", *stateful}
     assert manifest["versions"]["torch"] == torch.__version__

@@ -59,7 +59,7 @@ def test_good_bundle_passes_in_every_cell(pristine_bundle: Bundle) -> None:
     compared = [row for row in report.rows if row.backend == "ort-cpu"]
     assert {row.status for row in compared} == {"passed"}
     invariances = {row.check for row in compared} - {"accuracy"}
-    assert invariances == {"repeat", "equal-rows", "row-alone", "padding", "static-shape"}
+    assert invariances == {"repeat", "equal-rows", "row-alone", "padding", "static-shape", "symbolic-shape"}
     compared = [row for row in compared if row.check == "accuracy"]
     assert {row.seq_len for row in compared} == {1, 2, 4, 7, 8, 9, 16, 29, 32, 35, 64, 96}
     assert {(row.batch, row.masked) for row in compared if row.seq_len == 9} == {

@@ -27,13 +27,7 @@ STYLE_FILE = "report.css"
 
 def render_html(report: ValidationReport) -> str:
     """Return the text of ``report.html``."""
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = make_environment()
     environment.filters.update(
         agreement=formatting.format_agreement,
         bytes=formatting.format_bytes,
@@ -56,9 +50,20 @@ def render_html(report: ValidationReport) -> str:
         comparisons=comparisons,
         timings=[row for row in comparisons if row.latency_ms],
         plots=[plot for plot in (build_error_plot(report), build_latency_plot(report)) if plot],
-        style=_read(STYLE_FILE),
-        axes=axes,
     )
+
+
+def make_environment() -> jinja2.Environment:
+    """Return what pages are made with: the templates of this package, and for all of them the style and the axes."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(style=_read(STYLE_FILE), axes=axes)
+    return environment
 
 
 def _read(name: str) -> str:

@@ -59,6 +59,7 @@ class Plot:
     y_ticks: list[Tick]
     series: list[Series]
     marker: Tick | None
+    x_label: str = "sequence length (tokens)"
 
 
 def build_error_plot(report: ValidationReport) -> Plot | None:

@@ -1,0 +1,147 @@
+"""Probes: named intermediate quantities that both the reference model and an exported graph compute.
+
+The graph computes them in its own terms: channels in another order, divisors in the weights. ``probes.json`` of a
+bundle says which value of the graph is which quantity, and how to get from one to the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PROBES_FILE = "probes.json"
+LOGITS = "logits"
+
+# What an array is indexed by: a token; a query and a key; or a channel of the keys and one of the values.
+Kind = Literal["tokens", "pairs", "sums"]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """An intermediate quantity of the models.
+
+    Attributes:
+        label: What messages call it.
+        kind: What it is indexed by.
+        is_zero_in_padding: Whether padded tokens are known to have zeros, so that they can be compared too.
+    """
+
+    label: str
+    kind: Kind = "tokens"
+    is_zero_in_padding: bool = False
+
+
+# In the order of computation: the first that is wrong is where a fault lies.
+QUANTITIES: dict[str, Quantity] = {
+    "embedding": Quantity("token and position embedding"),
+    "normed": Quantity("input after norm and token shift"),
+    "value": Quantity("values", is_zero_in_padding=True),
+    "gate": Quantity("gates"),
+    "quad_q": Quantity("quadratic queries"),
+    "quad_k": Quantity("quadratic keys"),
+    "lin_q": Quantity("linear queries"),
+    "lin_k": Quantity("linear keys"),
+    "q": Quantity("queries"),
+    "k": Quantity("keys"),
+    "weights": Quantity("quadratic attention weights", "pairs"),
+    "quadratic": Quantity("quadratic branch"),
+    "kv": Quantity("linear key-value sum", "sums"),
+    "linear": Quantity("linear branch"),
+    "mixed": Quantity("attended values"),
+    "out": Quantity("output of the block"),
+    LOGITS: Quantity("logits"),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a model is read: a quantity of a block, or of the model around the blocks."""
+
+    block: int | None
+    quantity: str
+
+    @classmethod
+    def parse(cls, name: str) -> Point:
+        """Read a name such as ``layers.3.kv`` or ``embedding``.
+
+        >>> Point.parse("layers.3.kv"), Point.parse("embedding")
+        (Point(block=3, quantity='kv'), Point(block=None, quantity='embedding'))
+        """
+        match = re.fullmatch(r"layers\.(\d+)\.(\w+)", name)
+        return cls(int(match[1]), match[2]) if match else cls(None, name)
+
+    @property
+    def label(self) -> str:
+        """Name it in the model's terms.
+
+        >>> Point(7, "kv").label, Point(None, "logits").label
+        ('block 7, linear key-value sum', 'logits')
+        """
+        label = QUANTITIES[self.quantity].label
+        return label if self.block is None else f"block {self.block}, {label}"
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Where it stands in the order of computation."""
+        rank = list(QUANTITIES).index(self.quantity)
+        if self.block is not None:
+            return self.block, rank
+        return (-1, 0) if self.quantity == "embedding" else (1 << 31, 0)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Where a graph computes a quantity, and how to get it in the reference's terms.
+
+    The reference's values are the graph's, times ``scale``, times the number of tokens to the power ``length_power``;
+    index i of the graph's ``axis`` is index ``orders[order][i]`` of the reference's.
+
+    Attributes:
+        name: The quantity, such as ``layers.3.kv``.
+        tensor: Name of the value in the graph.
+        scale: Factor from the graph's values to the reference's.
+        order: Name of a permutation; None: the order is the reference's.
+        axis: Axis that is permuted, from the last one.
+        length_power: Power of the number of tokens, by which scores are divided in the family ``gau``.
+    """
+
+    name: str
+    tensor: str
+    scale: float = 1.0
+    order: str | None = None
+    axis: int = -1
+    length_power: int = 0
+
+
+@dataclass(frozen=True)
+class ProbeMap:
+    """``probes.json``: the probes of a graph, and the permutations that they name."""
+
+    graph: str
+    orders: dict[str, tuple[int, ...]]
+    probes: tuple[Probe, ...]
+
+    def to_json(self) -> str:
+        """Return the text of ``probes.json``: a probe and a permutation a line."""
+        values = dataclasses.asdict(self)
+        orders = ",\n".join(f"    {json.dumps(name)}: {json.dumps(order)}" for name, order in self.orders.items())
+        probes = ",\n".join(f"    {json.dumps(probe)}" for probe in values["probes"])
+        return (
+            f'{{\n  "graph": {json.dumps(self.graph)},\n  "orders": {{\n{orders}\n  }},\n'
+            f'  "probes": [\n{probes}\n  ]\n}}\n'
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ProbeMap:
+        """Rebuild from JSON."""
+        return cls(
+            graph=values["graph"],
+            orders={name: tuple(order) for name, order in values["orders"].items()},
+            probes=tuple(Probe(**probe) for probe in values["probes"]),
+        )

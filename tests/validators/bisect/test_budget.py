@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from flash_export.config import ERROR_BUDGETS
+from flash_export.validators.bisect.budget import compute_limit, pick_coarser
+
+
+def test_limit_is_a_multiple_of_the_noise_but_not_of_nothing() -> None:
+    budget = ERROR_BUDGETS["fp32"]
+    assert compute_limit(1e-3, "fp32") == pytest.approx(budget.noise_ratio * 1e-3)
+    for noise in (0.0, None, math.inf, math.nan):
+        assert compute_limit(noise, "fp32") == pytest.approx(budget.noise_ratio * budget.floor)
+
+
+def test_precisions_without_a_budget_are_taken_for_the_coarsest() -> None:
+    assert pick_coarser("fp32", "fp16") == "fp16"
+    assert pick_coarser("fp32") == "fp32"
+    assert pick_coarser("int8", "fp16") == "bf16"
+    assert compute_limit(None, "int8") == compute_limit(None, "bf16")

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from rich.console import Console
+
+from flash_export.validators.bisect.html import render_bisection
+from flash_export.validators.bisect.plot import build_depth_plot
+from flash_export.validators.bisect.results import BisectReport, ProbeRow, Run
+from flash_export.validators.bisect.summary import describe_finding, group_by_block, pick_worst
+from flash_export.validators.bisect.terminal import print_bisection
+from flash_export.validators.plan import Cell
+
+EMBEDDING = ProbeRow("embedding", "graph/Add_0:0", "clean", 1e-8, 2e-8, 3e-5)
+NORMED = ProbeRow("layers.7.normed", "layers.7/Reshape_0:0", "clean", 1.3e-6, 1e-6, 3e-5)
+KV = ProbeRow("layers.7.kv", "layers.7.linear/CumSum_0:0", "wrong", 3e-2, 1e-6, 3e-5, "from chunk 2 on")
+LINEAR = ProbeRow("layers.7.linear", "layers.7.linear/Reshape_2:0", "infinite", None, 1e-6, 3e-5)
+LOGITS = ProbeRow("logits", "logits", "missing", note="the graph has no such value")
+RUN = Run.of(Cell(2, 300, masked=True), [LOGITS, LINEAR, KV, NORMED, EMBEDDING])
+FOUND = BisectReport("bundle", "float64 model", "ort-cpu", (RUN,))
+BROKEN = BisectReport(
+    "bundle", "float64 model", "ort-cpu", (Run(2, 300, False, (), "Fail: Reshape of node layers.0/Reshape_0"),)
+)
+CLEAN = BisectReport(
+    "bundle", "float64 model", "ort-cpu", (Run.of(Cell(1, 9, masked=False), [EMBEDDING, NORMED, LOGITS]),)
+)
+
+
+def show(report: BisectReport) -> str:
+    console = Console(width=200, record=True, force_terminal=False)
+    print_bisection(report, console)
+    return console.export_text()
+
+
+def test_finding_is_one_sentence_in_the_model_s_terms() -> None:
+    assert describe_finding(FOUND) == (
+        "Block 7, linear key-value sum: relative error 3.0e-02, 1,000 times the limit (from chunk 2 on); it is the "
+        "first point above the noise floor, everything before is below 2e-06 (at 2 x 300 masked)"
+    )
+    assert describe_finding(CLEAN) == (
+        "No fault found: 2 quantities are within their limits at 1 x 9; the nearest to its own is block 7, input after "
+        "norm and token shift with 4.3% of it; 1 quantities are not in the graph and were not compared"
+    )
+
+
+def test_rows_are_in_the_order_of_computation() -> None:
+    assert [row.name for row in RUN.rows] == [
+        "embedding", "layers.7.normed", "layers.7.kv", "layers.7.linear", "logits"
+    ]  # fmt: skip
+    assert RUN.fault is KV
+    assert [len(rows) for rows in group_by_block(RUN)] == [1, 3, 1]
+    assert pick_worst([NORMED, KV, LINEAR]) is LINEAR
+    assert pick_worst([NORMED, KV]) is KV
+
+
+def test_terminal_shows_the_block_at_fault() -> None:
+    text = show(FOUND)
+    assert "linear key-value sum" in text
+    assert "input after norm and token shift" in text
+    assert "In the graph it is the value layers.7.linear/CumSum_0:0" in text
+    assert "FOUND  Block 7, linear key-value sum" in text
+    assert "CLEAN  No fault found" in show(CLEAN)
+    assert show(BROKEN).strip() == (
+        "FOUND  The graph does not run at 2 x 300, so that nothing in it can be read: Fail: Reshape of node "
+        "layers.0/Reshape_0"
+    )
+
+
+def test_page_stands_alone_and_names_the_fault() -> None:
+    page = render_bisection(FOUND)
+    assert "Block 7, linear key-value sum is wrong first." in page
+    assert page.count("<svg") == 4  # the plot and three keys
+    assert 'class="fault"' in page
+    assert "In the graph it is the value <code>layers.7.linear/CumSum_0:0</code>" in page
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "Every quantity is within its limit." in render_bisection(CLEAN)
+    assert "The graph does not run." in render_bisection(BROKEN)
+
+
+def test_plot_has_a_mark_for_every_number_and_one_at_the_fault() -> None:
+    plot = build_depth_plot(RUN)
+    assert plot is not None
+    assert [tick.label for tick in plot.x_ticks] == ["7"]
+    marks = plot.series[-1].marks
+    assert [mark.kind for mark in marks] == ["dot", "dot", "cross", "cross"]
+    assert plot.marker is not None
+    assert plot.marker.position == marks[2].x
+    nothing = Run.of(Cell(1, 1, masked=False), [ProbeRow("logits", "logits", "clean", 0.0, 0.0, 0.0)])
+    assert build_depth_plot(nothing) is None

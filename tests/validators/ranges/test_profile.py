@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from flash_export.errors import ConfigError, InputError
+from flash_export.probes import QUANTITIES
+from flash_export.validators.ranges.growth import fit_growth
+from flash_export.validators.ranges.profile import RangesOptions, profile_ranges
+from flash_export.validators.ranges.results import RangePoint, RangeRow, RangesReport
+from flash_export.validators.ranges.terminal import describe_horizon, print_ranges
+
+if TYPE_CHECKING:
+    from flash_export.bundle import Bundle
+
+LENGTHS = (9, 24, 48, 96)
+TEXT = bytes(range(97, 123)) * 10
+
+
+def show(report: RangesReport, max_rows: int | None = None) -> str:
+    console = Console(width=200, record=True, force_terminal=False)
+    print_ranges(report, console, max_rows)
+    return console.export_text()
+
+
+def test_every_quantity_is_measured_at_every_length(pristine_bundle: Bundle) -> None:
+    report = profile_ranges(pristine_bundle, RangesOptions(LENGTHS, threads=1))
+    names = {row.name.rpartition(".")[2] for row in report.rows}
+
+    assert report.text == "random tokens"
+    assert report.seq_lens == LENGTHS
+    assert names == QUANTITIES.keys() - {"q", "k", "mixed", "logits"} | {"norm_squares"}
+    assert all([point.seq_len for point in row.points] == list(LENGTHS) for row in report.rows)
+    assert all(0 <= point.rms <= point.max_abs for row in report.rows for point in row.points)
+    urgencies = [row.urgency for row in report.rows]
+    assert urgencies == sorted(urgencies)
+    values = json.loads(report.to_json())
+    assert values["rows"][0]["points"][0]["seq_len"] == 9
+
+
+def test_ranges_are_those_of_the_model_and_of_the_graph_s_scale(pristine_bundle: Bundle) -> None:
+    report = profile_ranges(pristine_bundle, RangesOptions((96,), windows=1, threads=1))
+    rows = {row.name: row.points[0] for row in report.rows}
+    model = pristine_bundle.load_model()
+    seen: dict[str, torch.Tensor] = {}
+    tokens = np.random.default_rng([96, 1]).integers(0, 257, (1, 96), dtype=np.int64)
+    with model.read_probes(seen.__setitem__):
+        model(torch.from_numpy(tokens))
+
+    for name, values in seen.items():
+        assert rows[name].max_abs == pytest.approx(float(values.abs().max()))
+        assert rows[name].rms == pytest.approx(float(values.square().mean().sqrt()))
+    squares = seen["embedding"].square().sum(-1)
+    assert rows["layers.0.norm_squares"].max_abs == pytest.approx(float(squares.max()))
+    assert rows["norm_squares"].max_abs == pytest.approx(float(seen["layers.0.out"].square().sum(-1).max()))
+    assert rows["layers.0.quad_q"].graph_max_abs == pytest.approx(rows["layers.0.quad_q"].max_abs / 8)  # the chunk
+    assert rows["layers.0.kv"].graph_max_abs == rows["layers.0.kv"].max_abs
+
+
+def test_held_out_text_is_read_where_there_is_one(bundle: Bundle) -> None:
+    (bundle.path / "heldout.txt").write_bytes(TEXT)
+    settings = {"objective": "causal", "tokenizer": "bytes", "seq_len": 26, "mask_token_id": None}
+    (bundle.path / "heldout.json").write_text(json.dumps(settings))
+
+    report = profile_ranges(bundle, RangesOptions(threads=1))
+    assert (report.text, report.seq_lens, report.stopped) == ("held-out text", (16, 32, 64), "")
+    assert profile_ranges(bundle, RangesOptions((8,), random=True, threads=1)).text == "random tokens"
+    assert "Measured on held-out text, 16 to 64 tokens;" in show(report)
+
+
+def test_length_beyond_the_text_is_refused(bundle: Bundle) -> None:
+    (bundle.path / "heldout.txt").write_bytes(TEXT[:52])
+    settings = {"objective": "causal", "tokenizer": "bytes", "seq_len": 26, "mask_token_id": None}
+    (bundle.path / "heldout.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"seq_len=64 is more than the 52 tokens of the held-out text; use less"):
+        profile_ranges(bundle, RangesOptions((64,), threads=1))
+    report = profile_ranges(bundle, RangesOptions(threads=1))
+    assert report.seq_lens == (16, 32)
+    assert "seq_len=64 is more than the 52 tokens" in report.stopped
+
+
+def test_default_lengths_stop_when_time_is_short(pristine_bundle: Bundle) -> None:
+    report = profile_ranges(pristine_bundle, RangesOptions(seconds=1e-9, threads=1))
+    assert report.seq_lens == (16,)
+    assert report.stopped.startswith("32 tokens would take about")
+
+
+def test_default_lengths_stop_when_memory_is_short(pristine_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "flash_export.validators.ranges.profile.describe_lack_of_memory",
+        lambda _, cell: "not enough memory" if cell.seq_len > 16 else None,
+    )
+    report = profile_ranges(pristine_bundle, RangesOptions(threads=1))
+    assert (report.seq_lens, report.stopped) == ((16,), "not enough memory")
+    assert "Not measured: not enough memory" in show(report)
+    with pytest.raises(InputError, match="not enough memory"):
+        profile_ranges(pristine_bundle, RangesOptions((96,), threads=1))
+
+
+def test_table_shows_the_worst_first(pristine_bundle: Bundle) -> None:
+    report = profile_ranges(pristine_bundle, RangesOptions(LENGTHS, threads=1))
+    text = show(report, 3)
+    assert f"and {len(report.rows) - 3} quantities with more room" in text
+    assert report.rows[0].label in text.splitlines()[1]
+
+
+@pytest.mark.parametrize("values", [{"windows": 0}, {"threads": 0}, {"seconds": 0.0}, {"seconds": float("nan")}])
+def test_unusable_options_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="is not usable"):
+        RangesOptions(**values)
+
+
+def test_length_outside_of_the_graph_is_refused(pristine_bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="seq_len=97 exceeds"):
+        profile_ranges(pristine_bundle, RangesOptions((97,)))
+
+
+def make_report(*sizes: tuple[float, ...]) -> RangesReport:
+    lengths = (256, 512, 1024)
+    rows = [
+        RangeRow(
+            f"layers.{block}.kv",
+            tuple(RangePoint(length, size, size, size) for length, size in zip(lengths, row, strict=True)),
+            fit_growth(lengths, row),
+        )
+        for block, row in enumerate(sizes)
+    ]
+    return RangesReport("bundle", "random tokens", lengths, 4096, tuple(sorted(rows, key=lambda row: row.urgency)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        (
+            ((1.0, 1.0, 1.0), (2.0, 4.0, 8.0)),
+            "First to overflow fp16: block 1, linear key-value sum, at about 8.4M tokens (8.4M to 8.4M); the graph "
+            "promises lengths to 4096.",
+        ),
+        (
+            ((1.0, 1.0, 1.0), (2.0, 9e4, 9e4), (9e4, 9e4, 9e4)),
+            "fp16 overflows at measured lengths: block 2, linear key-value sum exceeds 65504 at 256 tokens and 1 more. "
+            "Nothing else grows towards an overflow of fp16; the least room is 6.6e+04-fold, in block 0, linear "
+            "key-value sum.",
+        ),
+    ],
+)
+def test_horizon_is_told_in_words(sizes: tuple[tuple[float, ...], ...], text: str) -> None:
+    assert describe_horizon(make_report(*sizes)) == text

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flash_export.errors import BundleError, ConfigError
+from flash_export.validators.journal import Journal, StepResult
+from flash_export.validators.latency import Percentiles
+from flash_export.validators.results import Row
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KEY = {"bundle": "a", "options": {"rtol": 0.1}}
+LATENCY = Percentiles(1.0 / 3.0, 2.0, 3.0, 0.1, 1.0, 7)
+RESULTS = {
+    "1 x 8": StepResult((Row("ort-cpu", "forward", 1, 8, False, "passed", None, noise=1.1e-7, latency_ms=LATENCY),)),
+    "1 x 9": StepResult((Row("ort-cpu", "forward", 1, 9, True, "failed", "NaN"),)),
+    "held-out text": StepResult((), {"eager": 1.2345678901234567}),
+}
+
+
+def write_journal(path: Path) -> None:
+    journal = Journal(path, KEY)
+    for label, result in RESULTS.items():
+        journal.record(label, result)
+
+
+def test_finished_steps_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "reports" / "journal"
+    write_journal(path)
+    resumed = Journal(path, KEY, resume=True)
+    assert {label: resumed.find(label) for label in RESULTS} == RESULTS
+    assert resumed.find("1 x 10") is None
+
+
+def test_journal_torn_anywhere_keeps_every_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    write_journal(path)
+    whole = path.read_bytes()
+    first_line = whole.index(b"\n") + 1
+    for cut in random.Random(0).sample(range(first_line, len(whole)), 60):
+        path.write_bytes(whole[:cut])
+        resumed = Journal(path, KEY, resume=True)
+        finished = whole[:cut].count(b"\n") - 1
+        found = [label for label in RESULTS if resumed.find(label) is not None]
+        assert found[:finished] == list(RESULTS)[:finished]
+        assert all(resumed.find(label) == RESULTS[label] for label in found)
+        for label in RESULTS:
+            resumed.record(label, RESULTS[label])
+        again = Journal(path, KEY, resume=True)
+        assert all(again.find(label) == result for label, result in RESULTS.items())
+
+
+def test_other_key_is_refused_and_the_file_kept(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    write_journal(path)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="other options, another bundle"):
+        Journal(path, {**KEY, "bundle": "b"}, resume=True)
+    assert path.read_bytes() == before
+
+
+def test_without_resume_it_starts_anew(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    write_journal(path)
+    assert Journal(path, KEY).find("1 x 8") is None
+    assert Journal(path, KEY, resume=True).find("1 x 8") is None
+
+
+def test_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match="cannot write"):
+        Journal(tmp_path / "file" / "journal", KEY)

@@ -1,0 +1,147 @@
+"""Finding the first quantity that a graph computes wrongly, by reading it and the reference model block by block."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flash_export.errors import BundleError, ConfigError
+from flash_export.probes import LOGITS
+from flash_export.validators.backends import ENGINE_PREFIX, GRAPH, ORT_PROVIDERS
+from flash_export.validators.bisect.budget import pick_coarser
+from flash_export.validators.bisect.readings import GraphSource, ModelSource
+from flash_export.validators.bisect.results import BisectReport
+from flash_export.validators.bisect.runs import check_memory, compare_run, plan_runs
+from flash_export.validators.plan import check_lengths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flash_export.bundle import Bundle
+    from flash_export.models.base import ModelConfig, ReferenceModel
+    from flash_export.validators.bisect.readings import Source
+
+    # Runs done, runs in all, and what comes next.
+    ProgressCallback = Callable[[int, int, str], None]
+
+DEFAULT_BACKEND = "ort-cpu"
+FLOAT64_MODEL = "float64 model"
+
+
+@dataclass(frozen=True)
+class BisectOptions:
+    """What is tried.
+
+    Attributes:
+        seq_len: Length of the input; None: one that ends in the third chunk, then 1 and one chunk.
+        batch: Number of rows; None: 2, as far as the graph allows.
+        backend: ``ort-cpu`` or ``ort-cuda``.
+        threads: Threads of one operator on the CPU; None: what each runtime chooses.
+    """
+
+    seq_len: int | None = None
+    batch: int | None = None
+    backend: str = DEFAULT_BACKEND
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check what does not depend on the bundle."""
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads={self.threads} is not usable; use at least 1")
+        if self.backend.split(":")[0] == ENGINE_PREFIX:
+            raise ConfigError(
+                f"backend {self.backend!r} cannot be read inside: an engine shows its outputs alone, and would have to "
+                f"be built anew with the probes as outputs; use one of {', '.join(ORT_PROVIDERS)}"
+            )
+        if self.backend not in ORT_PROVIDERS:
+            raise ConfigError(f"unknown backend {self.backend!r}; use one of {', '.join(ORT_PROVIDERS)}")
+
+
+def bisect_bundle(
+    bundle: Bundle,
+    options: BisectOptions | None = None,
+    *,
+    against: Bundle | None = None,
+    progress: ProgressCallback | None = None,
+) -> BisectReport:
+    """Find the first quantity that the graph of a bundle computes wrongly.
+
+    The reference is the model in fp64. How far the eager model in the graph's precision is from it tells what rounding
+    does at each quantity, and so what is a fault.
+
+    Args:
+        bundle: The exported model.
+        options: What is tried; None: the defaults.
+        against: Another bundle of the same model, whose graph is the reference instead.
+        progress: Called before each run.
+
+    Raises:
+        InputError: A length or batch lies outside of the graph's range, or does not fit into memory.
+        BundleError: A bundle does not say where its graph can be read, or has no value that can be.
+        ConfigError: The two bundles hold different models.
+        BackendUnavailableError: onnxruntime, or the provider, cannot be used here.
+    """
+    options = options or BisectOptions()
+    graph, probes = bundle.get_graph(GRAPH), bundle.read_probes()
+    for name, value in (("seq", options.seq_len), ("batch", options.batch)):
+        if value is not None:
+            check_lengths(graph, *((value,), None) if name == "seq" else (None, (value,)))
+    precision = graph.precision
+    if against is not None:
+        if against.read_config() != bundle.read_config():
+            raise ConfigError(f"{bundle.path} and {against.path} hold different models; compare bundles of one model")
+        precision = pick_coarser(precision, against.get_graph(GRAPH).precision)
+
+    model = bundle.load_model()
+    cells = plan_runs(graph, model.config, options.seq_len, options.batch)
+    for cell in cells:
+        check_memory(model.config, cell)
+    runs = []
+    with contextlib.ExitStack() as stack:
+        actual = _open_graph(stack, bundle, model.config, options)
+        reference: Source
+        eager: Source | None = None
+        if against is None:
+            reference = _open_model(stack, model, "fp64", options)
+            eager = _open_model(stack, model, pick_coarser(precision), options)
+        else:
+            reference = _open_graph(stack, against, model.config, options)
+        for index, cell in enumerate(cells):
+            if progress:
+                progress(index, len(cells), str(cell))
+            runs.append(compare_run(cell, model.config, probes.probes, (reference, actual, eager), precision))
+            if not runs[-1]:
+                break
+    name = FLOAT64_MODEL if against is None else str(against.path)
+    return BisectReport(str(bundle.path), name, options.backend, tuple(runs))
+
+
+def _open_model(
+    stack: contextlib.ExitStack, model: ReferenceModel, precision: str, options: BisectOptions
+) -> ModelSource:
+    """Open a copy of the model in a precision."""
+    from flash_export.runtime.eager import EagerRunner
+
+    own = copy.deepcopy(model)
+    return ModelSource(own, stack.enter_context(EagerRunner(own, threads=options.threads, precision=precision)))
+
+
+def _open_graph(
+    stack: contextlib.ExitStack, bundle: Bundle, config: ModelConfig, options: BisectOptions
+) -> GraphSource:
+    """Open the graph twice: as it is, and with its probes as outputs, as far as it has them."""
+    from flash_export.runtime.ort import OrtRunner, list_values
+
+    graph, path, probes = bundle.get_graph(GRAPH), bundle.get_graph_path(GRAPH), bundle.read_probes()
+    there = list_values(path)
+    wanted = [probe.tensor for probe in probes.probes if probe.tensor in there and probe.name != LOGITS]
+    if not wanted:
+        raise BundleError(f"{path} has none of the values that the bundle says it can be read at; export it again")
+    provider, threads = ORT_PROVIDERS[options.backend], options.threads
+    plain, probed = (
+        stack.enter_context(OrtRunner(graph, path, provider=provider, threads=threads, inner_values=names))
+        for names in ((), tuple(wanted))
+    )
+    return GraphSource(bundle, probes, config, plain, probed)

@@ -1,0 +1,113 @@
+"""What a bisection found, as frozen dataclasses with a JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from flash_export.probes import Point
+
+if TYPE_CHECKING:
+    from flash_export.validators.plan import Cell
+
+ProbeStatus = Literal["clean", "wrong", "infinite", "missing"]
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """One quantity in one run; true unless it is wrong.
+
+    Attributes:
+        name: The quantity, such as ``layers.3.kv``.
+        tensor: Name of the value in the graph.
+        status: ``clean``, ``wrong``, ``infinite`` (NaN or infinity) or ``missing`` (the graph has no such value).
+        error: Largest difference from the reference, as a fraction of its largest magnitude; None if there is none.
+        noise: The same of the eager model in the graph's precision; None if it overflows, or where two graphs are
+            compared.
+        limit: Largest accepted error.
+        note: What is off, in a few words.
+    """
+
+    name: str
+    tensor: str
+    status: ProbeStatus
+    error: float | None = None
+    noise: float | None = None
+    limit: float | None = None
+    note: str = ""
+
+    def __bool__(self) -> bool:
+        return self.status in ("clean", "missing")
+
+    @property
+    def point(self) -> Point:
+        """Block and quantity."""
+        return Point.parse(self.name)
+
+    @property
+    def ratio(self) -> float | None:
+        """The error as a fraction of its limit: above 1 it is wrong."""
+        return None if self.error is None or not self.limit else self.error / self.limit
+
+
+@dataclass(frozen=True)
+class Run:
+    """One input through the reference and the graph; true when the graph runs and no quantity is wrong.
+
+    Attributes:
+        failure: Why the graph did not run, in one line; empty if it did.
+    """
+
+    batch: int
+    seq_len: int
+    masked: bool
+    rows: tuple[ProbeRow, ...]
+    failure: str = ""
+
+    @classmethod
+    def of(cls, cell: Cell, rows: list[ProbeRow]) -> Run:
+        """Put the rows into the order of computation."""
+        return cls(cell.batch, cell.seq_len, cell.masked, tuple(sorted(rows, key=lambda row: row.point.order)))
+
+    def __bool__(self) -> bool:
+        return self.fault is None and not self.failure
+
+    def __str__(self) -> str:
+        return f"{self.batch} x {self.seq_len}{' masked' if self.masked else ''}"
+
+    @property
+    def fault(self) -> ProbeRow | None:
+        """The first quantity that is wrong."""
+        return next((row for row in self.rows if not row), None)
+
+
+@dataclass(frozen=True)
+class BisectReport:
+    """Everything that a bisection found; true when no quantity is wrong in any run.
+
+    Attributes:
+        bundle: The bundle whose graph was read.
+        reference: What it was compared with: ``float64 model``, or another bundle.
+        backend: What ran the graph.
+        runs: The runs; the last one is the one with the fault, if there is any.
+    """
+
+    bundle: str
+    reference: str
+    backend: str
+    runs: tuple[Run, ...]
+
+    def __bool__(self) -> bool:
+        return all(self.runs)
+
+    @property
+    def shown_run(self) -> Run:
+        """The run that tells most: the one with the fault, else the first."""
+        return next((run for run in self.runs if not run), self.runs[0])
+
+    def to_json(self, finding: str) -> str:
+        """Return strict JSON, with the finding in words."""
+        values: dict[str, Any] = {"clean": bool(self), "finding": finding, **dataclasses.asdict(self)}
+        return json.dumps(values, indent=2, allow_nan=False) + "\n"

@@ -1,0 +1,49 @@
+"""What a graph says of its own shapes, before it is run: an axis of fixed size was baked in when it was traced."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from flash_export.validators.results import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnx
+
+    from flash_export.manifest import GraphSpec
+    from flash_export.validators.backends import Backend
+
+CHECK = "symbolic-shape"
+_AXES = ("batch", "seq")
+
+
+def check_symbolic_shapes(backend: Backend, graph: GraphSpec) -> list[Row]:
+    """Compare the declared axes of a backend's ONNX file with those that the bundle promises.
+
+    Args:
+        backend: What is checked; one that runs no single ONNX file has no row.
+        graph: Contract of the forward graph.
+    """
+    if backend.onnx_path is None:
+        return []
+    import onnx
+
+    row = Row(backend.name, backend.graph, None, None, masked=False, status="passed", check=CHECK)
+    model = onnx.load(backend.onnx_path, load_external_data=False)
+    if fixed := list(_find_fixed_axes(model, graph)):
+        return [replace(row, status="failed", reason=f"{'; '.join(fixed)}: it was traced for that size alone")]
+    return [row]
+
+
+def _find_fixed_axes(model: onnx.ModelProto, graph: GraphSpec) -> Iterator[str]:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    promised = graph.inputs[0].shape
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name in weights:
+            continue
+        dims = value.type.tensor_type.shape.dim
+        for axis, dim in zip(promised[: len(_AXES)], dims[: len(_AXES)], strict=False):
+            if isinstance(axis, str) and dim.HasField("dim_value"):
+                yield f"{value.name} has {axis}={dim.dim_value}, promised is any from {graph.axes[axis].min} on"

@@ -1,0 +1,158 @@
+"""Profiling the ranges of a bundle's model over lengths."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flash_export.errors import ConfigError, InputError
+from flash_export.validators.backends import GRAPH
+from flash_export.validators.memory import describe_lack_of_memory
+from flash_export.validators.plan import Cell, check_lengths, get_axis, get_probe_chunk
+from flash_export.validators.ranges.growth import fit_growth
+from flash_export.validators.ranges.measure import Range, measure_ranges
+from flash_export.validators.ranges.results import RangePoint, RangeRow, RangesReport
+from flash_export.validators.ranges.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flash_export.bundle import Bundle
+    from flash_export.models.base import ModelConfig, ReferenceModel
+    from flash_export.probes import Probe
+    from flash_export.runtime.runner import Runner
+
+    # Lengths done, lengths in all, and what comes next.
+    ProgressCallback = Callable[[int, int, str], None]
+
+DEFAULT_SECONDS = 60.0
+DEFAULT_WINDOWS = 4
+_DOUBLING = 2.5  # times longer that twice the length takes; four where the attention is quadratic in it
+_QUADRATIC_DOUBLING = 4.5
+
+
+@dataclass(frozen=True)
+class RangesOptions:
+    """What is measured.
+
+    Attributes:
+        seq_lens: Lengths; None: twice the chunk and its doublings, as far as text, memory and time go.
+        windows: Pieces of text of each length.
+        random: Whether random tokens are read even where there is a held-out text.
+        seconds: Time for the default lengths.
+        threads: Threads of one operator; None: what PyTorch chooses.
+    """
+
+    seq_lens: tuple[int, ...] | None = None
+    windows: int = DEFAULT_WINDOWS
+    random: bool = False
+    seconds: float = DEFAULT_SECONDS
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check what does not depend on the bundle."""
+        for name in ("windows", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} is not usable; use at least 1")
+        if not self.seconds > 0:
+            raise ConfigError(f"seconds={self.seconds} is not usable; use more than 0")
+
+
+def profile_ranges(
+    bundle: Bundle, options: RangesOptions | None = None, progress: ProgressCallback | None = None
+) -> RangesReport:
+    """Measure how large each quantity of the model becomes, and where fp16 would overflow in the exported graph.
+
+    Args:
+        bundle: The exported model.
+        options: What is measured; None: the defaults.
+        progress: Called before each length.
+
+    Raises:
+        InputError: A length lies outside of the graph's range, is longer than the text, or does not fit into memory.
+        BundleError: The bundle does not say in which scale its graph holds the quantities.
+    """
+    from flash_export.runtime.eager import EagerRunner
+
+    options = options or RangesOptions()
+    graph, probes = bundle.get_graph(GRAPH), bundle.read_probes()
+    check_lengths(graph, options.seq_lens, None)
+    model = bundle.load_model()
+    text = Text.load(bundle, int(model.config.to_dict()["vocab_size"]), random=options.random)
+    axis = get_axis(graph, "seq")
+    seq_lens = _plan_lengths(model.config, axis.max) if options.seq_lens is None else sorted(set(options.seq_lens))
+    with EagerRunner(model, threads=options.threads) as runner:
+        found, stopped = _measure_lengths(model, runner, text, seq_lens, options, progress)
+    if not found:
+        raise InputError(f"nothing was measured: {stopped}; choose shorter lengths with --lengths")
+    scales = {probe.name: probe for probe in probes.probes}
+    names = list(next(iter(found.values())))
+    rows = [_build_row(name, found, scales.get(name)) for name in names]
+    rows.sort(key=lambda row: row.urgency)
+    return RangesReport(str(bundle.path), text.source, tuple(found), axis.max, tuple(rows), stopped)
+
+
+def _plan_lengths(config: ModelConfig, longest: int) -> list[int]:
+    """Return twice the chunk, doubled as long as the graph allows: within one chunk nothing has a past to sum."""
+    lengths = [min(2 * get_probe_chunk(config), longest)]
+    while 2 * lengths[-1] <= longest:
+        lengths.append(2 * lengths[-1])
+    return lengths
+
+
+def _measure_lengths(
+    model: ReferenceModel,
+    runner: Runner,
+    text: Text,
+    seq_lens: list[int],
+    options: RangesOptions,
+    progress: ProgressCallback | None,
+) -> tuple[dict[int, dict[str, Range]], str]:
+    """Measure the lengths in turn, until one of the default ones is too much."""
+    found: dict[int, dict[str, Range]] = {}
+    start = time.perf_counter()
+    factor = _DOUBLING if hasattr(model.config, "chunk_size") else _QUADRATIC_DOUBLING
+    last = 0.0
+    for index, seq_len in enumerate(seq_lens):
+        windows = text.count_windows(seq_len, options.windows)
+        while windows > 1 and describe_lack_of_memory(model.config, Cell(windows, seq_len, masked=False)):
+            windows -= 1
+        refusal = _refuse_length(model.config, text, seq_len, windows)
+        if refusal is not None and options.seq_lens is not None:
+            raise InputError(refusal)
+        expected = last * factor
+        is_late = found and time.perf_counter() - start + expected > options.seconds
+        if refusal is None and options.seq_lens is None and is_late:
+            refusal = f"{seq_len} tokens would take about {expected:.0f} s more; --seconds allows it"
+        if refusal is not None:
+            return found, refusal
+        if progress:
+            progress(index, len(seq_lens), f"{windows} x {seq_len}")
+        before = time.perf_counter()
+        found[seq_len] = measure_ranges(model, runner, text.cut_windows(seq_len, windows))
+        last = time.perf_counter() - before
+    return found, ""
+
+
+def _refuse_length(config: ModelConfig, text: Text, seq_len: int, windows: int) -> str | None:
+    if windows < 1:
+        have = 0 if text.tokens is None else len(text.tokens)
+        return f"seq_len={seq_len} is more than the {have} tokens of the held-out text; use less, or --random"
+    return describe_lack_of_memory(config, Cell(windows, seq_len, masked=False))
+
+
+def _build_row(name: str, found: dict[int, dict[str, Range]], probe: Probe | None) -> RangeRow:
+    points = tuple(
+        RangePoint(seq_len, ranges[name].max_abs, ranges[name].rms, ranges[name].max_abs * _scale(probe, seq_len))
+        for seq_len, ranges in found.items()
+    )
+    growth = fit_growth([point.seq_len for point in points], [point.graph_max_abs for point in points])
+    return RangeRow(name, points, growth)
+
+
+def _scale(probe: Probe | None, seq_len: int) -> float:
+    """Return the factor from the reference's values to those of the graph."""
+    factor = 1.0 if probe is None else abs(probe.scale) * float(seq_len) ** probe.length_power
+    return 1 / factor if factor else 0.0
