@@ -57,3 +57,12 @@ def test_report_without_noise_has_no_band() -> None:
     plot = build_error_plot(make_report(replace(make_passed(), noise=None)))
     assert plot is not None
     assert [one.label for one in plot.series] == ["limit", "ort-cpu"]
+
+
+def test_every_row_that_passed_is_below_the_limit() -> None:
+    """The rows of a length may have very different limits: what is masked sees less of the text."""
+    strict = make_passed(64, masked=True, max_abs_error=1e-7, max_rel_error=4e-8, noise=1e-8, tolerance=1e-6)
+    plot = build_error_plot(make_report(strict, make_passed(64)))
+    height = float(find_series(plot, "limit").path.split()[1])
+    assert find_series(plot, "ort-cpu").marks[0].y > height
+    assert find_series(plot, "ort-cpu, masked").marks[0].y > height
