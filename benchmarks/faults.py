@@ -367,7 +367,7 @@ FAULTS = (
     Fault("norm gain off by 1 %", _weight("head.norm.weight", lambda gain: 1.01 * gain), BOTH, ("logits",)),
     Fault("weights rounded to fp16", partial(_round_all_weights, 10), BOTH),
     Fault("weights rounded to bf16", partial(_round_all_weights, 7), BOTH),
-    Fault("weights rounded to 16 bits of mantissa", partial(_round_all_weights, 16), BOTH),
+    Fault("weights rounded to 14 bits of mantissa", partial(_round_all_weights, 14), BOTH),
     Fault(
         "gates computed in fp16",
         partial(_compute_in_half, _block("projection/Mul_1:0"), f"layers.{BLOCK}/Split_0"),
