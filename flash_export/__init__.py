@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from flash_export.validators.bisect.bisect import bisect_bundle as bisect_bundle
     from flash_export.validators.ranges.profile import RangesOptions as RangesOptions
     from flash_export.validators.ranges.profile import profile_ranges as profile_ranges
+    from flash_export.validators.report.comparison import compare_reports as compare_reports
+    from flash_export.validators.report.files import read_report as read_report
     from flash_export.validators.validate import validate_bundle as validate_bundle
 
 __version__ = "0.1.0"
@@ -51,10 +53,12 @@ _MODULES = {
     "Tolerance": "flash_export.config",
     "bisect_bundle": "flash_export.validators.bisect.bisect",
     "build_engine": "flash_export.exporters.engine",
+    "compare_reports": "flash_export.validators.report.comparison",
     "export_onnx": "flash_export.exporters.export",
     "inspect_path": "flash_export.exporters.inspection",
     "load_checkpoint": "flash_export.models.checkpoint",
     "profile_ranges": "flash_export.validators.ranges.profile",
+    "read_report": "flash_export.validators.report.files",
     "validate_bundle": "flash_export.validators.validate",
 }
 __all__ = ["__version__", *_MODULES]

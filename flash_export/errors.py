@@ -43,5 +43,9 @@ class StateError(FlashExportError):
     """A carried state belongs to another model or batch, or holds what no state can hold."""
 
 
+class ReportError(FlashExportError):
+    """A validation report cannot be read."""
+
+
 class BackendUnavailableError(FlashExportError):
     """A runtime, a provider or a device that was asked for is not usable here."""

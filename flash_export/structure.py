@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 def find_mismatch(values: object, expected: Any, where: str = "") -> str | None:
@@ -13,8 +13,8 @@ def find_mismatch(values: object, expected: Any, where: str = "") -> str | None:
 
     Args:
         values: Parsed JSON.
-        expected: A dataclass, or what its fields are made of: ``str``, ``int``, ``float``, ``X | None``,
-            ``tuple[X, ...]`` (a JSON list) and ``dict[str, X]``.
+        expected: A dataclass, or what its fields are made of: ``str``, ``int``, ``float``, ``bool``,
+            ``X | None``, ``Literal["a", "b"]``, ``tuple[X, ...]`` (a JSON list) and ``dict[str, X]``.
         where: Dotted path of ``values``, for the message.
     """
     origin = get_origin(expected)
@@ -23,11 +23,14 @@ def find_mismatch(values: object, expected: Any, where: str = "") -> str | None:
     if origin is types.UnionType:
         mismatches = [find_mismatch(values, member, where) for member in get_args(expected)]
         return None if None in mismatches else mismatches[0]
+    if origin is Literal:
+        allowed = get_args(expected)
+        return None if values in allowed else f"{where or 'it'} is {values!r}, wanted {' or '.join(map(str, allowed))}"
     if origin is tuple and isinstance(values, list):
         items = [(f"{where}[{index}]", value, get_args(expected)[0]) for index, value in enumerate(values)]
     elif origin is dict and isinstance(values, Mapping):
         items = [(f"{where}.{name}".lstrip("."), value, get_args(expected)[1]) for name, value in values.items()]
-    elif expected in (str, int, float, type(None)) and type(values) in (
+    elif expected in (str, int, float, bool, type(None)) and type(values) in (
         (int, float) if expected is float else (expected,)
     ):
         return None

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -21,6 +21,8 @@ class Outer:
     seconds: float = 0.0
     optional: Inner | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    status: Literal["good", "bad"] = "good"
+    is_new: bool = False
 
 
 GOOD: dict[str, Any] = {"name": "a", "inner": {"x": {"sizes": [1, "seq"]}}, "seconds": 1, "optional": None}
@@ -30,7 +32,9 @@ def test_what_a_dataclass_becomes_as_json_fits() -> None:
     assert find_mismatch(GOOD, Outer) is None
     assert find_mismatch({**GOOD, "seconds": 1.5, "optional": {"sizes": []}}, Outer) is None
     assert find_mismatch({"name": "a", "inner": {}}, Outer) is None
-    assert dataclasses.asdict(Outer("a", {})) == {**GOOD, "inner": {}, "seconds": 0.0, "counts": {}}
+    assert find_mismatch({**GOOD, "status": "bad", "is_new": True}, Outer) is None
+    plain = {"inner": {}, "seconds": 0.0, "counts": {}, "status": "good", "is_new": False}
+    assert dataclasses.asdict(Outer("a", {})) == {**GOOD, **plain}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +52,9 @@ def test_what_a_dataclass_becomes_as_json_fits() -> None:
         ({"seconds": True}, "seconds is bool, wanted float"),
         ({"optional": 1}, "optional is int, wanted Inner"),
         ({"counts": {"a": True}}, "counts.a is bool, wanted int"),
+        ({"status": "fine"}, "status is 'fine', wanted good or bad"),
+        ({"status": ["good"]}, "status is ['good'], wanted good or bad"),
+        ({"is_new": 1}, "is_new is int, wanted bool"),
         ({"more": 1}, "it has the unknown field 'more'"),
     ],
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import BundleError, ConfigError
 from flash_export.files import write_file
+from flash_export.validators.footprint import Footprint
 from flash_export.validators.results import Row
 
 if TYPE_CHECKING:
@@ -28,10 +29,22 @@ class StepResult:
     Attributes:
         rows: Its rows.
         bits_per_byte: Bits per byte by backend; only the held-out text has them.
+        footprint: What a backend costs; only the step that measures it has one.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = ()
     bits_per_byte: dict[str, float] | None = None
+    footprint: Footprint | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StepResult:
+        """Rebuild from JSON."""
+        footprint = values["footprint"]
+        return cls(
+            tuple(map(Row.from_dict, values["rows"])),
+            values["bits_per_byte"],
+            None if footprint is None else Footprint.from_dict(footprint),
+        )
 
 
 class Journal:
@@ -90,9 +103,7 @@ class Journal:
         kept = []
         for line in lines[1:]:
             if found := _parse(line):
-                result = found["result"]
-                rows = tuple(map(Row.from_dict, result["rows"]))
-                self._steps[found["label"]] = StepResult(rows, result["bits_per_byte"])
+                self._steps[found["label"]] = StepResult.from_dict(found["result"])
                 kept.append(line)
         return kept
 

@@ -46,6 +46,10 @@ class Percentiles:
         low, high = find_median_interval(len(ordered))
         return cls(p50, p90, p99, float(ordered[low]), float(ordered[high]), len(ordered))
 
+    def overlaps(self, other: Percentiles) -> bool:
+        """Tell whether the intervals of the medians have anything in common: then neither is surely the faster."""
+        return self.p50_low <= other.p50_high and other.p50_low <= self.p50_high
+
 
 def find_median_interval(count: int) -> tuple[int, int]:
     """Return which of ``count`` sorted samples bound the median with 95 % confidence, whatever their distribution.

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from flash_export.validators.footprint import Footprint
 from flash_export.validators.latency import Percentiles
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Row:
         compiled_latency_ms: Latency of the eager model under ``torch.compile``, if that was asked for.
         first_latency_ms: The first run of the backend at this shape, whatever it had to prepare included.
         speedup: How many times faster the backend is than the eager model, by the medians.
+        tokens_per_s: Throughput of the backend, by its median.
     """
 
     backend: str
@@ -69,6 +71,7 @@ class Row:
     compiled_latency_ms: Percentiles | None = None
     first_latency_ms: float | None = None
     speedup: float | None = None
+    tokens_per_s: float | None = None
 
     def __bool__(self) -> bool:
         return self.status == "passed"
@@ -77,7 +80,7 @@ class Row:
     def from_dict(cls, values: Mapping[str, Any]) -> Row:
         """Rebuild from JSON."""
         latencies = ("latency_ms", "eager_latency_ms", "compiled_latency_ms")
-        found = {name: Percentiles(**values[name]) for name in latencies if values[name] is not None}
+        found = {name: Percentiles(**values[name]) for name in latencies if values.get(name) is not None}
         return cls(**{**values, **found})
 
 
@@ -91,6 +94,7 @@ class ValidationReport:
         rows: Every check.
         bits_per_byte: Bits per byte on held-out text of ``eager`` and of each backend.
         diagnosis: What the failures have in common, a sentence each.
+        footprints: What each backend costs in a process of its own: opening, first calls, memory.
     """
 
     bundle: str
@@ -98,6 +102,7 @@ class ValidationReport:
     rows: tuple[Row, ...]
     bits_per_byte: dict[str, float] | None = None
     diagnosis: tuple[str, ...] = ()
+    footprints: tuple[Footprint, ...] = ()
     format_version: int = REPORT_FORMAT_VERSION
 
     @property
@@ -124,5 +129,9 @@ class ValidationReport:
     def from_dict(cls, values: Mapping[str, Any]) -> ValidationReport:
         """Rebuild from the JSON form."""
         given = {name: value for name, value in values.items() if name != "passed"}
-        rows = tuple(map(Row.from_dict, given["rows"]))
-        return cls(**{**given, "rows": rows, "diagnosis": tuple(given["diagnosis"])})
+        lists = {
+            "rows": tuple(map(Row.from_dict, given["rows"])),
+            "diagnosis": tuple(given.get("diagnosis", ())),
+            "footprints": tuple(map(Footprint.from_dict, given.get("footprints", ()))),
+        }
+        return cls(**{**given, **lists})

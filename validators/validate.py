@@ -18,6 +18,7 @@ from flash_export.validators.cells import CellChecker, OpenBackend, describe_exc
 from flash_export.validators.contract import check_symbolic_shapes
 from flash_export.validators.diagnosis import diagnose_rows
 from flash_export.validators.environment import describe_environment
+from flash_export.validators.footprint import measure_footprint, plan_footprint
 from flash_export.validators.heldout import Heldout
 from flash_export.validators.invariances import check_invariances
 from flash_export.validators.journal import Journal, StepResult
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from flash_export.runtime.runner import Runner
     from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
+    from flash_export.validators.footprint import FootprintRequest
     from flash_export.validators.plan import Cell
 
     # Work done, work in all, and what comes next; the unit is tokens.
@@ -54,7 +56,7 @@ class ValidationOptions:
         atol: Accepted absolute difference; with ``rtol``, in place of the error budget of the graph's precision.
         rtol: Accepted difference as a fraction of the output's scale.
         threads: Threads of one operator on the CPU; None: what each backend chooses.
-        latency_budget_s: Time for measuring the latency of one cell; 0: do not measure it.
+        latency_budget_s: Time for measuring the latency of one cell; 0: measure neither it nor the footprints.
         compiled: Whether the eager model is timed under ``torch.compile`` too.
     """
 
@@ -143,6 +145,7 @@ def validate_bundle(
             model.config, reference, eager, options.latency_budget_s, is_default_plan=plan.is_default, text=text
         )
         steps = list(_list_steps(plan, checker, opened, heldout, bundle, limit))
+        steps += _list_footprints(plan, checker, opened, bundle, options)
         results = list(_run_steps(steps, journal, progress))
         environment = describe_environment(bundle, model, options.threads) | {"plan": plan.name}
     order = {backend.name: index for index, backend in enumerate(backends)}
@@ -154,6 +157,7 @@ def validate_bundle(
         (*rows, *skipped),
         bits,
         diagnose_rows(rows, get_probe_chunk(model.config)),
+        tuple(result.footprint for result in results if result.footprint is not None),
     )
 
 
@@ -264,6 +268,27 @@ def _list_steps(
             return StepResult(tuple(unanswered), bits)
 
         yield Step("held-out text", heldout.tokens.size, read_heldout)
+
+
+def _list_footprints(
+    plan: Plan, checker: CellChecker, opened: Sequence[OpenBackend], bundle: Bundle, options: ValidationOptions
+) -> Iterator[Step]:
+    graph = bundle.get_graph(GRAPH)
+    for one in opened if options.latency_budget_s else ():
+        request = plan_footprint(
+            bundle.path,
+            one.backend,
+            graph,
+            checker.config,
+            plan,
+            onnx_files=options.onnx_files,
+            threads=options.threads,
+        )
+
+        def measure(request: FootprintRequest = request) -> StepResult:
+            return StepResult(footprint=measure_footprint(request))
+
+        yield Step(f"footprint of {one.backend.name}", 2 * request.batch * sum(request.seq_lens), measure)
 
 
 def _check_cell(checker: CellChecker, cell: Cell, opened: Sequence[OpenBackend]) -> StepResult:

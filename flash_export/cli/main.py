@@ -20,6 +20,7 @@ from flash_export.cli.export_onnx import onnx_command
 from flash_export.cli.generate import generate_command
 from flash_export.cli.inspect_path import inspect_command
 from flash_export.cli.profile_ranges import profile_ranges_command
+from flash_export.cli.show_report import report_command
 from flash_export.cli.validate import validate_command
 from flash_export.errors import FlashExportError
 
@@ -97,6 +98,7 @@ for _command in (
     onnx_command,
     trt_command,
     validate_command,
+    report_command,
     bisect_command,
     profile_ranges_command,
     generate_command,

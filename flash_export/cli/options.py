@@ -86,6 +86,20 @@ def _read_json_object(path: Path) -> dict[str, Any]:
     return values
 
 
+def write_text(target: str | None, text: str) -> None:
+    """Write to a file, to stdout for ``-``, or nowhere for None.
+
+    Raises:
+        BundleError: The file cannot be written.
+    """
+    from flash_export.files import write_file
+
+    if target == STDOUT:
+        click.echo(text, nl=False)
+    elif target is not None:
+        write_file(Path(target), text.encode())
+
+
 def format_bytes(count: int) -> str:
     """Return a size with a binary unit, such as ``3.1 MiB``."""
     size = float(count)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flash_export.cli.options import STDOUT, IntegerList, show_progress
+from flash_export.cli.options import STDOUT, IntegerList, show_progress, write_text
 
 EXIT_VALIDATION_FAILED = 1
 JOURNAL_FILE = ".validation.jsonl"
@@ -42,7 +42,7 @@ JOURNAL_FILE = ".validation.jsonl"
 @click.option("--rtol", type=float, help="Accept this error relative to the largest logit, in place of the budget.")
 @click.option("--threads", type=int, help="CPU threads of one operator, for all models.")
 @click.option("--compile", "compiled", is_flag=True, help="Time the eager model under torch.compile too.")
-@click.option("--no-latency", is_flag=True, help="Leave the timing out.")
+@click.option("--no-latency", is_flag=True, help="Leave timing and memory out.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted validation of the same options.")
 @click.option(
     "--report",
@@ -51,6 +51,8 @@ JOURNAL_FILE = ".validation.jsonl"
     help="Folder for report.json and report.html.  [default: BUNDLE/reports]",
 )
 @click.option("--json", "json_file", metavar="FILE", help="Write the report's JSON here too; - for stdout.")
+@click.option("--markdown", "markdown_file", metavar="FILE", help="Write a summary in Markdown; - for stdout.")
+@click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write JUnit XML, for CI systems.")
 def validate_command(
     bundle: Path,
     plan: str,
@@ -67,6 +69,8 @@ def validate_command(
     resume: bool,
     report_dir: Path | None,
     json_file: str | None,
+    markdown_file: str | None,
+    junit_file: Path | None,
 ) -> None:
     """Compare outputs and latency of an exported BUNDLE with the eager PyTorch model, over many lengths.
 
@@ -83,12 +87,16 @@ def validate_command(
       flash-export validate BUNDLE --backend trt --rtol 1e-3
       flash-export validate BUNDLE --onnx other/model.onnx
       flash-export validate BUNDLE --json - | jq .passed
+      flash-export validate BUNDLE --junit junit.xml --markdown - >> $GITHUB_STEP_SUMMARY
     """
+    if json_file == markdown_file == STDOUT:
+        raise click.UsageError("--json and --markdown both go to stdout; give one of them a file")
     from rich.console import Console
 
     from flash_export.bundle import REPORT_FOLDER, Bundle
     from flash_export.validators.latency import DEFAULT_BUDGET_S
-    from flash_export.validators.report.files import write_report
+    from flash_export.validators.report.files import HTML_FILE, JSON_FILE, ReportFiles, write_report
+    from flash_export.validators.report.markdown import render_markdown
     from flash_export.validators.report.terminal import print_report
     from flash_export.validators.validate import ValidationOptions, validate_bundle
 
@@ -111,13 +119,12 @@ def validate_command(
     opened = Bundle.open(bundle)
     with show_progress(stderr, "Validating") as progress:
         report = validate_bundle(opened, options, progress, journal_path=journal, resume=resume)
-    json_path = None if json_file in (None, STDOUT) else Path(str(json_file))
-    html_path = write_report(report, folder, json_path)
+    write_report(report, ReportFiles(folder / JSON_FILE, folder / HTML_FILE, junit_file))
+    write_text(json_file, report.to_json())
+    write_text(markdown_file, render_markdown(report))
     journal.unlink(missing_ok=True)
-    if json_file == STDOUT:
-        click.echo(report.to_json(), nl=False)
-    human = stderr if json_file == STDOUT else Console()
+    human = stderr if STDOUT in (json_file, markdown_file) else Console()
     print_report(report, human)
-    human.print(f"Report: {html_path}", highlight=False, soft_wrap=True)
+    human.print(f"Report: {folder / HTML_FILE}", highlight=False, soft_wrap=True)
     if not report:
         raise click.exceptions.Exit(EXIT_VALIDATION_FAILED)

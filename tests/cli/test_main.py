@@ -18,7 +18,7 @@ from flash_export.errors import BundleError
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 SCRIPT = Path(sys.executable).parent / "flash-export"
-COMMANDS = ["bisect", "demo", "doctor", "generate", "inspect", "onnx", "profile-ranges", "trt", "validate"]
+COMMANDS = ["bisect", "demo", "doctor", "generate", "inspect", "onnx", "profile-ranges", "report", "trt", "validate"]
 HEAVY_MODULES = ["torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy"]
 UPDATE = "UPDATE_SNAPSHOTS"
 
@@ -73,7 +73,9 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert list_heavy_modules("import numpy") == ["numpy"], "this test cannot see heavy modules"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["onnx", "--help"], ["validate", "--help"], ["nope"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["onnx", "--help"], ["report", "--help"], ["validate", "--help"], ["nope"]]
+)
 def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:
     code = f"from flash_export.cli.main import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
     assert list_heavy_modules(code) == []
@@ -92,7 +94,7 @@ def test_installed_script() -> None:
     ("arguments", "message"),
     [
         (["--bogus"], "No such option '--bogus'; see 'flash-export --help'"),
-        (["export"], "No such command 'export'; see 'flash-export --help'"),
+        (["nonsense"], "No such command 'nonsense'; see 'flash-export --help'"),
         (["onnx"], "Missing argument 'CHECKPOINT'; see 'flash-export onnx --help'"),
         (["onnx", "x"], "Missing option '-o' / '--output'; see 'flash-export onnx --help'"),
         (["inspect", "--bogus", "x"], "No such option '--bogus'; see 'flash-export inspect --help'"),

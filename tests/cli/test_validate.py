@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import onnx
 import pytest
@@ -24,7 +25,7 @@ from flash_export.validators.accuracy import AccuracyResult, compare_outputs
 if TYPE_CHECKING:
     from pathlib import Path
 
-QUICK = ("--seq-lens", "1,7,9", "--batch", "2", "--threads", "1", "--backend", "ort-cpu")
+QUICK = ("--seq-lens", "1,7,9", "--batch", "2", "--threads", "1", "--backend", "ort-cpu", "--no-latency")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,46 @@ def test_good_bundle_exits_0_and_leaves_two_reports(bundle: Bundle) -> None:
     assert "PASSED  6 passed, 0 failed, 0 skipped" in result.stdout
     assert sorted(path.name for path in (bundle.path / "reports").iterdir()) == ["report.html", "report.json"]
     assert json.loads((bundle.path / "reports" / "report.json").read_text())["passed"] is True
+
+
+def test_further_forms_are_written_where_they_are_wanted(bundle: Bundle, tmp_path: Path) -> None:
+    result = invoke(bundle, *QUICK, "--junit", str(tmp_path / "ci" / "junit.xml"), "--markdown", "-")
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("## ✅ The exported model gives the same answers as the original.")
+    assert "PASSED  6 passed, 0 failed, 0 skipped" in result.stderr
+    suites = ET.parse(tmp_path / "ci" / "junit.xml").getroot()
+    assert [(suite.get("name"), suite.get("tests")) for suite in suites] == [("ort-cpu", "6")]
+
+    result = invoke(bundle, *QUICK, "--markdown", str(tmp_path / "summary.md"), "--json", "-")
+    assert (tmp_path / "summary.md").read_text().startswith("## ✅")
+    assert json.loads(result.stdout)["passed"] is True
+
+
+def test_two_forms_cannot_both_go_to_stdout(bundle: Bundle) -> None:
+    result = invoke(bundle, "--markdown", "-", "--json", "-")
+    assert result.exit_code == 2
+    assert "give one of them a file" in result.stderr
+    assert not (bundle.path / "reports").exists()
+
+
+def test_footprints_are_measured_with_the_latency_and_taken_over(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    timed = ("--seq-lens", "9,20", "--batch", "1", "--threads", "1", "--backend", "ort-cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr("flash_export.validators.validate.measure_footprint", interrupt)
+        assert invoke(bundle, *timed).exit_code == 130
+    assert invoke(bundle, *timed, "--resume").exit_code == 0
+    report = json.loads((bundle.path / "reports" / "report.json").read_text())
+    (footprint,) = report["footprints"]
+    assert [shape["seq_len"] for shape in footprint["shapes"]] == [9, 20]
+    assert footprint["first_call_ms"] > 0
+    assert invoke(bundle, *QUICK).exit_code == 0
+    assert json.loads((bundle.path / "reports" / "report.json").read_text())["footprints"] == []
 
 
 def test_default_run_reports_the_missing_gpu_as_skipped(bundle: Bundle) -> None:
@@ -167,18 +208,18 @@ def test_interrupt_leaves_the_journal_alone_and_resume_goes_on(bundle: Bundle, m
         return compare_outputs(*arguments, **options)
 
     monkeypatch.setattr("flash_export.validators.cells.compare_outputs", interrupt)
-    result = invoke(bundle, *QUICK, "--no-latency")
+    result = invoke(bundle, *QUICK)
     reports = bundle.path / "reports"
 
     assert result.exit_code == 130
     assert [path.name for path in reports.iterdir()] == [".validation.jsonl"]
 
     calls = 10
-    assert invoke(bundle, *QUICK, "--no-latency", "--resume").exit_code == 0
+    assert invoke(bundle, *QUICK, "--resume").exit_code == 0
     assert calls == 14  # two of the six cells were done before
     assert sorted(path.name for path in reports.iterdir()) == ["report.html", "report.json"]
     resumed = json.loads((reports / "report.json").read_text())
-    assert invoke(bundle, *QUICK, "--no-latency").exit_code == 0
+    assert invoke(bundle, *QUICK).exit_code == 0
     assert resumed["rows"] == json.loads((reports / "report.json").read_text())["rows"]
 
 

@@ -72,3 +72,12 @@ def test_interval_of_the_median_holds_it_in_95_of_100_experiments() -> None:
         low, high = find_median_interval(count)
         covered = np.mean((samples[:, low] <= np.log(2)) & (samples[:, high] >= np.log(2)))
         assert 0.945 < covered < 0.995
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "overlap"),
+    [(3.0, 4.0, True), (2.0, 2.5, True), (0.1, 9.0, True), (3.1, 4.0, False), (0.5, 0.9, False)],
+)
+def test_medians_that_may_be_equal_overlap(low: float, high: float, overlap: bool) -> None:
+    one, other = Percentiles(2.0, 9.0, 9.0, 1.0, 3.0, 5), Percentiles(low, 9.0, 9.0, low, high, 5)
+    assert one.overlaps(other) is other.overlaps(one) is overlap

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from flash_export.validators.report.summary import format_percent
+from flash_export.validators.report.formatting import format_percent
 
 if TYPE_CHECKING:
     from flash_export.validators.bisect.results import BisectReport, ProbeRow, Run

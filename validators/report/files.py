@@ -1,35 +1,73 @@
-"""Writing a report to disk: each file whole or not at all."""
+"""Reports on disk: each file written whole or not at all, and read with all that can be wrong with it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
 
+from flash_export.errors import ReportError
 from flash_export.files import write_file
+from flash_export.structure import find_mismatch
 from flash_export.validators.report.html import render_html
+from flash_export.validators.report.junit import render_junit
+from flash_export.validators.results import REPORT_FORMAT_VERSION, ValidationReport
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from flash_export.validators.results import ValidationReport
-
-JSON_FILE = "report.json"
-HTML_FILE = "report.html"
+# What a folder of reports holds.
+JSON_FILE, HTML_FILE = "report.json", "report.html"
 
 
-def write_report(report: ValidationReport, folder: Path, json_copy: Path | None = None) -> Path:
-    """Write ``report.json`` and ``report.html`` into a folder and return the path of the latter.
+@dataclass(frozen=True)
+class ReportFiles:
+    """Where a report is written to, in which form; None: not in that one."""
 
-    Args:
-        report: What a validation found.
-        folder: Created when it does not exist.
-        json_copy: Another file for the JSON.
+    json: Path | None = None
+    html: Path | None = None
+    junit: Path | None = None
+
+
+def write_report(report: ValidationReport, files: ReportFiles) -> None:
+    """Write a report in every form that is asked for; all of them are made before the first is written.
 
     Raises:
         BundleError: A file cannot be written.
     """
-    data, page = report.to_json().encode(), render_html(report).encode()
-    write_file(folder / JSON_FILE, data)
-    write_file(folder / HTML_FILE, page)
-    if json_copy is not None:
-        write_file(json_copy, data)
-    return folder / HTML_FILE
+    made: dict[Path, bytes] = {}
+    if files.json is not None:
+        made[files.json] = report.to_json().encode()
+    if files.html is not None:
+        made[files.html] = render_html(report).encode()
+    if files.junit is not None:
+        made[files.junit] = render_junit(report)
+    for path, data in made.items():
+        write_file(path, data)
+
+
+def read_report(path: str | Path) -> ValidationReport:
+    """Read a ``report.json``.
+
+    Raises:
+        ReportError: The file cannot be read, is no JSON, of another format version, or no report.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ReportError(f"{path} cannot be read as JSON ({reason}); give the report.json of a validation") from error
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if not isinstance(values, dict) or type(version) is not int or "rows" not in values:
+        raise ReportError(f"{path} is no validation report; give the report.json of 'flash-export validate'")
+    if version != REPORT_FORMAT_VERSION:
+        raise ReportError(
+            f"{path} has format_version {version}, this version reads {REPORT_FORMAT_VERSION}; validate the bundle "
+            "again"
+        )
+    facts = {name: value for name, value in values.items() if name != "passed"}
+    if mismatch := find_mismatch(facts, ValidationReport):
+        raise ReportError(f"{path} is damaged: {mismatch}; validate the bundle again")
+    return ValidationReport.from_dict(facts)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it has the number {name}")

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
-from flash_export.validators.report import axes
-from flash_export.validators.report.plots import build_error_plot, build_latency_plot
-from flash_export.validators.report.summary import (
+from flash_export.validators.report import axes, formatting
+from flash_export.validators.report.claims import tabulate_claims
+from flash_export.validators.report.latency_plot import build_latency_plot
+from flash_export.validators.report.measures import (
     compute_error_ratio,
-    format_factor,
-    format_ms,
-    format_percent,
-    format_shape,
-    summarize,
+    compute_noise_multiple,
+    select_comparisons,
 )
+from flash_export.validators.report.plots import build_error_plot
+from flash_export.validators.report.summary import summarize
 
 if TYPE_CHECKING:
     from flash_export.validators.results import ValidationReport
@@ -29,11 +29,26 @@ def render_html(report: ValidationReport) -> str:
     """Return the text of ``report.html``."""
     environment = make_environment()
     environment.filters.update(
-        percent=format_percent, factor=format_factor, ms=format_ms, shape=format_shape, ratio=compute_error_ratio
+        agreement=formatting.format_agreement,
+        bytes=formatting.format_bytes,
+        count=formatting.format_count,
+        error=formatting.format_error,
+        factor=formatting.format_factor,
+        inputs=formatting.format_inputs,
+        interval=formatting.format_interval,
+        ms=formatting.format_ms,
+        multiple=compute_noise_multiple,
+        percent=formatting.format_percent,
+        ratio=compute_error_ratio,
+        shape=formatting.format_shape,
     )
+    comparisons = select_comparisons(report)
     return environment.get_template(TEMPLATE_FILE).render(
         report=report,
         summary=summarize(report),
+        claims=tabulate_claims(report),
+        comparisons=comparisons,
+        timings=[row for row in comparisons if row.latency_ms],
         plots=[plot for plot in (build_error_plot(report), build_latency_plot(report)) if plot],
     )
 

@@ -5,42 +5,47 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flash_export.validators.report.axes import (
-    LogAxis,
-    Tick,
-    build_error_axis,
-    build_latency_axis,
-    build_length_axis,
+from flash_export.validators.report.axes import LogAxis, Tick, build_error_axis, build_length_axis
+from flash_export.validators.report.formatting import format_factor, format_percent, format_shape
+from flash_export.validators.report.measures import (
+    compute_error_ratio,
+    compute_noise_multiple,
+    compute_relative_limit,
+    select_comparisons,
 )
-from flash_export.validators.report.summary import compute_error_ratio, format_ms, format_shape, format_share
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from flash_export.validators.results import Row, ValidationReport
 
-_COLOURS = 4
+COLOURS = 6
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A point with what it says when hovered; ``kind`` is ``dot``, ``ring`` or ``cross``."""
+    """A point with what it says when hovered; ``kind`` is ``dot``, ``ring`` or ``cross``.
+
+    ``spread`` are the heights that a vertical bar through it ends at.
+    """
 
     x: float
     y: float
     title: str
     kind: str = "dot"
+    spread: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line and its marks; ``style`` is a CSS class."""
+    """A line and its marks; ``style`` is a CSS class, ``area`` what is filled below a line."""
 
     label: str
     style: str
-    path: str
+    path: str = ""
     marks: tuple[Mark, ...] = ()
     swatch: str = "line"
+    area: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,33 +63,40 @@ class Plot:
 
 
 def build_error_plot(report: ValidationReport) -> Plot | None:
-    """Plot the largest error at each length against its tolerance; None when nothing was compared."""
-    rows = [row for row in report.rows if row.max_abs_error is not None and row.tolerance]
-    broken = [row for row in report.rows if row.status == "failed" and row.max_abs_error is None and row.seq_len]
-    positive = [value for row in rows for value in (row.max_abs_error, row.tolerance) if value]
+    """Plot the largest error at each length between its limit and the eager model's own error.
+
+    Returns:
+        The plot; None when nothing was compared.
+    """
+    comparisons = select_comparisons(report)
+    rows = [row for row in comparisons if row.max_rel_error is not None and row.tolerance]
+    broken = [row for row in comparisons if row.status == "failed" and row.max_rel_error is None and row.seq_len]
+    found = [(row.max_rel_error, row.noise, compute_relative_limit(row)) for row in rows]
+    positive = [value for values in found for value in values if value]
     if not positive:
         return None
     x_axis, x_ticks = build_length_axis([row.seq_len for row in rows + broken if row.seq_len])
     y_axis, y_ticks = build_error_axis(positive)
 
-    series = [_build_tolerance(rows, x_axis, y_axis)]
-    for index, (backend, own) in enumerate(_group_by_backend(rows)):
+    series = [
+        *_build_noise(rows, x_axis, y_axis),
+        Series("limit", "limit", draw_path(_place(rows, compute_relative_limit, x_axis, y_axis)), swatch="dash"),
+    ]
+    for index, (backend, own) in enumerate(group_by_backend(rows)):
         for masked, kind in ((False, "dot"), (True, "ring")):
-            worst = _pick_worst(row for row in own if row.masked == masked)
-            if not worst:
-                continue
             marks = tuple(
                 Mark(
                     x_axis.place(row.seq_len or 1),
-                    y_axis.place(row.max_abs_error or y_axis.low),
+                    y_axis.place(row.max_rel_error or y_axis.low),
                     _describe_error(row),
                     "cross" if row.status == "failed" else kind,
                 )
-                for row in worst
+                for row in _pick_worst(row for row in own if row.masked == masked)
             )
-            label = f"{backend}, masked" if masked else backend
-            path = "" if masked else _draw([(mark.x, mark.y) for mark in marks])
-            series.append(Series(label, f"s{index % _COLOURS}", path, marks, swatch="ring" if masked else "line"))
+            if marks:
+                label, style = f"{backend}, masked" if masked else backend, f"s{index % COLOURS}"
+                path = "" if masked else draw_path([(mark.x, mark.y) for mark in marks])
+                series.append(Series(label, style, path, marks, swatch="ring" if masked else "line"))
     if broken:
         marks = tuple(
             Mark(
@@ -92,68 +104,65 @@ def build_error_plot(report: ValidationReport) -> Plot | None:
             )
             for row in broken
         )
-        series.append(Series("failed without a number", "bad", "", marks, swatch="cross"))
+        series.append(Series("failed without a number", "bad", marks=marks, swatch="cross"))
     return Plot(
         "Error by length",
-        "Largest difference between an exported model's output and the eager model's, over all batch sizes. Each point "
-        "must lie below the dashed line.",
-        "largest absolute error (logits)",
+        "Largest difference from exact arithmetic, over all batch sizes. Below the grey edge is what PyTorch itself is "
+        "off by in this precision; the dashed line is the limit, and a cross a check that exceeds its own.",
+        "largest error / largest logit",
         x_ticks,
         y_ticks,
         series,
-        _mark_chunk(report, x_axis),
+        mark_chunk(report, x_axis),
     )
 
 
-def build_latency_plot(report: ValidationReport) -> Plot | None:
-    """Plot median latency by length for the smallest batch; None when no latency was measured."""
-    timed = [row for row in report.rows if row.latency_ms and row.eager_latency_ms and row.batch]
-    if not timed:
-        return None
-    batch = min(row.batch for row in timed if row.batch)
-    rows = [row for row in timed if row.batch == batch]
-    x_axis, x_ticks = build_length_axis([row.seq_len for row in rows if row.seq_len])
-    values = [found.p50 for row in rows for found in (row.latency_ms, row.eager_latency_ms) if found]
-    y_axis, y_ticks = build_latency_axis(values)
+def group_by_backend(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Return the rows of each backend, shortest first."""
+    names = dict.fromkeys(row.backend for row in rows)
+    return [(name, sorted((row for row in rows if row.backend == name), key=_get_length)) for name in names]
 
-    groups = _group_by_backend(rows)
-    series = []
-    for index, (backend, own) in enumerate(groups):
-        beside = "eager PyTorch" if len(groups) == 1 else f"eager beside {backend}"
-        for label, style, eager in (
-            (beside, f"eager s{index % _COLOURS}", True),
-            (backend, f"s{index % _COLOURS}", False),
-        ):
-            marks = tuple(_mark_latency(row, x_axis, y_axis, label, eager=eager) for row in own)
-            series.append(Series(label, style, _draw([(mark.x, mark.y) for mark in marks]), marks))
-    return Plot(
-        "Latency by length",
-        f"Median time of one run with batch size {batch}, measured in turn with the eager model. Lower is faster.",
-        "time of one run",
-        x_ticks,
-        y_ticks,
-        series,
-        _mark_chunk(report, x_axis),
+
+def mark_chunk(report: ValidationReport, axis: LogAxis) -> Tick | None:
+    """Return where the model's chunk is on an axis of lengths; None outside of it."""
+    chunk = report.environment.get("chunk_size")
+    return (
+        Tick(axis.place(chunk), f"chunk of {chunk}")
+        if isinstance(chunk, int) and axis.low < chunk < axis.high
+        else None
     )
 
 
-def _build_tolerance(rows: list[Row], x_axis: LogAxis, y_axis: LogAxis) -> Series:
-    limits: dict[int, float] = {}
+def draw_path(points: Sequence[tuple[float, float]]) -> str:
+    """Return the SVG path through points; an empty one for no points."""
+    return "M" + " L".join(f"{x} {y}" for x, y in points) if points else ""
+
+
+def _build_noise(rows: list[Row], x_axis: LogAxis, y_axis: LogAxis) -> list[Series]:
+    points = _place(rows, lambda row: row.noise, x_axis, y_axis)
+    if not points:
+        return []
+    (left, _), (right, _), bottom = points[0], points[-1], y_axis.start
+    area = f"{draw_path(points)} L{right} {bottom} L{left} {bottom} Z"
+    return [Series("PyTorch's own error", "noise", draw_path(points), swatch="area", area=area)]
+
+
+def _place(
+    rows: list[Row],
+    measure: Callable[[Row], float | None],
+    x_axis: LogAxis,
+    y_axis: LogAxis,
+) -> list[tuple[float, float]]:
+    """Return a point a length: the largest value of its rows, where there is any above 0.
+
+    The rows of a length differ in noise, and so in limit; below the largest limit is every row that passed.
+    """
+    values: dict[int, float] = {}
     for row in rows:
-        length, limit = row.seq_len or 1, row.tolerance or y_axis.high
-        limits[length] = min(limit, limits.get(length, limit))
-    points = [(x_axis.place(length), y_axis.place(limit)) for length, limit in sorted(limits.items())]
-    return Series("tolerance", "limit", _draw(points), swatch="dash")
-
-
-def _mark_latency(row: Row, x_axis: LogAxis, y_axis: LogAxis, label: str, *, eager: bool) -> Mark:
-    found = row.eager_latency_ms if eager else row.latency_ms
-    assert found is not None  # the caller kept timed rows only
-    spread = f"p90 {format_ms(found.p90)}, p99 {format_ms(found.p99)}"
-    title = f"{label}, length {row.seq_len}: {format_ms(found.p50)} ({spread})"
-    if not eager:
-        title += f"; {row.speedup:.2f} times as fast as eager"
-    return Mark(x_axis.place(row.seq_len or 1), y_axis.place(found.p50), title)
+        if value := measure(row):
+            length = row.seq_len or 1
+            values[length] = max(value, values.get(length, value))
+    return [(x_axis.place(length), y_axis.place(value)) for length, value in sorted(values.items())]
 
 
 def _pick_worst(rows: Iterable[Row]) -> list[Row]:
@@ -166,27 +175,11 @@ def _pick_worst(rows: Iterable[Row]) -> list[Row]:
 
 
 def _describe_error(row: Row) -> str:
-    share = f"{format_share(row)} {row.tolerance:.2e}"
-    return f"{row.backend}, {format_shape(row)}: error {row.max_abs_error:.2e}, {share}"
-
-
-def _group_by_backend(rows: list[Row]) -> list[tuple[str, list[Row]]]:
-    names = dict.fromkeys(row.backend for row in rows)
-    return [(name, sorted((row for row in rows if row.backend == name), key=_get_length)) for name in names]
+    multiple = compute_noise_multiple(row)
+    own = "" if multiple is None else f", {format_factor(multiple)}x the eager model's own"
+    share = format_percent(compute_error_ratio(row) or 0.0)
+    return f"{row.backend}, {format_shape(row)}: error {row.max_rel_error:.1e}{own}; {share} of the limit"
 
 
 def _get_length(row: Row) -> int:
     return row.seq_len or 0
-
-
-def _mark_chunk(report: ValidationReport, axis: LogAxis) -> Tick | None:
-    chunk = report.environment.get("chunk_size")
-    return (
-        Tick(axis.place(chunk), f"chunk of {chunk}")
-        if isinstance(chunk, int) and axis.low < chunk < axis.high
-        else None
-    )
-
-
-def _draw(points: list[tuple[float, float]]) -> str:
-    return "M" + " L".join(f"{x} {y}" for x, y in points)

@@ -32,7 +32,7 @@ def show(report: BisectReport) -> str:
 
 def test_finding_is_one_sentence_in_the_model_s_terms() -> None:
     assert describe_finding(FOUND) == (
-        "Block 7, linear key-value sum: relative error 3.0e-02, 1000 times the limit (from chunk 2 on); it is the "
+        "Block 7, linear key-value sum: relative error 3.0e-02, 1,000 times the limit (from chunk 2 on); it is the "
         "first point above the noise floor, everything before is below 2e-06 (at 2 x 300 masked)"
     )
     assert describe_finding(CLEAN) == (

@@ -1,0 +1,65 @@
+"""``flash-export report``: show a validation again, or what changed from one to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from flash_export.cli.options import STDOUT, write_text
+
+EXIT_WORSE = 1
+
+
+@click.command("report")
+@click.argument("report", metavar="A.json", type=click.Path(path_type=Path))
+@click.argument("other", metavar="[B.json]", type=click.Path(path_type=Path), required=False)
+@click.option("--html", "html_file", type=click.Path(path_type=Path), help="Write A as one HTML file.")
+@click.option("--markdown", "markdown_file", metavar="FILE", help="Write Markdown here; - for stdout.")
+@click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write A as JUnit XML.")
+def report_command(
+    report: Path, other: Path | None, html_file: Path | None, markdown_file: str | None, junit_file: Path | None
+) -> None:
+    """Show the validation A.json again, or what changed from A.json to B.json.
+
+    Only what the two runs can tell apart is a change: an error that moved by more than the eager model's own, a
+    latency whose 95% interval lies wholly above or below the other.
+
+    Exit code 0; of two reports 1 if a check that passed in A fails in B, or A as a whole passed and B does not; 2 for
+    bad input.
+
+    \b
+    Examples:
+      flash-export report BUNDLE/reports/report.json
+      flash-export report report.json --html report.html --junit junit.xml
+      flash-export report before.json after.json
+      flash-export report before.json after.json --markdown - >> $GITHUB_STEP_SUMMARY
+    """
+    if other is not None and (html_file or junit_file):
+        raise click.UsageError("--html and --junit show one report, and two were given; use --markdown")
+    from rich.console import Console
+
+    from flash_export.validators.report.files import read_report
+
+    first = read_report(report)
+    second = None if other is None else read_report(other)
+    console = Console(stderr=markdown_file == STDOUT)
+    if second is None:
+        from flash_export.validators.report.files import ReportFiles, write_report
+        from flash_export.validators.report.markdown import render_markdown
+        from flash_export.validators.report.terminal import print_report
+
+        write_report(first, ReportFiles(html=html_file, junit=junit_file))
+        write_text(markdown_file, render_markdown(first))
+        print_report(first, console)
+        return
+
+    from flash_export.validators.report.comparison import compare_reports
+    from flash_export.validators.report.comparison_terminal import print_comparison
+    from flash_export.validators.report.comparison_text import render_comparison_markdown
+
+    comparison = compare_reports(first, second)
+    write_text(markdown_file, render_comparison_markdown(comparison))
+    print_comparison(comparison, console)
+    if not comparison:
+        raise click.exceptions.Exit(EXIT_WORSE)

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flash_export.errors import BundleError, ReportError
+from flash_export.validators.report.files import ReportFiles, read_report, write_report
+from flash_export.validators.report.html import render_html
+from flash_export.validators.report.junit import render_junit
+from tests.validators.report.builders import FULL, MIXED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_files_are_written_whole(tmp_path: Path) -> None:
+    files = ReportFiles(tmp_path / "a" / "report.json", tmp_path / "report.html", tmp_path / "b" / "junit.xml")
+    write_report(MIXED, files)
+
+    assert (tmp_path / "a" / "report.json").read_text() == MIXED.to_json()
+    assert (tmp_path / "report.html").read_text() == render_html(MIXED)
+    assert (tmp_path / "b" / "junit.xml").read_bytes() == render_junit(MIXED)
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["junit.xml", "report.html", "report.json"]
+
+
+def test_nothing_is_written_where_nothing_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_report(MIXED, ReportFiles())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(BundleError, match="cannot write"):
+        write_report(MIXED, ReportFiles(json=tmp_path / "taken" / "report.json"))
+
+
+def test_report_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_report(FULL, ReportFiles(json=tmp_path / "report.json"))
+    assert read_report(tmp_path / "report.json") == FULL
+
+
+def edit(**changes: Any) -> str:
+    return json.dumps({**FULL.to_dict(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read as JSON (Expecting value"),
+        ("{", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ("[]", "is no validation report; give the report.json of 'flash-export validate'"),
+        ('{"a": 1}', "is no validation report"),
+        ('{"format_version": true, "rows": []}', "is no validation report"),
+        (edit(format_version=1), "has format_version 1, this version reads 2; validate the bundle again"),
+        (edit(rows=None), "is damaged: rows is NoneType, wanted tuple"),
+        (edit(rows=[{"backend": "ort-cpu"}]), "is damaged: rows[0].graph is missing"),
+        (edit(rows=[{**FULL.to_dict()["rows"][0], "status": "fine"}]), "rows[0].status is 'fine', wanted passed or"),
+        (edit(rows=[{**FULL.to_dict()["rows"][0], "latency_ms": {"p50": 1}}]), "rows[0].latency_ms.p90 is missing"),
+        (edit(footprints=[{"backend": 1}]), "footprints[0].backend is int, wanted str"),
+        (edit(surprise=1), "has the unknown field 'surprise'"),
+        (edit(bits_per_byte={"eager": float("nan")}), "it has the number NaN"),
+    ],
+)
+def test_what_is_no_report_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(ReportError) as caught:
+        read_report(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_binary_file(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="No such file"):
+        read_report(tmp_path / "nothing.json")
+    (tmp_path / "image.json").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ReportError, match="cannot be read as JSON"):
+        read_report(tmp_path / "image.json")
+
+
+def test_fields_that_have_defaults_may_be_missing(tmp_path: Path) -> None:
+    values = FULL.to_dict()
+    del values["footprints"], values["diagnosis"], values["rows"][0]["latency_ms"]
+    (tmp_path / "report.json").write_text(json.dumps(values))
+    report = read_report(tmp_path / "report.json")
+    assert not report.footprints
+    assert not report.diagnosis
+    assert report.rows[0].latency_ms is None

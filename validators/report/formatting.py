@@ -1,0 +1,121 @@
+"""How numbers of a report are written for people."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from flash_export.validators.plan import TEXT
+from flash_export.validators.report.measures import compute_error_ratio
+
+if TYPE_CHECKING:
+    from flash_export.validators.latency import Percentiles
+    from flash_export.validators.results import Row
+
+_PLAIN = 1e6  # longer numbers are written with an exponent
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+def format_percent(fraction: float) -> str:
+    """Format a fraction so that small ones stay readable.
+
+    >>> format_percent(0.0123), format_percent(0.00001), format_percent(3.5), format_percent(0.0)
+    ('1.2%', '<0.1%', '3.5 times', '0%')
+    """
+    if fraction >= 2:
+        return f"{format_factor(fraction)} times"
+    if 0 < fraction < 0.001:
+        return "<0.1%"
+    percent = 100 * fraction
+    return f"{percent:.0f}%" if percent >= 10 or percent == 0 else f"{percent:.1f}%"
+
+
+def format_share(row: Row) -> str:
+    """Name the error of a compared row as ``1.2% of the tolerance`` or ``3.5 times the tolerance``."""
+    ratio = compute_error_ratio(row) or 0.0
+    return f"{format_percent(ratio)} {'the' if ratio >= 2 else 'of the'} tolerance"
+
+
+def format_factor(factor: float) -> str:
+    """Format a ratio of two numbers.
+
+    >>> format_factor(0.456), format_factor(2.345), format_factor(127.3), format_factor(20_500), format_factor(3e9)
+    ('0.46', '2.3', '127', '20,500', '3e+09')
+    """
+    if factor >= _PLAIN:
+        return f"{factor:.0e}"
+    return f"{factor:.2f}" if factor < 1 else f"{factor:.1f}" if factor < 9.95 else f"{factor:,.0f}"
+
+
+def format_agreement(fraction: float) -> str:
+    """Format a share of positions, rounded down, so that 100% means all of them.
+
+    >>> format_agreement(1.0), format_agreement(0.99996), format_agreement(0.5)
+    ('100%', '99.9%', '50%')
+    """
+    return f"{math.floor(1000 * fraction) / 10:g}%"
+
+
+def format_error(error: float) -> str:
+    """Format an error or a divergence.
+
+    >>> format_error(0.0), format_error(1.234e-7)
+    ('0', '1.2e-07')
+    """
+    return f"{error:.1e}" if error else "0"
+
+
+def format_ms(milliseconds: float) -> str:
+    """Format a latency with its unit.
+
+    >>> format_ms(0.1234), format_ms(12.34), format_ms(4321), format_ms(0.0)
+    ('0.123 ms', '12.3 ms', '4.32 s', '0 ms')
+    """
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1000:.3g} s"
+    return f"{milliseconds:.3g} ms"
+
+
+def format_interval(latency: Percentiles) -> str:
+    """Format the interval that holds the median with 95 % confidence, such as ``12.1 to 12.9 ms``."""
+    low, high = format_ms(latency.p50_low), format_ms(latency.p50_high)
+    number, _, unit = low.partition(" ")
+    return f"{number} to {high}" if high.endswith(f" {unit}") else f"{low} to {high}"
+
+
+def format_count(count: float) -> str:
+    """Format a large count with three digits that mean something.
+
+    >>> format_count(1234567.0), format_count(987.6), format_count(0.25)
+    ('1,230,000', '988', '0.25')
+    """
+    if count < 100:
+        return f"{count:.3g}"
+    digits = 3 - len(str(int(count)))
+    return f"{round(count, digits):,.0f}"
+
+
+def format_bytes(count: int) -> str:
+    """Format a size.
+
+    >>> format_bytes(512), format_bytes(3 << 20), format_bytes(3 << 29)
+    ('1 KiB', '3.0 MiB', '1.50 GiB')
+    """
+    if count >= _GIB:
+        return f"{count / _GIB:.2f} GiB"
+    if count < _MIB:
+        return f"{math.ceil(count / _KIB)} KiB"
+    return f"{count / _MIB:.1f} MiB" if count < 10 * _MIB else f"{count / _MIB:.0f} MiB"
+
+
+def format_shape(row: Row) -> str:
+    """Name the shape of a row: ``batch 3, length 257, masked``."""
+    if row.seq_len is None:
+        return "not tried" if row.status == "skipped" else "any shape"
+    return f"batch {row.batch}, length {row.seq_len}{format_inputs(row, ', ')}"
+
+
+def format_inputs(row: Row, separator: str = "") -> str:
+    """Name what is special about the inputs of a row: ``masked``, ``text``, or nothing."""
+    words = [word for word, holds in (("text", row.inputs == TEXT), ("masked", row.masked)) if holds]
+    return "".join(f"{separator}{word}" for word in words)
