@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from flash_export.bundle import GRAPH_FILE, HELDOUT_FILE, HELDOUT_TEXT_FILE, MANIFEST_FILE, Bundle
+from flash_export.bundle import (
+    GRAPH_FILE,
+    HELDOUT_FILE,
+    HELDOUT_TEXT_FILE,
+    MANIFEST_FILE,
+    QUANTIZATION_FILE,
+    Bundle,
+)
 from flash_export.config import FORWARD, ExportOptions
 from flash_export.errors import BundleError, CheckpointError
 from flash_export.exporters.graphs import build_graph_module, count_state_bytes, describe_graphs
+from flash_export.exporters.lowering.pieces import join_projections
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.exporters.promises import check_promises
+from flash_export.exporters.quantization.rewrite import quantize_graph
 from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
@@ -28,6 +37,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from flash_export.exporters.quantization.plan import Quantization
     from flash_export.manifest import GraphSpec
     from flash_export.models.base import ReferenceModel
 
@@ -63,6 +73,7 @@ def export_onnx(
     config: Mapping[str, Any] | None = None,
     force: bool = False,
     on_stage: Callable[[ExportStage], None] | None = None,
+    quantization: Quantization | None = None,
 ) -> Bundle:
     """Export a checkpoint as a bundle.
 
@@ -74,6 +85,7 @@ def export_onnx(
         config: Constructor arguments of a foreign file, or fields to replace in a folder's config.
         force: Replace a bundle that is there, with its engines and reports.
         on_stage: Called at the start of each step.
+        quantization: What :func:`quantize_bundle` decided; None: nothing is quantized.
 
     Returns:
         The bundle, opened and checked.
@@ -94,19 +106,26 @@ def export_onnx(
     start(0)
     loaded = load_checkpoint(checkpoint, family=family, config=config)
     graphs, window = describe_graphs(loaded.model.config, options), loaded.model.config.window
+    if quantization:
+        graphs = {name: replace(graph, precision=quantization.plan.scheme) for name, graph in graphs.items()}
+        loaded = replace(loaded, provenance=quantization.provenance)
     provenance, facts = loaded.provenance, _describe_model(loaded.model, options, graphs)
     with replace_folder(target) as staging:
         start(1)
         loaded.model.save_pretrained(staging)
         _copy_heldout(loaded.folder, staging)
         lowered = lower_model(loaded.model)
+        if quantization:
+            join_projections(lowered)
         del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
         start(2)
         models, sizes = SplitModels(f"{GRAPH_FILE}.data"), {}
         for name, graph in graphs.items():
             module = build_graph_module(name, lowered)
-            sizes[name] = choose_traced_sizes(module, window, graph)
+            sizes[name] = choose_traced_sizes(module, window, graph, quantization.plan.block_size if quantization else None)
             traced = trace_model(module, graph, sizes[name])
+            if quantization:
+                quantize_graph(traced.model, quantization.plan)
             models.add(graph.file, traced.model)
             if name == FORWARD:
                 probes = _describe_probes(lowered, traced.probes)
@@ -120,6 +139,8 @@ def export_onnx(
         start(4)
         write_models(models, staging)
         (staging / PROBES_FILE).write_text(probes.to_json(), encoding="utf-8")
+        if quantization:
+            (staging / QUANTIZATION_FILE).write_text(quantization.record, encoding="utf-8")
         start(5)
         written = sorted(staging.iterdir())
         manifest = Manifest(

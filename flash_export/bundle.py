@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 MANIFEST_FILE = "manifest.json"
+QUANTIZATION_FILE = "quantization.json"
 GRAPH_FILE = "model.onnx"
 HELDOUT_TEXT_FILE = "heldout.txt"
 HELDOUT_FILE = "heldout.json"

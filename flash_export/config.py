@@ -49,6 +49,56 @@ class ExportOptions:
             raise ConfigError(f"graphs={','.join(self.graphs)} lacks {GRAPHS[0]}, which validation needs; add it")
 
 
+SCHEMES = INT8, INT8_DYNAMIC, INT4, FP8 = "int8", "int8-dynamic", "int4", "fp8"
+# What has operators for it: DequantizeLinear of fp8 at 19, of blocks and int4 at 21.
+SCHEME_OPSETS = {INT8: MIN_OPSET, INT8_DYNAMIC: MIN_OPSET, INT4: 21, FP8: 19}
+DEFAULT_BUDGETS = {INT8: 0.005, INT8_DYNAMIC: 0.005, INT4: 0.02, FP8: 0.005}
+HELDOUT = "heldout"
+MIN_BLOCK_SIZE = 16  # the least that onnxruntime has a kernel for
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How a bundle is quantized.
+
+    Attributes:
+        scheme: ``int8``: weights and activations, the scales of the latter known beforehand; ``int8-dynamic``: scales
+            of the activations measured in every run; ``int4``: weights alone, in blocks; ``fp8``: float8_e4m3fn.
+        calibration: ``heldout`` for the bundle's held-out text, or a file: text for models of bytes, or token ids as
+            ``.npy``.
+        keep: Patterns such as ``layers.0.*`` of what stays fp32 in any case.
+        budget: Largest accepted loss, as a fraction of the bits that the model needs for a token; None: 0.005, and
+            0.02 for int4.
+        block_size: int4 alone: inputs that share a scale, a power of two from 16 on.
+        smoothing: Whether outliers among the channels of an activation may be moved into the weights.
+        threads: Threads of one operator; None: what onnxruntime chooses.
+    """
+
+    scheme: str = INT8
+    calibration: str = HELDOUT
+    keep: tuple[str, ...] = ()
+    budget: float | None = None
+    block_size: int = 32
+    smoothing: bool = True
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check what does not depend on the bundle."""
+        if self.scheme not in SCHEMES:
+            raise ConfigError(f"scheme={self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
+        if self.budget is not None and not 0 < self.budget < 1:
+            raise ConfigError(f"budget={self.budget} is not usable; use a fraction between 0 and 1, such as 0.005")
+        if self.block_size < MIN_BLOCK_SIZE or self.block_size & (self.block_size - 1):
+            raise ConfigError(f"block_size={self.block_size} is not usable; use a power of two from {MIN_BLOCK_SIZE} on")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads={self.threads} is not usable; use at least 1")
+
+    @property
+    def accepted_loss(self) -> float:
+        """The budget, or what stands for it."""
+        return DEFAULT_BUDGETS[self.scheme] if self.budget is None else self.budget
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """Largest accepted difference, as a user states it: ``atol + rtol * scale``.

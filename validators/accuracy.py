@@ -129,11 +129,11 @@ def _iterate_blocks(
 
 def _sum_divergence(expected: Float[np.ndarray, "n vocab"], actual: Float[np.ndarray, "n vocab"]) -> float:
     """Return the sum over positions of ``KL(softmax(expected) || softmax(actual))``, in nats."""
-    log_p, log_q = _log_softmax(expected), _log_softmax(actual)
+    log_p, log_q = compute_log_softmax(expected), compute_log_softmax(actual)
     return float((np.exp(log_p) * (log_p - log_q)).sum())
 
 
-def _log_softmax(logits: Float[np.ndarray, "n vocab"]) -> Float[np.ndarray, "n vocab"]:
+def compute_log_softmax(logits: Float[np.ndarray, "n vocab"]) -> Float[np.ndarray, "n vocab"]:
     shifted = logits - logits.max(axis=-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return shifted

@@ -60,7 +60,7 @@ class InputProjection(nn.Module):
         """Fold the weights of a layer, its query/key columns in this order."""
         super().__init__()
         hidden_dim = layer.config.hidden_dim
-        self.widths = [hidden_dim, len(columns)]
+        self.widths, self.is_joined = [hidden_dim, len(columns)], False
         weight, bias = fold_input_projection(layer.norm, layer.to_hidden, layer.to_qk, columns)
         value_weight, weight = weight.split([hidden_dim, sum(self.widths)], dim=1)
         value_bias, bias = bias.split([hidden_dim, sum(self.widths)])
@@ -71,6 +71,8 @@ class InputProjection(nn.Module):
         self, x: Float[Tensor, "b n d"]
     ) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b n e"], Float[Tensor, "b n q"]]:
         """Return values, gates and the query/key projection."""
+        if self.is_joined:
+            return self.project_token(x)
         value = apply_silu(x @ self.value_weight + self.value_bias)
         gate, z = apply_silu(x @ self.weight + self.bias).split(self.widths, dim=-1)
         return value, gate, z
@@ -80,9 +82,25 @@ class InputProjection(nn.Module):
 
         Runtimes join the weights when they load the graph.
         """
-        weight = torch.cat((self.value_weight, self.weight), dim=1)
-        bias = torch.cat((self.value_bias, self.bias))
-        return apply_silu(x @ weight + bias).split([len(self.value_bias), *self.widths], dim=-1)
+        weight, bias = self.weight, self.bias
+        if not self.is_joined:
+            weight = torch.cat((self.value_weight, weight), dim=1)
+            bias = torch.cat((self.value_bias, bias))
+        return apply_silu(x @ weight + bias).split([self.widths[0], *self.widths], dim=-1)
+
+    def join(self) -> None:
+        """Make one product of both for good: in few bits a product costs less than to round its input once more."""
+        self.weight = nn.Buffer(torch.cat((self.value_weight, self.weight), dim=1))
+        self.bias = nn.Buffer(torch.cat((self.value_bias, self.bias)))
+        del self.value_weight, self.value_bias
+        self.is_joined = True
+
+
+def join_projections(lowered: nn.Module) -> None:
+    """Make one product of the input projections of every layer."""
+    for module in lowered.modules():
+        if isinstance(module, InputProjection):
+            module.join()
 
 
 class TokenEmbedding(nn.Module):

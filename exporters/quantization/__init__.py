@@ -1,0 +1,1 @@
+"""Putting low precision into traced graphs, by standard operators alone."""

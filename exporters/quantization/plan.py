@@ -1,0 +1,68 @@
+"""What is to become of each product of a graph with weights, as the graph rewriter takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from jaxtyping import Float
+    from numpy import ndarray
+
+
+@dataclass(frozen=True)
+class ProductPlan:
+    """How one product ``x W`` is computed.
+
+    Attributes:
+        scheme: ``int8``, ``int8-dynamic``, ``int4`` or ``fp8``.
+        activation_max: Largest magnitude of x; None where the scheme does not round x, or measures it
+            at run time.
+        smoothing: What x is divided by before it is rounded, and the rows of W multiplied with, ``(k,)``; None: nothing.
+        terms: int8 alone: how many whole numbers x is the sum of. With two, the second is what rounding the first left,
+            in steps 254 times as fine: outliers then cost the rest nothing.
+        block_size: int4 alone: inputs that share a scale.
+    """
+
+    scheme: str
+    activation_max: float | None = None
+    smoothing: Float[ndarray, " k"] | None = None
+    terms: int = 1
+    block_size: int = 32
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """What is quantized in the graphs of a model.
+
+    Attributes:
+        scheme: What the graphs are said to be.
+        products: By name, such as ``layers.3.out``; what is not named stays fp32.
+        embedding: Whether the token table is kept in int8.
+    """
+
+    scheme: str
+    products: Mapping[str, ProductPlan] = field(default_factory=dict)
+    embedding: bool = True
+
+    @property
+    def block_size(self) -> int | None:
+        """Inputs of a weight that share a scale; None where all of them do."""
+        return next((product.block_size for product in self.products.values() if product.scheme == "int4"), None)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A plan, and what a bundle made by it says of its origin.
+
+    Attributes:
+        plan: What is quantized.
+        provenance: Where the weights came from, from the bundle that is quantized.
+        record: Text of ``quantization.json``: how the plan came about.
+    """
+
+    plan: QuantizationPlan
+    provenance: dict[str, str]
+    record: str

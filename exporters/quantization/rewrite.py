@@ -1,0 +1,175 @@
+"""Rewriting a traced graph so that its products with weights are computed, or its weights kept, in few bits.
+
+The spellings are those that runtimes fuse: QuantizeLinear and DequantizeLinear around a MatMul become one integer
+product in onnxruntime and in TensorRT, a DequantizeLinear of blocks a product with 4-bit weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from flash_export.exporters.quantization.numbers import (
+    FP8_MAX,
+    INT8_MAX,
+    round_to_fp8,
+    round_to_int4,
+    round_to_int8,
+)
+from flash_export.exporters.quantization.nodes import add_constant, insert_nodes, replace_value
+from flash_export.exporters.quantization.products import list_products
+from flash_export.exporters.quantization.tables import quantize_embedding, shorten_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Float
+
+    from flash_export.exporters.quantization.numbers import QuantizedWeight
+    from flash_export.exporters.quantization.plan import ProductPlan, QuantizationPlan
+    from flash_export.exporters.quantization.products import Product
+
+
+def quantize_graph(model: ir.Model, plan: QuantizationPlan) -> None:
+    """Rewrite a graph in place; products that the plan does not name stay as they are."""
+    for product in list(list_products(model)):
+        if (wanted := plan.products.get(product.name)) is not None:
+            _REWRITERS[wanted.scheme](_Place(model.graph, product), wanted)
+    if plan.embedding:
+        quantize_embedding(model.graph)
+    shorten_tables(model.graph)
+    used = {value.name for node in model.graph for value in node.inputs if value is not None}
+    for name in [name for name in model.graph.initializers if name not in used]:
+        del model.graph.initializers[name]
+
+
+class _Place:
+    """A product in a graph, and the means to put nodes around it."""
+
+    def __init__(self, graph: ir.Graph, product: Product) -> None:
+        self.graph, self.node, self.name, self.scope = graph, product.node, product.name, f"{product.name}.quantized"
+        self.activation, self.weight_name = product.input, product.weight.name
+        self.weight: Float[np.ndarray, "k n"] = product.weight.const_value.numpy()
+
+    def add(self, suffix: str, array: np.ndarray) -> ir.Value:
+        """Add a constant."""
+        return add_constant(self.graph, f"{self.weight_name}_{suffix}", array)
+
+    def insert(self, op_type: str, inputs: list[ir.Value], *, number: int = 0, **attributes: int) -> ir.Value:
+        """Put a node before the product and return its output."""
+        name = f"{self.scope}/{op_type}_{number}"
+        return insert_nodes(self.graph, self.node, name, op_type, inputs, **attributes)[0]
+
+    def smooth(self, plan: ProductPlan) -> None:
+        """Divide the activation, and multiply the weight, channel by channel."""
+        if plan.smoothing is not None:
+            inverse = self.add("smoothing", 1 / plan.smoothing)
+            self.activation = self.insert("Mul", [self.activation, inverse])
+            self.weight = self.weight * plan.smoothing[:, None]
+
+    def dequantize_weight(self, quantized: QuantizedWeight) -> ir.Value:
+        """Put the weight in few bits into the graph, and what makes real numbers of it."""
+        values, scale = self.add("quantized", quantized.values), self.add("scale", quantized.scale)
+        if quantized.block_size is not None:
+            return self.insert("DequantizeLinear", [values, scale], axis=0, block_size=quantized.block_size)
+        zero = self.add("zero_point", np.zeros(quantized.scale.shape, quantized.values.dtype))
+        return self.insert("DequantizeLinear", [values, scale, zero], axis=1)
+
+    def round_activation(
+        self, x: ir.Value, suffix: str, step: np.float32, dtype: np.dtype, *, number: int = 0
+    ) -> ir.Value:
+        """Round an activation to whole numbers of steps and back."""
+        scale, zero = self.add(f"{suffix}_scale", step), self.add(f"{suffix}_zero_point", np.zeros((), dtype))
+        rounded = self.insert("QuantizeLinear", [x, scale, zero], number=number)
+        return self.insert("DequantizeLinear", [rounded, scale, zero], number=number + 1)
+
+    def replace_factors(self, activation: ir.Value, weight: ir.Value) -> None:
+        """Make the product one of these."""
+        self.node.replace_input_with(0, activation)
+        self.node.replace_input_with(1, weight)
+
+
+def _round_both(place: _Place, plan: ProductPlan) -> None:
+    """Round weight and activation, the latter with a scale known beforehand."""
+    if plan.activation_max is None:
+        raise ValueError(f"{place.name} has scheme {plan.scheme} and no activation_max")
+    is_float = plan.scheme == "fp8"
+    step = np.float32(plan.activation_max / (FP8_MAX if is_float else INT8_MAX))
+    if plan.terms > 1:
+        _round_in_two_terms(place, plan, step)
+        return
+    place.smooth(plan)
+    weight = round_to_fp8(place.weight) if is_float else round_to_int8(place.weight)
+    activation = place.round_activation(place.activation, "input", step, weight.values.dtype)
+    place.replace_factors(activation, place.dequantize_weight(weight))
+    _keep_bias_apart(place)
+
+
+def _round_in_two_terms(place: _Place, plan: ProductPlan, step: np.float32) -> None:
+    """Make two int8 products of one: of the activation in whole steps, and of what is left of it.
+
+    Activation and weight are measured in steps. The rest is taken the other way round and its product subtracted,
+    because onnxruntime makes a Gemm of a product and a sum (see :func:`_keep_bias_apart`).
+    """
+    divisor = step if plan.smoothing is None else step * plan.smoothing
+    inverse = place.add("inverse_step", np.float32(1) / divisor)
+    scaled = place.insert("Mul", [place.activation, inverse])
+    whole = place.insert("Round", [scaled])
+    rest = place.insert("Sub", [whole, scaled])
+    rows = np.broadcast_to(divisor, len(place.weight))
+    weight = place.dequantize_weight(round_to_int8(place.weight * rows[:, None]))
+    first = place.round_activation(whole, "whole", np.float32(1), np.dtype(np.int8))
+    second = place.round_activation(rest, "rest", np.float32(0.5 / INT8_MAX), np.dtype(np.int8), number=2)
+    output = place.node.outputs[0]
+    products = [place.insert("MatMul", [x, weight], number=i) for i, x in enumerate((first, second))]
+    for product in products:
+        product.shape, product.type = output.shape, output.type
+    replace_value(place.graph, output, place.insert("Sub", products, number=1))
+
+
+def _keep_bias_apart(place: _Place) -> None:
+    """Subtract the negative bias of a product of two matrices in place of adding it.
+
+    onnxruntime joins a MatMul and an Add of matrices into a Gemm, before it looks for quantized products, and has no
+    quantized Gemm with a bias in fp32: it would make real numbers of the weight at every run.
+    """
+    output = place.node.outputs[0]
+    users = [user for user, _ in output.uses()]
+    is_matrix = output.shape is not None and len(output.shape) == 2
+    if not is_matrix or len(users) != 1 or users[0].op_type != "Add" or not users[0].inputs[1].is_initializer():
+        return
+    (add,) = users
+    negated = place.add("negative_bias", -add.inputs[1].const_value.numpy())
+    (difference,) = insert_nodes(place.graph, add, f"{place.scope}/Sub_0", "Sub", [output, negated])
+    replace_value(place.graph, add.outputs[0], difference)
+
+
+def _round_at_run_time(place: _Place, plan: ProductPlan) -> None:
+    """Round the activation with a scale that is measured in every run."""
+    place.smooth(plan)
+    weight = round_to_int8(place.weight)
+    values, scale = place.add("quantized", weight.values), place.add("scale", weight.scale)
+    zero = place.add("zero_point", np.zeros((), np.int8))
+    name = f"{place.scope}/DynamicQuantizeLinear_0"
+    rounded, step, offset = insert_nodes(
+        place.graph, place.node, name, "DynamicQuantizeLinear", [place.activation], outputs=3
+    )
+    total = place.insert("MatMulInteger", [rounded, values, offset, zero])
+    total = place.insert("Cast", [total], to=int(ir.DataType.FLOAT))
+    factor = place.insert("Mul", [step, scale], number=1)
+    replace_value(place.graph, place.node.outputs[0], place.insert("Mul", [total, factor], number=2))
+
+
+def _round_blocks(place: _Place, plan: ProductPlan) -> None:
+    """Keep the weight in 4 bits; the product is one of real numbers."""
+    place.replace_factors(place.activation, place.dequantize_weight(round_to_int4(place.weight, plan.block_size)))
+
+
+_REWRITERS: dict[str, Callable[[_Place, ProductPlan], None]] = {
+    "int8": _round_both,
+    "fp8": _round_both,
+    "int8-dynamic": _round_at_run_time,
+    "int4": _round_blocks,
+}

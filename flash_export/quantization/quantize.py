@@ -1,0 +1,214 @@
+"""From a bundle to a quantized one: calibrate, measure, choose, export."""
+
+from __future__ import annotations
+
+import tempfile
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flash_export.bundle import MANIFEST_FILE
+from flash_export.config import FORWARD, INT4, INT8, SCHEME_OPSETS, ExportOptions, QuantizeOptions
+from flash_export.errors import ConfigError
+from flash_export.exporters.export import check_output, export_onnx
+from flash_export.exporters.graphs import describe_graphs
+from flash_export.exporters.quantization.plan import Quantization
+from flash_export.exporters.quantization.products import EMBEDDING
+from flash_export.exporters.quantization.trial import TrialGraph
+from flash_export.files import hash_file
+from flash_export.quantization.activations import list_lengths, record_activations
+from flash_export.quantization.judge import Judge
+from flash_export.quantization.results import FP32, ProductRecord, QuantizationRecord
+from flash_export.quantization.rounding import list_roundings
+from flash_export.quantization.search import Candidate, Search
+from flash_export.quantization.text import CalibrationText
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flash_export.bundle import Bundle
+    from flash_export.quantization.rounding import Rounding
+    from flash_export.quantization.search import Choice
+
+    # Steps done, steps in all, and what comes next.
+    ProgressCallback = Callable[[int, int, str], None]
+
+# Trace, record, one a product and the embedding, all of them, export; what the search adds is counted as it comes.
+_OTHER_STEPS = 4
+
+
+def quantize_bundle(
+    bundle: Bundle,
+    output: str | Path,
+    *,
+    options: QuantizeOptions | None = None,
+    force: bool = False,
+    progress: ProgressCallback | None = None,
+) -> Bundle:
+    """Write a bundle of the same model whose graphs compute in few bits.
+
+    Ranges are measured on text, each product is rounded in the way that changes its result least, and those that cost
+    most stay fp32 until the loss is within the budget. ``quantization.json`` in the new bundle says all of it.
+
+    Args:
+        bundle: An fp32 bundle.
+        output: Folder to create.
+        options: What to do; None: int8, calibrated with the bundle's held-out text.
+        force: Replace a bundle that is there, with its engines and reports.
+        progress: Called before each step.
+
+    Returns:
+        The new bundle, opened and checked.
+
+    Raises:
+        ConfigError: The bundle is not fp32, or a pattern names nothing.
+        InputError: The calibration text cannot be used.
+        BundleError: ``output`` cannot be written; it is then as it was before.
+    """
+    options = options or QuantizeOptions()
+    check_output(Path(output), force=force)
+    graph = bundle.get_graph()
+    if graph.precision != "fp32":
+        raise ConfigError(f"{bundle.path} is {graph.precision}; quantize the fp32 bundle that it was made from")
+    export_options = _read_export_options(bundle, options.scheme)
+    text = CalibrationText.load(bundle, options.calibration, _get_longest(bundle))
+    steps = _Steps(progress)
+
+    steps.start("tracing")
+    model = bundle.load_model()
+    trial = TrialGraph(model, describe_graphs(model.config, export_options)[FORWARD])
+    table = int(model.config.to_dict()["vocab_size"]) * int(model.config.to_dict()["dim"])
+    sizes = {product.name: product.weight.size for product in trial.products} | {EMBEDDING: table}
+    kept = _match(options.keep, list(sizes))
+    steps.expected = _OTHER_STEPS + len(sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        path = trial.write(Path(folder))
+        steps.start("ranges of the activations")
+        widest = 4 * sum(len(product.weight) for product in trial.products)
+        seq_lens = list_lengths(len(text.tokens), _get_longest(bundle), widest)
+        activations = record_activations(trial, path, text.tokens, seq_lens, options.threads)
+        ladders = {
+            product.name: list_roundings(
+                product,
+                activations[product.name],
+                options.scheme,
+                block_size=options.block_size,
+                smoothing=options.smoothing,
+            )
+            for product in trial.products
+        }
+        for product in trial.products:
+            if not ladders[product.name]:
+                reason = f"its {len(product.weight)} inputs are no multiple of the block of {options.block_size}"
+                kept.setdefault(product.name, reason)
+        judge = Judge(trial.graph, path, text.windows, options.threads)
+        candidates = tuple(
+            Candidate(name, weights, tuple(rounding.plan for rounding in ladders.get(name, ())) or (None,))
+            for name, weights in sizes.items()
+            if name not in kept
+        )
+        choice = Search(trial, judge, options.scheme, steps.start).run(candidates, options.accepted_loss)
+    record = _record(bundle, options, text, seq_lens, sizes, ladders, kept, choice)
+    steps.start("exporting")
+    return export_onnx(
+        bundle.path,
+        output,
+        options=export_options,
+        force=force,
+        quantization=Quantization(choice.plan, bundle.manifest.checkpoint, record.to_json()),
+    )
+
+
+class _Steps:
+    """Counts what is done."""
+
+    def __init__(self, progress: ProgressCallback | None) -> None:
+        self.expected = _OTHER_STEPS
+        self._progress, self._done = progress, 0
+
+    def start(self, label: str) -> None:
+        """Say what comes next."""
+        if self._progress:
+            self._progress(self._done, max(self.expected, self._done + 1), label)
+        self._done += 1
+
+
+def _get_longest(bundle: Bundle) -> int:
+    graph = bundle.get_graph()
+    size = graph.inputs[0].shape[1]
+    return size if isinstance(size, int) else graph.axes[size].max
+
+
+def _read_export_options(bundle: Bundle, scheme: str) -> ExportOptions:
+    """Return the options that the bundle was exported with, at an opset that the scheme has operators in."""
+    graph = bundle.get_graph()
+    batch = graph.axes["batch"]
+    return ExportOptions(
+        opset=max(graph.opset, SCHEME_OPSETS[scheme]),
+        max_seq_len=graph.axes["seq"].max,
+        max_batch=batch.max,
+        mask=graph.has_mask,
+        batch=batch.max if batch.min == batch.max else None,
+        graphs=tuple(bundle.manifest.graphs),
+    )
+
+
+def _match(patterns: tuple[str, ...], names: list[str]) -> dict[str, str]:
+    """Return why what the patterns name stays fp32.
+
+    Raises:
+        ConfigError: A pattern names nothing.
+    """
+    kept = {}
+    for pattern in patterns:
+        matching = [name for name in names if fnmatchcase(name, pattern)]
+        if not matching:
+            raise ConfigError(f"keep={pattern!r} names nothing; the products are {', '.join(names)}")
+        kept |= dict.fromkeys(matching, f"--keep {pattern}")
+    return kept
+
+
+def _record(
+    bundle: Bundle,
+    options: QuantizeOptions,
+    text: CalibrationText,
+    seq_lens: list[int],
+    sizes: dict[str, int],
+    ladders: dict[str, tuple[Rounding, ...]],
+    kept: dict[str, str],
+    choice: Choice,
+) -> QuantizationRecord:
+    products = []
+    for name, weights in sizes.items():
+        ladder, rung = ladders.get(name, ()), choice.rungs.get(name, 0)
+        is_kept = name in kept or rung == max(len(ladder), 1)
+        rounding = None if is_kept or not ladder else ladder[rung]
+        products.append(
+            ProductRecord(
+                name,
+                FP32 if is_kept else INT8 if name == EMBEDDING else options.scheme,
+                weights,
+                choice.sensitivity.get(name),
+                terms=rounding.plan.terms if rounding else 1,
+                error=rounding.error if rounding else None,
+                activation_max=rounding.plan.activation_max if rounding else None,
+                smoothing_strength=rounding.strength if rounding else 0.0,
+                reason=kept.get(name) or choice.reasons.get(name),
+            )
+        )
+    loss = choice.loss
+    return QuantizationRecord(
+        scheme=options.scheme,
+        source_sha256=hash_file(bundle.path / MANIFEST_FILE),
+        text=text.source,
+        text_sha256=text.sha256,
+        seq_lens=tuple(seq_lens),
+        predictions=sum(len(window.predictors) for window in text.windows),
+        budget=options.accepted_loss,
+        loss=loss.share,
+        kl_bits=loss.kl_bits,
+        bits=loss.bits,
+        reference_bits=loss.reference_bits,
+        block_size=options.block_size if options.scheme == INT4 else None,
+        products=tuple(products),
+    )

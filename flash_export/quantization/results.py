@@ -1,0 +1,97 @@
+"""What ``quantization.json`` says: what was quantized, how, and why the rest was not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+FORMAT_VERSION = 1
+FP32 = "fp32"
+
+
+@dataclass(frozen=True)
+class ProductRecord:
+    """One product with a weight, or the embedding.
+
+    Attributes:
+        name: Such as ``layers.3.out``.
+        scheme: What it is computed in; ``fp32`` if it was kept.
+        terms: Whole numbers that its activation is the sum of.
+        weights: Number of weights.
+        sensitivity: Loss if it is the only one that is quantized, as a fraction of the model's bits; None if it may not
+            be.
+        error: Root mean square of the product's own error on the sample, as a fraction; None for the embedding.
+        activation_max: Largest activation; None where activations are not rounded, or measured in every run.
+        smoothing_strength: How much of the outliers moved into the weight, 0 to 1.
+        reason: Why it is not computed in the cheapest way; None if it is.
+    """
+
+    name: str
+    scheme: str
+    weights: int
+    sensitivity: float | None
+    terms: int = 1
+    error: float | None = None
+    activation_max: float | None = None
+    smoothing_strength: float = 0.0
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class QuantizationRecord:
+    """How a bundle was quantized.
+
+    Attributes:
+        scheme: ``int8``, ``int8-dynamic``, ``int4`` or ``fp8``.
+        source_sha256: Hash of the manifest of the bundle that it was made from.
+        text: What was read: ``held-out text`` or the name of a file.
+        text_sha256: Its hash.
+        seq_lens: Lengths that the ranges were measured at.
+        predictions: Number of predictions that were judged.
+        budget: Accepted loss, as a fraction of the model's bits.
+        loss: Loss of what was chosen: the larger of divergence and change of the bits, as such a fraction.
+        kl_bits: Divergence from the fp32 graph, in bits a prediction.
+        bits: Bits a prediction; None where the text does not tell what was to be predicted.
+        reference_bits: The same of the fp32 graph, or the entropy of its predictions.
+        block_size: int4 alone: inputs that share a scale.
+        products: In the order of the graph.
+        format_version: Version of this layout.
+    """
+
+    scheme: str
+    source_sha256: str
+    text: str
+    text_sha256: str
+    seq_lens: tuple[int, ...]
+    predictions: int
+    budget: float
+    loss: float
+    kl_bits: float
+    bits: float | None
+    reference_bits: float
+    block_size: int | None
+    products: tuple[ProductRecord, ...]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def quantized_share(self) -> float:
+        """Share of the weights that are quantized."""
+        total = sum(product.weights for product in self.products)
+        return sum(product.weights for product in self.products if product.scheme != FP32) / total if total else 0.0
+
+    @property
+    def is_within_budget(self) -> bool:
+        """Whether the loss was accepted."""
+        return self.loss <= self.budget
+
+    def to_json(self) -> str:
+        """Return the text of ``quantization.json``."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> QuantizationRecord:
+        """Rebuild from JSON."""
+        products = tuple(ProductRecord(**product) for product in values["products"])
+        return cls(**{**values, "products": products, "seq_lens": tuple(values["seq_lens"])})

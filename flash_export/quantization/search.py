@@ -1,0 +1,121 @@
+"""Choosing how each product is computed: as cheaply as the budget allows, by measurement."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flash_export.exporters.quantization.plan import QuantizationPlan
+from flash_export.exporters.quantization.products import EMBEDDING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flash_export.exporters.quantization.plan import ProductPlan
+    from flash_export.exporters.quantization.trial import TrialGraph
+    from flash_export.quantization.judge import Judge, Loss
+
+
+# What the estimate of a loss is multiplied with: a search that stops short measures once more.
+SAFETY = 0.9
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A product, or the embedding, and the ways to compute it.
+
+    Attributes:
+        name: Such as ``layers.3.out``.
+        weights: Number of weights.
+        plans: The ways, the cheapest first; after the last one it stays fp32. The embedding has one, None.
+    """
+
+    name: str
+    weights: int
+    plans: tuple[ProductPlan | None, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What came out of a search.
+
+    Attributes:
+        plan: What is quantized.
+        loss: What that costs.
+        sensitivity: What each costs if it alone is computed in the cheapest way, as a fraction of the bits, by name.
+        rungs: Which way was chosen, by name; as many as there are ways for fp32.
+        reasons: Why it is not the cheapest, by name.
+    """
+
+    plan: QuantizationPlan
+    loss: Loss
+    sensitivity: dict[str, float]
+    rungs: dict[str, int]
+    reasons: dict[str, str]
+
+
+class Search:
+    """Writes variants of a graph into a folder of its own, one at a time, and has them judged."""
+
+    def __init__(
+        self, trial: TrialGraph, judge: Judge, scheme: str, on_measure: Callable[[str], None] | None = None
+    ) -> None:
+        """Take what is needed; ``on_measure`` is called with the name of each variant before it is measured."""
+        self._trial, self._judge, self._scheme = trial, judge, scheme
+        self._on_measure = on_measure or (lambda _: None)
+
+    def run(self, candidates: tuple[Candidate, ...], accepted: float) -> Choice:
+        """Compute everything in the cheapest way, and what costs most in a dearer one until the loss is accepted.
+
+        What costs most for its size goes first. Losses nearly add up, so that the sum tells how many have to go, and is
+        measured then.
+
+        Args:
+            candidates: What may be quantized.
+            accepted: Largest share of the bits that may be lost.
+        """
+        rungs = dict.fromkeys((one.name for one in candidates), 0)
+        sensitivity = {one.name: self._estimate(one, 0) for one in candidates}
+        costs = dict(sensitivity)
+        reasons: dict[str, str] = {}
+        loss = self._measure(candidates, rungs, "all of them")
+        while loss.share > accepted and (open_ones := _list_open(candidates, rungs)):
+            # Losses of many products together are more than their sum; what counts is which share of them is left.
+            before = sum(costs.values())
+            while open_ones and loss.share * sum(costs.values()) > accepted * before * SAFETY:
+                worst = max(open_ones, key=lambda one: costs[one.name] / one.weights)
+                reasons[worst.name] = _explain(costs[worst.name], worst.weights, rungs[worst.name])
+                rungs[worst.name] += 1
+                is_fp32 = rungs[worst.name] == len(worst.plans)
+                costs[worst.name] = 0.0 if is_fp32 else self._estimate(worst, rungs[worst.name])
+                open_ones = _list_open(candidates, rungs)
+            loss = self._measure(candidates, rungs, f"{len(reasons)} of {len(candidates)} dearer")
+        return Choice(self._join(candidates, rungs), loss, sensitivity, rungs, reasons)
+
+    def _measure(self, candidates: tuple[Candidate, ...], rungs: Mapping[str, int], label: str) -> Loss:
+        self._on_measure(label)
+        with tempfile.TemporaryDirectory() as folder:
+            return self._judge.measure(self._trial.write(Path(folder), self._join(candidates, rungs)))
+
+    def _estimate(self, candidate: Candidate, rung: int) -> float:
+        self._on_measure(candidate.name)
+        with tempfile.TemporaryDirectory() as folder:
+            plan = self._join((candidate,), {candidate.name: rung})
+            return self._judge.estimate(self._trial.write(Path(folder), plan))
+
+    def _join(self, candidates: tuple[Candidate, ...], rungs: Mapping[str, int]) -> QuantizationPlan:
+        chosen = {one.name: one.plans[rungs[one.name]] for one in candidates if rungs[one.name] < len(one.plans)}
+        products = {name: plan for name, plan in chosen.items() if plan is not None}
+        return QuantizationPlan(self._scheme, products, embedding=EMBEDDING in chosen)
+
+
+def _list_open(candidates: tuple[Candidate, ...], rungs: Mapping[str, int]) -> list[Candidate]:
+    """Return what is not fp32 yet."""
+    return [one for one in candidates if rungs[one.name] < len(one.plans)]
+
+
+def _explain(cost: float, weights: int, rung: int) -> str:
+    way = "in two terms" if rung else "in the cheapest way"
+    return f"{way} it costs {cost:.2%} of the bits, the most for its {weights} weights"

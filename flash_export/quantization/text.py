@@ -1,0 +1,132 @@
+"""What a model reads to be calibrated and judged: held-out text, a file of text, or token ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flash_export.config import HELDOUT
+from flash_export.errors import InputError
+from flash_export.files import hash_file
+from flash_export.validators.heldout import Heldout
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
+
+    from flash_export.bundle import Bundle
+
+BYTES = 256
+WINDOW = 1024
+MAX_WINDOWS = 64
+MIN_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Window:
+    """A piece of text, and what is predicted in it.
+
+    Attributes:
+        input_ids: What the model sees, ``(1, seq)``.
+        predictors: Positions whose predictions count.
+        targets: What they should have predicted; None where that is not known.
+    """
+
+    input_ids: Int[np.ndarray, "1 seq"]
+    predictors: Int[np.ndarray, " n"]
+    targets: Int[np.ndarray, " n"] | None
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Text to calibrate with and to judge by.
+
+    Attributes:
+        source: ``held-out text``, or the name of the file.
+        sha256: Hash of the file that it comes from.
+        windows: The text, in pieces.
+    """
+
+    source: str
+    sha256: str
+    windows: tuple[Window, ...]
+
+    @property
+    def tokens(self) -> Int[np.ndarray, " n"]:
+        """All that the model may see, in one piece."""
+        return np.concatenate([window.input_ids[0] for window in self.windows])
+
+    @classmethod
+    def load(cls, bundle: Bundle, calibration: str, longest: int) -> CalibrationText:
+        """Read the text that the options name.
+
+        Args:
+            bundle: Whose held-out text and vocabulary count.
+            calibration: ``heldout`` or a file.
+            longest: Longest sequence that the graph takes.
+
+        Raises:
+            InputError: There is no such text, it is too short, or it is not for this vocabulary.
+            BundleError: The held-out text is damaged.
+        """
+        if calibration == HELDOUT:
+            heldout = Heldout.load(bundle)
+            if heldout is None:
+                raise InputError(
+                    f"{bundle.path} has no held-out text to calibrate with; give text or token ids that the model would "
+                    "see in use with --calibration FILE"
+                )
+            if heldout.tokens.shape[1] > longest:
+                raise InputError(
+                    f"the windows of the held-out text have {heldout.tokens.shape[1]} tokens, the graph takes {longest}; "
+                    "export it with a larger --max-seq-len"
+                )
+            return cls("held-out text", hash_file(bundle.path / "heldout.txt"), _list_heldout_windows(heldout))
+        path = Path(calibration)
+        config = bundle.read_config()
+        tokens = _read_tokens(path, int(config["vocab_size"]))
+        seq_len = min(WINDOW, longest, len(tokens))
+        windows = tuple(
+            _make_window(tokens[start : start + seq_len], bool(config.get("causal")))
+            for start in range(0, len(tokens) - seq_len + 1, seq_len)
+        )
+        return cls(path.name, hash_file(path), windows[:MAX_WINDOWS])
+
+
+def _list_heldout_windows(heldout: Heldout) -> tuple[Window, ...]:
+    def make(tokens: np.ndarray, seen: np.ndarray, targets: Bool[np.ndarray, " seq"]) -> Window:
+        positions = np.flatnonzero(targets)
+        return Window(seen[None], positions - 1 if heldout.causal else positions, tokens[positions])
+
+    return tuple(map(make, heldout.tokens, heldout.inputs, heldout.targets))
+
+
+def _make_window(tokens: Int[np.ndarray, " seq"], is_causal: bool) -> Window:
+    """A causal model predicts the next token; what another one would predict, a file does not tell."""
+    if is_causal:
+        return Window(tokens[None], np.arange(len(tokens) - 1), tokens[1:])
+    return Window(tokens[None], np.arange(len(tokens)), None)
+
+
+def _read_tokens(path: Path, vocab_size: int) -> Int[np.ndarray, " n"]:
+    try:
+        if path.suffix == ".npy":
+            tokens = np.load(path, allow_pickle=False).ravel()
+        elif vocab_size < BYTES:
+            raise InputError(f"{path} is text, but the model has {vocab_size} tokens, not bytes; give token ids as .npy")
+        else:
+            tokens = np.frombuffer(path.read_bytes(), np.uint8)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read ({error}); give text, or token ids as .npy") from error
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise InputError(f"{path} holds {tokens.dtype}; give whole numbers, the token ids")
+    if len(tokens) < MIN_TOKENS:
+        raise InputError(f"{path} has {len(tokens)} tokens; give at least {MIN_TOKENS}, better some ten thousand")
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise InputError(
+            f"{path} has token ids from {tokens.min()} to {tokens.max()}, the model has {vocab_size} tokens; give ids of "
+            "its own tokenizer"
+        )
+    return tokens.astype(np.int64)
