@@ -16,6 +16,7 @@ from flash_export.errors import BundleError
 from flash_export.files import hash_file, hash_files, replace_folder
 from flash_export.manifest import FORMAT_VERSION, EngineManifest, GraphSpec, Manifest
 from flash_export.probes import PROBES_FILE, ProbeMap
+from flash_export.quantization_record import QuantizationRecord
 from flash_export.structure import find_mismatch
 
 if TYPE_CHECKING:
@@ -95,6 +96,19 @@ class Bundle:
         if mismatch := find_mismatch(values, ProbeMap):
             raise BundleError(f"{path} is damaged: {mismatch}; export the bundle again")
         return ProbeMap.from_dict(values)
+
+    def read_quantization(self) -> QuantizationRecord | None:
+        """Return how the bundle was quantized; None if it was not.
+
+        Raises:
+            BundleError: What is written down of it is damaged.
+        """
+        if QUANTIZATION_FILE not in self.manifest.files:
+            return None
+        values = _read_json(self.path / QUANTIZATION_FILE)
+        if mismatch := find_mismatch(values, QuantizationRecord):
+            raise BundleError(f"{self.path / QUANTIZATION_FILE} is damaged: {mismatch}; quantize the bundle again")
+        return QuantizationRecord.from_dict(values)
 
     def load_model(self) -> ReferenceModel:
         """Build the reference model, in evaluation mode and fp32, with the bundled weights."""

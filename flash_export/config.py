@@ -108,6 +108,8 @@ class Tolerance:
 
     atol: float = 0.0
     rtol: float = 1e-4
+    kl_bits: None = None
+    bits_change: None = None
 
     def __post_init__(self) -> None:
         """Check that something is tolerated, and nothing negative."""
@@ -117,6 +119,10 @@ class Tolerance:
     def compute_limit(self, scale: float, noise: float) -> float:
         """Return the largest accepted absolute difference for outputs of this scale; ``noise`` does not matter."""
         return self.atol + self.rtol * scale
+
+    def compute_own_limit(self, scale: float, noise: float) -> float:
+        """Return how much two of a backend's own runs that compute the same may differ."""
+        return self.compute_limit(scale, noise)
 
 
 @dataclass(frozen=True)
@@ -129,10 +135,13 @@ class ErrorBudget:
     Attributes:
         noise_ratio: Largest accepted error as a multiple of the eager model's.
         floor: Smallest noise that counts, as a fraction of the output's scale.
+        bits_change: Largest accepted change of the bits a byte on held-out text, as a fraction.
     """
 
     noise_ratio: float
     floor: float
+    bits_change: float | None = None
+    kl_bits: None = None
 
     def compute_limit(self, scale: float, noise: float) -> float:
         """Return the largest accepted absolute error.
@@ -144,12 +153,48 @@ class ErrorBudget:
         least = self.floor * scale
         return self.noise_ratio * (noise if noise > least else least)
 
+    def compute_own_limit(self, scale: float, noise: float) -> float:
+        """Return how much two of a backend's own runs that compute the same may differ."""
+        return self.compute_limit(scale, noise)
+
+
+@dataclass(frozen=True)
+class QuantizationBudget:
+    """How far a quantized graph may be from the model: there is no eager model in its precision to be held against.
+
+    Attributes:
+        error: Largest accepted error, as a fraction of the output's scale.
+        own_error: How much two of its own runs that compute the same may differ, as such a fraction.
+        kl_bits: Largest accepted divergence of the predictions at a shape, in bits a position.
+        bits_change: Largest accepted change of the bits a byte on held-out text, as a fraction.
+    """
+
+    error: float
+    own_error: float
+    kl_bits: float
+    bits_change: float
+
+    def compute_limit(self, scale: float, noise: float) -> float:
+        """Return the largest accepted absolute error; ``noise`` does not matter."""
+        return self.error * scale
+
+    def compute_own_limit(self, scale: float, noise: float) -> float:
+        """Return how much two runs may differ; ``noise`` does not matter."""
+        return self.own_error * scale
+
 
 # docs/validation.md says how these were chosen. The floor is four units in the last place of the precision.
 ERROR_BUDGETS = {
-    "fp32": ErrorBudget(noise_ratio=8.0, floor=2.0**-22),
-    "fp16": ErrorBudget(noise_ratio=8.0, floor=2.0**-9),
-    "bf16": ErrorBudget(noise_ratio=8.0, floor=2.0**-6),
+    "fp32": ErrorBudget(noise_ratio=8.0, floor=2.0**-22, bits_change=0.0005),
+    "fp16": ErrorBudget(noise_ratio=8.0, floor=2.0**-9, bits_change=0.001),
+    "bf16": ErrorBudget(noise_ratio=8.0, floor=2.0**-6, bits_change=0.005),
+}
+QUANTIZATION_BUDGETS = {
+    INT8: QuantizationBudget(error=0.5, own_error=0.02, kl_bits=0.2, bits_change=DEFAULT_BUDGETS[INT8]),
+    # The scale of an activation is that of all tokens of all rows, later ones too.
+    INT8_DYNAMIC: QuantizationBudget(error=0.5, own_error=0.25, kl_bits=0.2, bits_change=DEFAULT_BUDGETS[INT8_DYNAMIC]),
+    INT4: QuantizationBudget(error=0.5, own_error=0.02, kl_bits=0.2, bits_change=DEFAULT_BUDGETS[INT4]),
+    FP8: QuantizationBudget(error=0.25, own_error=0.02, kl_bits=0.1, bits_change=DEFAULT_BUDGETS[FP8]),
 }
 
 

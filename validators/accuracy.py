@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,7 +17,21 @@ _BLOCK_POSITIONS = 4096
 
 
 class Limit(Protocol):
-    """What decides how far an output may be off: :class:`Tolerance` or :class:`ErrorBudget`."""
+    """What decides how far an output may be off: a tolerance, or the budget of a precision."""
+
+    @property
+    def kl_bits(self) -> float | None:
+        """Largest accepted divergence of the predictions, in bits a position; None: any."""
+        ...
+
+    @property
+    def bits_change(self) -> float | None:
+        """Largest accepted change of the bits a byte on held-out text, as a fraction; None: any."""
+        ...
+
+    def compute_own_limit(self, scale: float, noise: float) -> float:
+        """Return how much two of a backend's own runs that compute the same may differ."""
+        ...
 
     def compute_limit(self, scale: float, noise: float) -> float:
         """Return the largest accepted absolute error."""
@@ -103,7 +117,12 @@ def compare_outputs(
         top1_agreement=agreeing / positions,
         kl_bits=max(divergence / positions / math.log(2), 0.0),
     )
-    return result if max_error <= (result.tolerance or 0.0) else _explain(result)
+    if max_error > (result.tolerance or 0.0):
+        return _explain(result)
+    if limit.kl_bits is not None and (result.kl_bits or 0.0) > limit.kl_bits:
+        reason = f"the predictions diverge by {result.kl_bits:.3g} bits a position, accepted are {limit.kl_bits:g}"
+        return replace(result, reason=reason)
+    return result
 
 
 def _explain(result: AccuracyResult) -> AccuracyResult:
@@ -113,7 +132,7 @@ def _explain(result: AccuracyResult) -> AccuracyResult:
         f"max abs error {result.max_abs_error:.3g} exceeds the tolerance {result.tolerance:.3g}{own}; "
         f"the top token agrees at {math.floor(1000 * (result.top1_agreement or 0)) / 10:g}% of the positions"
     )
-    return AccuracyResult(**{**vars(result), "reason": reason})
+    return replace(result, reason=reason)
 
 
 def _iterate_blocks(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from flash_export.manifest import GraphSpec
     from flash_export.runtime.runner import Runner
+    from flash_export.validators.accuracy import Limit
     from flash_export.validators.cells import OpenBackend
     from flash_export.validators.heldout import Heldout
 
@@ -36,6 +37,8 @@ def compare_bits_per_byte(
             rows.append(value)
         else:
             bits[opened.backend.name] = value
+            if reason := _describe_excess(value / eager - 1, opened.limit):
+                rows.append(_make_row(opened, cell, reason))
     return bits, rows
 
 
@@ -65,6 +68,13 @@ def _measure_backend(heldout: Heldout, graph: GraphSpec, opened: OpenBackend, ce
     except Exception as error:
         return _make_row(opened, cell, describe_exception(error))
     return value if math.isfinite(value) else _make_row(opened, cell, "the bits per byte are not finite")
+
+
+def _describe_excess(change: float, limit: Limit) -> str | None:
+    """Say that a backend needs too many bits, or None when it does not; fewer than the eager model is no fault."""
+    if limit.bits_change is None or change <= limit.bits_change:
+        return None
+    return f"it needs {change:.2%} more bits than the eager model, accepted are {limit.bits_change:.2%}"
 
 
 def _make_row(opened: OpenBackend, cell: Cell, reason: str) -> Row:

@@ -97,7 +97,7 @@ def _check(
     except Exception as error:  # whatever a backend raises, the other checks still have something to tell
         return make_row(opened.backend, cell, describe_exception(error), failed=True)
     scale, difference = float(np.abs(left).max()), float(np.abs(left - right).max())
-    accepted = 0.0 if invariance.is_exact else limit.compute_limit(scale, measure_noise(cell) * scale)
+    accepted = 0.0 if invariance.is_exact else limit.compute_own_limit(scale, measure_noise(cell) * scale)
     if not np.isfinite(difference):
         return make_row(opened.backend, cell, "a run gives NaN or infinity", failed=True)
     passed = difference <= accepted

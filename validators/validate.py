@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import flash_export
 from flash_export.bundle import MANIFEST_FILE
-from flash_export.config import ERROR_BUDGETS, Tolerance
+from flash_export.config import ERROR_BUDGETS, QUANTIZATION_BUDGETS, Tolerance
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.files import hash_file
 from flash_export.validators.backends import GRAPH, list_backends
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from flash_export.bundle import Bundle
     from flash_export.models.base import ReferenceModel
+    from flash_export.quantization_record import QuantizationRecord
     from flash_export.runtime.runner import Runner
     from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
@@ -79,9 +80,11 @@ class ValidationOptions:
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads={self.threads} is not usable; use at least 1")
 
-    def get_limit(self, precision: str) -> Limit:
-        """Return what decides on a graph of this precision."""
+    def get_limit(self, precision: str, quantization: QuantizationRecord | None = None) -> Limit:
+        """Return what decides on a graph of this precision; a quantized one may lose what it was made to lose."""
         if self.atol is None and self.rtol is None:
+            if quantization is not None:
+                return replace(QUANTIZATION_BUDGETS[precision], bits_change=quantization.budget)
             return ERROR_BUDGETS[precision]
         return Tolerance(self.atol or 0.0, self.rtol or 0.0)
 
@@ -126,7 +129,8 @@ def validate_bundle(
     """
     options = options or ValidationOptions()
     graph = bundle.get_graph(GRAPH)
-    limit = options.get_limit(graph.precision)
+    limit = options.get_limit(graph.precision, bundle.read_quantization())
+    precision = graph.precision if graph.precision in ERROR_BUDGETS else "fp32"
     check_lengths(graph, options.seq_lens, options.batches)
     if options.max_seq_len is not None:
         check_lengths(graph, (options.max_seq_len,), None)
@@ -138,7 +142,7 @@ def validate_bundle(
     plan = _plan(bundle, model, backends, options, 0 if text is None else len(text))
     journal = Journal(journal_path, _identify(bundle, options, plan, backends), resume=resume)
     with contextlib.ExitStack() as stack:
-        eager = stack.enter_context(_open_eager(bundle.load_model(), options.threads, graph.precision))
+        eager = stack.enter_context(_open_eager(bundle.load_model(), options.threads, precision))
         reference = stack.enter_context(_open_eager(bundle.load_model(), options.threads, "fp64"))
         opened, skipped = _open_backends(stack, bundle, backends, eager, limit, options)
         checker = CellChecker(

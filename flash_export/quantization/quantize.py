@@ -18,7 +18,7 @@ from flash_export.exporters.quantization.trial import TrialGraph
 from flash_export.files import hash_file
 from flash_export.quantization.activations import list_lengths, record_activations
 from flash_export.quantization.judge import Judge
-from flash_export.quantization.results import FP32, ProductRecord, QuantizationRecord
+from flash_export.quantization_record import FP32, ProductRecord, QuantizationRecord
 from flash_export.quantization.rounding import list_roundings
 from flash_export.quantization.search import Candidate, Search
 from flash_export.quantization.text import CalibrationText
