@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flash_export.manifest import GraphSpec
     from flash_export.runtime.runner import Runner
     from flash_export.validators.cells import OpenBackend
-    from flash_export.validators.heldout import Heldout
+    from flash_export.heldout import Heldout
 
 
 def compare_bits_per_byte(
