@@ -24,6 +24,7 @@ from report import make_parser, print_table, write_json
 import flash_export
 from flash_export.config import ExportOptions
 from flash_export.exporters.graphs import build_graph_module
+from flash_export.exporters.half_ranges import measure_half_ranges
 from flash_export.exporters.islands import choose_islands
 from flash_export.exporters.lowering import flash, pieces
 from flash_export.exporters.lowering.precision import FP32, Precision, widen
@@ -230,6 +231,20 @@ def provoke(seq_len: int) -> list[Row]:
     return rows
 
 
+def compare_texts(max_seq_len: int) -> list[tuple[str, str, int, float]]:
+    """Return how many times as large values become on random tokens, which no model was trained on, as on text."""
+    rows = []
+    for name in ("byte-causal", "byte-masked"):
+        model, _ = read_model(name)
+        text, random = (measure_half_ranges(model, folder, max_seq_len) for folder in (ASSETS / name, None))
+        ratios = {
+            value: random.magnitudes[value][-1] / sizes[-1] for value, sizes in text.magnitudes.items() if sizes[-1] > 0
+        }
+        largest = max(ratios, key=lambda value: ratios[value])
+        rows.append((name, largest, text.seq_lens[-1], ratios[largest]))
+    return rows
+
+
 def run(module: Any, tokens: Tensor) -> Tensor:
     """Return the logits."""
     with torch.inference_mode():
@@ -257,7 +272,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for row in rows
             ],
         )
-    write_json(arguments.json, {title: [asdict(row) for row in rows] for title, rows in parts.items()})
+    texts = compare_texts(seq_len)
+    print_table("largest value on random tokens over that on text", ("model", "value", "tokens", "ratio"), texts)
+    write_json(
+        arguments.json, {title: [asdict(row) for row in rows] for title, rows in parts.items()} | {"texts": texts}
+    )
 
 
 if __name__ == "__main__":
