@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 WINDOWS = 2
 MIN_LENGTHS = 3  # below, no growth can be told from chance
-# Multiply-accumulates that the measurement may take, some seconds on two cores. A time would not do: the choice of
+# Multiply-accumulates that the measurement may take, a few seconds on two cores. A time would not do: the choice of
 # islands must not depend on how busy a machine is.
-BUDGET_MACS = 1.5e11
+BUDGET_MACS = 5e10
 # Functions of the tokens of one chunk after a norm: they do not grow with the length, and what they are made of is
 # bounded by the weights. All else is at most a sum over all tokens of such values, which grows in proportion.
 BOUNDED = frozenset(
