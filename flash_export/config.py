@@ -110,8 +110,8 @@ class ErrorBudget:
 # docs/validation.md says how these were chosen. The floor is four units in the last place of the precision.
 ERROR_BUDGETS = {
     "fp32": ErrorBudget(noise_ratio=8.0, floor=2.0**-22),
-    "fp16": ErrorBudget(noise_ratio=8.0, floor=2.0**-9),
-    "bf16": ErrorBudget(noise_ratio=8.0, floor=2.0**-6),
+    "fp16": ErrorBudget(noise_ratio=4.0, floor=2.0**-9),
+    "bf16": ErrorBudget(noise_ratio=4.0, floor=2.0**-6),
 }
 
 
