@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flash_export.exporters.half_ranges import HalfRanges
     from flash_export.models.base import ReferenceModel
 
-# Other text gives other values: random tokens, which no model was trained on, gave up to 3.3 times those of text
+# Other text gives other values: random tokens, which no model was trained on, gave up to 3.5 times those of text
 # (docs/precision.md).
 MARGIN = 4.0
 LIMIT = FP16_MAX / MARGIN
