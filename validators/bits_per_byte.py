@@ -15,10 +15,10 @@ from flash_export.validators.results import Row
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from flash_export.heldout import Heldout
     from flash_export.manifest import GraphSpec
     from flash_export.runtime.runner import Runner
     from flash_export.validators.cells import OpenBackend
-    from flash_export.validators.heldout import Heldout
 
 
 def compare_bits_per_byte(
