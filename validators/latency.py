@@ -1,4 +1,4 @@
-"""Timing two runners against each other on the same inputs."""
+"""Timing runners against each other on the same inputs."""
 
 from __future__ import annotations
 
@@ -49,6 +49,28 @@ class Percentiles:
     def overlaps(self, other: Percentiles) -> bool:
         """Tell whether the intervals of the medians have anything in common: then neither is surely the faster."""
         return self.p50_low <= other.p50_high and other.p50_low <= self.p50_high
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one takes as another, and how well that is known.
+
+    Attributes:
+        median: Median over the turns of the ratio within a turn, which what slows a whole turn down does not change.
+        low: Lower end of its 95 % confidence interval.
+        high: Its upper end.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def from_seconds(cls, samples: Sequence[float], baseline: Sequence[float]) -> Ratio:
+        """Compare samples with those of the same turns."""
+        ordered = np.sort(np.asarray(samples) / np.asarray(baseline))
+        low, high = find_median_interval(len(ordered))
+        return cls(float(np.median(ordered)), float(ordered[low]), float(ordered[high]))
 
 
 def find_median_interval(count: int) -> tuple[int, int]:
@@ -108,18 +130,42 @@ def measure_latency(
         clock: Seconds from any origin.
     """
     functions = [run_eager, run_backend, *([run_compiled] if run_compiled else [])]
-    samples: list[list[float]] = [[seconds] for seconds in first] if first else [[], []]
     if run_compiled:
         run_compiled()
-        samples.append([])
+    needed = min_runs - 1 if first and not run_compiled else min_runs
+    samples = time_in_turn(functions, budget_s=budget_s, warmup=warmup, min_runs=needed, clock=clock)
+    for taken, seconds in zip(samples, first or (), strict=False):
+        taken.insert(0, seconds)
+    return LatencyResult(*map(Percentiles.from_seconds, samples))
+
+
+def time_in_turn(
+    functions: Sequence[Callable[[], object]],
+    *,
+    budget_s: float = DEFAULT_BUDGET_S,
+    warmup: int = 1,
+    min_runs: int = MIN_RUNS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
+    """Return the seconds that each run of each function took; a turn is one run of every one of them.
+
+    Args:
+        functions: What is timed.
+        budget_s: Stop once this much time is spent, but not before ``min_runs``.
+        warmup: Turns that are not counted.
+        min_runs: Turns that are always counted.
+        clock: Seconds from any origin.
+    """
+    samples: list[list[float]] = [[] for _ in functions]
     for _ in range(warmup):
         for run in functions:
             run()
-    start = clock()
-    while len(samples[-1]) < min_runs or (clock() - start < budget_s and len(samples[-1]) < MAX_RUNS):
+    start, turns = clock(), 0
+    while turns < min_runs or (clock() - start < budget_s and turns < MAX_RUNS):
         for run, taken in zip(functions, samples, strict=True):
             taken.append(_time_run(run, clock))
-    return LatencyResult(*map(Percentiles.from_seconds, samples))
+        turns += 1
+    return samples
 
 
 def _time_run(run: Callable[[], object], clock: Callable[[], float]) -> float:
