@@ -142,15 +142,18 @@ def measure_latency(
 def time_in_turn(
     functions: Sequence[Callable[[], object]],
     *,
+    bursts: Sequence[int] = (),
     budget_s: float = DEFAULT_BUDGET_S,
     warmup: int = 1,
     min_runs: int = MIN_RUNS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
-    """Return the seconds that each run of each function took; a turn is one run of every one of them.
+    """Return the seconds that each function took in each turn; a turn is a run of every one of them.
 
     Args:
         functions: What is timed.
+        bursts: Runs of each in a turn, of which the mean counts, without the first, which finds the caches full of
+            another's data; 1, or nothing: the only run counts.
         budget_s: Stop once this much time is spent, but not before ``min_runs``.
         warmup: Turns that are not counted.
         min_runs: Turns that are always counted.
@@ -162,13 +165,18 @@ def time_in_turn(
             run()
     start, turns = clock(), 0
     while turns < min_runs or (clock() - start < budget_s and turns < MAX_RUNS):
-        for run, taken in zip(functions, samples, strict=True):
-            taken.append(_time_run(run, clock))
+        for run, taken, burst in zip(functions, samples, bursts or [1] * len(functions), strict=True):
+            taken.append(_time_burst(run, burst, clock))
         turns += 1
     return samples
 
 
-def _time_run(run: Callable[[], object], clock: Callable[[], float]) -> float:
+def _time_burst(run: Callable[[], object], burst: int, clock: Callable[[], float]) -> float:
+    """Return the mean seconds of a run."""
+    if burst > 1:
+        run()
+    counted = max(burst - 1, 1)
     start = clock()
-    run()
-    return clock() - start
+    for _ in range(counted):
+        run()
+    return (clock() - start) / counted
