@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
     Axis = LinearAxis | LogAxis
 
-_LABEL_HEIGHT, _LABEL_WIDTH, _LABEL_GAP = 14.0, 120.0, 9.0
+# Of the text beside a point, in drawing units; the width of a character is that of a wide one.
+_LABEL_HEIGHT, _CHARACTER_WIDTH, _LABEL_GAP, _BASELINE = 12.0, 7.0, 9.0, 4.0
+_POINT = 5.0
 # Right of this share of the width, a label stands to the left of its point.
 _RIGHT_SHARE = 0.6
 
@@ -78,20 +80,24 @@ def build_trade_off_plot(trade: TradeOff, loss: Measure, cost: Measure) -> Plot 
 
 
 def place_labels(places: dict[str, tuple[float, float]]) -> dict[str, Label]:
-    """Return where the name of each point is written; names that would cover one another are moved up.
+    """Return where the name of each point is written; what would cover another name or point is moved up.
 
     Args:
         places: Position of each point by name.
     """
+    boxes = [(x - _POINT, x + _POINT, y) for x, y in places.values()]
     labels: dict[str, Label] = {}
     for name, (x, y) in sorted(places.items(), key=lambda item: -item[1][1]):
+        width, height = _CHARACTER_WIDTH * len(name), y
         is_left = x > LEFT + _RIGHT_SHARE * (WIDTH - RIGHT - LEFT)
         anchor, at = ("end", x - _LABEL_GAP) if is_left else ("start", x + _LABEL_GAP)
-        height = y + 4
-        for other in labels.values():  # from the lowest up, so that each can only be pushed further up
-            if abs(other.x - at) < _LABEL_WIDTH and abs(other.y - height) < _LABEL_HEIGHT:
-                height = other.y - _LABEL_HEIGHT
-        labels[name] = Label(round(at, 1), round(height, 1), name, anchor)
+        left, right = (at - width, at) if is_left else (at, at + width)
+        while any(
+            left < end and start < right and abs(centre - height) < _LABEL_HEIGHT for start, end, centre in boxes
+        ):
+            height -= 1.0
+        boxes.append((left, right, height))
+        labels[name] = Label(round(at, 1), round(height + _BASELINE, 1), name, anchor)
     return labels
 
 

@@ -78,7 +78,7 @@ def tabulate_quality(trade: TradeOff) -> tuple[list[str], list[list[str]]]:
 
 
 def describe_fronts(trade: TradeOff) -> Iterator[str]:
-    """Yield for each cost which bundles no other one beats in it and in bits per byte, or without a text in divergence."""
+    """Yield for each cost which bundles no other one beats in it and in bits per byte, or without it in divergence."""
     for loss in list_losses(trade)[:1]:
         for cost in list_costs(trade):
             names = [entry.name for entry in find_front(trade.entries, loss, cost)]
