@@ -43,8 +43,8 @@ def compare_command(
 ) -> None:
     """Show what each BUNDLE of one model costs and loses: size, latency, bits per byte, agreement, divergence.
 
-    All bundles read the held-out text of the reference, and are timed in turn, with onnxruntime on the CPU. What cannot be
-    measured here has the reason in its place. Exit code 0, or 2 for bad input.
+    All bundles read the held-out text of the reference, and are timed in turn, with onnxruntime on the CPU. What cannot
+    be measured here has the reason in its place. Exit code 0, or 2 for bad input.
 
     \b
     Examples:
