@@ -18,20 +18,20 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def estimate_cell_bytes(config: ModelConfig, cell: Cell) -> int:
-    """Estimate the peak memory of the eager model for a cell, in bytes.
+    """Estimate the peak memory of the reference and the eager model for a cell, in bytes.
 
-    Counted are the float64 tensors that are alive at the widest point of a layer of the reference, and the logits of
-    reference, eager model and backend. A model without chunks is quadratic: its relative bias holds several ``n x n``
-    tables of int64.
+    Counted are the tensors that are alive at the widest point of a layer of the reference, which is in float64, and the
+    logits of reference, eager model and backend. A model without chunks is quadratic: its relative bias holds several
+    ``n x n`` tables of int64.
     """
     sizes = config.to_dict()
     dim, hidden, qk = (int(sizes.get(name, 0)) for name in ("dim", "hidden_dim", "qk_dim"))
     chunk = int(sizes.get("chunk_size", 0))
-    per_token = 4 * dim + 6 * hidden + 12 * qk + 3 * int(sizes.get("vocab_size", 0))
+    per_token = 8 * (4 * dim + 4 * hidden + 4 * qk) + 16 * int(sizes.get("vocab_size", 0))
     if chunk:
         padded = cell.batch * (-(-cell.seq_len // chunk) * chunk)
-        return 4 * padded * (per_token + 3 * chunk + 3 * qk * hidden // chunk)
-    return 4 * cell.tokens * per_token + cell.seq_len**2 * (12 * cell.batch + 48)
+        return padded * (per_token + 8 * (2 * chunk + 3 * qk * hidden // chunk))
+    return cell.tokens * per_token + cell.seq_len**2 * (12 * cell.batch + 40)
 
 
 def read_free_bytes() -> int:
@@ -57,6 +57,6 @@ def describe_lack_of_memory(config: ModelConfig, cell: Cell) -> str | None:
     if needed <= free // 2:
         return None
     return (
-        f"not enough memory: the eager model needs about {needed / _GIB:.1f} GiB for {cell.batch} x {cell.seq_len}, "
+        f"not enough memory: the reference needs about {needed / _GIB:.1f} GiB for {cell.batch} x {cell.seq_len}, "
         f"half of the free memory is {free / _GIB / 2:.1f} GiB"
     )

@@ -16,6 +16,7 @@ import numpy as np
 from flash_export.errors import ConfigError, InputError
 from flash_export.manifest import AxisRange
 from flash_export.runtime.inputs import check_axis
+from flash_export.validators.latency import DEFAULT_BUDGET_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCHES = (1, 3)
 DEFAULT_CELL_TOKENS = 65536
-QUICK_SEQ_LEN = 4096
+QUICK_SEQ_LEN, QUICK_BUDGET_S = 2048, 0.1
 # The gau family attends to the whole sequence and has no chunk; this only decides where its lengths are probed.
 PROBE_CHUNK_SIZE = 128
 RANDOM, TEXT = "random", "text"
@@ -85,6 +86,7 @@ class Plan:
         sweep: Lengths that stand for each remainder of the chunk, one sequence each, not timed.
         is_default: Whether we chose the lengths, so that very expensive shapes may be left out.
         has_invariances: Whether what needs no reference is checked too.
+        latency_budget_s: Time for measuring the latency of one cell.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Plan:
     sweep: tuple[int, ...] = ()
     is_default: bool = True
     has_invariances: bool = True
+    latency_budget_s: float = DEFAULT_BUDGET_S
 
     def list_cells(self, graph: GraphSpec) -> tuple[Cell, ...]:
         """Return every shape, the sweep first, since it is what finds lengths that were baked in."""
@@ -124,7 +127,7 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a name, or of a file.
 
-    ``quick`` has both sides of the chunk boundary, a prime, powers of two to 4,096 and the points of engine profiles;
+    ``quick`` has both sides of the chunk boundary, a prime, powers of two to 2,048 and the points of engine profiles;
     ``full`` goes on to the longest sequence that the graph promises, and sweeps over every remainder of the chunk.
 
     Args:
@@ -158,6 +161,7 @@ def make_plan(
         batches,
         tuple(sorted({length for length in texts if length in within and length <= text_len})),
         tuple(length for length in range(chunk, 2 * chunk) if length in within) if name == FULL else (),
+        latency_budget_s=QUICK_BUDGET_S if name == QUICK else DEFAULT_BUDGET_S,
     )
 
 

@@ -22,7 +22,6 @@ from flash_export.validators.footprint import measure_footprint, plan_footprint
 from flash_export.heldout import Heldout
 from flash_export.validators.invariances import check_invariances
 from flash_export.validators.journal import Journal, StepResult
-from flash_export.validators.latency import DEFAULT_BUDGET_S
 from flash_export.validators.plan import QUICK, Plan, check_lengths, get_probe_chunk, make_plan
 from flash_export.validators.results import Row, ValidationReport
 
@@ -56,7 +55,8 @@ class ValidationOptions:
         atol: Accepted absolute difference; with ``rtol``, in place of the error budget of the graph's precision.
         rtol: Accepted difference as a fraction of the output's scale.
         threads: Threads of one operator on the CPU; None: what each backend chooses.
-        latency_budget_s: Time for measuring the latency of one cell; 0: measure neither it nor the footprints.
+        latency_budget_s: Time for measuring the latency of one cell; None: the plan's; 0: measure neither it nor the
+            footprints.
         compiled: Whether the eager model is timed under ``torch.compile`` too.
     """
 
@@ -69,7 +69,7 @@ class ValidationOptions:
     atol: float | None = None
     rtol: float | None = None
     threads: int | None = None
-    latency_budget_s: float = DEFAULT_BUDGET_S
+    latency_budget_s: float | None = None
     compiled: bool = False
 
     def __post_init__(self) -> None:
@@ -142,7 +142,7 @@ def validate_bundle(
         reference = stack.enter_context(_open_eager(bundle.load_model(), options.threads, "fp64"))
         opened, skipped = _open_backends(stack, bundle, backends, eager, limit, options)
         checker = CellChecker(
-            model.config, reference, eager, options.latency_budget_s, is_default_plan=plan.is_default, text=text
+            model.config, reference, eager, plan.latency_budget_s, is_default_plan=plan.is_default, text=text
         )
         steps = list(_list_steps(plan, checker, opened, heldout, bundle, limit))
         steps += _list_footprints(plan, checker, opened, bundle, options)
@@ -175,8 +175,9 @@ def _plan(
     )
     batches = options.batches or plan.batches
     if options.seq_lens is not None:
-        return Plan("lengths", options.seq_lens, batches, is_default=False, has_invariances=False)
-    return replace(plan, batches=batches)
+        plan = Plan("lengths", options.seq_lens, is_default=False, has_invariances=False)
+    budget_s = plan.latency_budget_s if options.latency_budget_s is None else options.latency_budget_s
+    return replace(plan, batches=batches, latency_budget_s=budget_s)
 
 
 def _list_profile_lengths(backends: Sequence[Backend]) -> set[int]:
@@ -274,7 +275,7 @@ def _list_footprints(
     plan: Plan, checker: CellChecker, opened: Sequence[OpenBackend], bundle: Bundle, options: ValidationOptions
 ) -> Iterator[Step]:
     graph = bundle.get_graph(GRAPH)
-    for one in opened if options.latency_budget_s else ():
+    for one in opened if plan.latency_budget_s else ():
         request = plan_footprint(
             bundle.path,
             one.backend,
