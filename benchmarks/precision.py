@@ -122,7 +122,7 @@ def _print(results: Results) -> None:
         print_trade_off(one.trade, Console(soft_wrap=True))
         for name, reason in one.reasons.items():
             print(f"  {name}: {reason}")
-    tables = {
+    tables: dict[str, tuple[Sequence[str], Sequence[Sequence[object]]]] = {
         "Wider models, random weights": (
             (
                 "run",
