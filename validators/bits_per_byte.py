@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float
 
+    from flash_export.heldout import Heldout
     from flash_export.manifest import GraphSpec
     from flash_export.runtime.runner import Runner
     from flash_export.validators.cells import OpenBackend
-    from flash_export.heldout import Heldout
 
 
 def compare_bits_per_byte(

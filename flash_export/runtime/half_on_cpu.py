@@ -88,9 +88,7 @@ def _infer_types(model: onnx.ModelProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def _spell_node(
-    node: onnx.NodeProto, types: dict[str, int], names: dict[str, str]
-) -> Iterator[onnx.NodeProto]:
+def _spell_node(node: onnx.NodeProto, types: dict[str, int], names: dict[str, str]) -> Iterator[onnx.NodeProto]:
     """Yield a node on fp32 values, and the Casts that round what it returns."""
     spelled = onnx.NodeProto()
     spelled.CopyFrom(node)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flash_export.errors import ConfigError, InputError
+from flash_export.ranges.growth import fit_growth
+from flash_export.ranges.text import Text
 from flash_export.validators.backends import GRAPH
 from flash_export.validators.memory import describe_lack_of_memory
 from flash_export.validators.plan import Cell, check_lengths, get_axis, get_probe_chunk
-from flash_export.ranges.growth import fit_growth
 from flash_export.validators.ranges.measure import Range, measure_ranges
 from flash_export.validators.ranges.results import RangePoint, RangeRow, RangesReport
-from flash_export.ranges.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flash_export.errors import ConfigError
+from flash_export.heldout import Heldout
 from flash_export.validators.backends import GRAPH, list_backends
 from flash_export.validators.cells import describe_exception
 from flash_export.validators.environment import describe_environment
 from flash_export.validators.footprint import BUDGET_S, Footprint, FootprintRequest, measure_footprint
-from flash_export.validators.heldout import Heldout
 from flash_export.validators.plan import Cell, check_lengths, get_axis
 from flash_export.validators.trade_off.candidates import (
     Candidate,
@@ -23,7 +23,7 @@ from flash_export.validators.trade_off.candidates import (
 )
 from flash_export.validators.trade_off.quality import QualityMeter, list_random_pieces, list_text_pieces
 from flash_export.validators.trade_off.results import Entry, TradeOff
-from flash_export.validators.trade_off.speed import has_decode, time_decode, time_forward
+from flash_export.validators.trade_off.speed import has_decode, is_rounded, time_decode, time_forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -119,7 +119,7 @@ def compare_bundles(
     check_same_model(ordered)
     first = ordered[0]
     cells = _plan_cells(first.get_graph(GRAPH), options)
-    heldout = Heldout.load(first)
+    heldout = Heldout.load(first.path)
     model = first.load_model()
     vocab_size = int(model.config.to_dict()["vocab_size"])
     names = name_bundles([bundle.path for bundle in ordered])
@@ -185,7 +185,7 @@ def _measure_speed(
     by_length = []
     for cell in cells:
         steps.begin(f"timing {cell}")
-        by_length.append(time_forward(candidates, cell, vocab_size, budget_s))
+        by_length.append(time_forward(candidates, cell, vocab_size, budget_s, options.threads))
     steps.begin("timing decode steps")
     decode: Sequence[Timing | None] = [None] * len(candidates)
     if any(map(has_decode, candidates)):
@@ -203,6 +203,10 @@ def _measure_speed(
 def _measure_footprint(candidate: Candidate, cells: Sequence[Cell], vocab_size: int, threads: int | None) -> Footprint:
     if candidate.reason is not None:
         return Footprint(BACKEND, candidate.reason)
+    if is_rounded(candidate):
+        return Footprint(
+            BACKEND, "its memory was not measured: on a CPU its predictions are computed in fp32 and rounded"
+        )
     axis = get_axis(candidate.bundle.get_graph(GRAPH), "seq")
     return measure_footprint(
         FootprintRequest(

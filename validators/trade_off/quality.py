@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float, Int
 
+    from flash_export.heldout import Heldout
     from flash_export.runtime.runner import Runner
-    from flash_export.validators.heldout import Heldout
     from flash_export.validators.trade_off.candidates import Candidate
 
 RANDOM_PIECES, RANDOM_SEQ_LEN = 8, 1024

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flash_export.config import DECODE
+from flash_export.config import DECODE, PRECISIONS
 from flash_export.errors import InputError
 from flash_export.runtime.inputs import check_axis
 from flash_export.validators.backends import GRAPH
@@ -39,7 +39,9 @@ class _Run:
     burst: int
 
 
-def time_forward(candidates: Sequence[Candidate], cell: Cell, vocab_size: int, budget_s: float) -> list[Timing]:
+def time_forward(
+    candidates: Sequence[Candidate], cell: Cell, vocab_size: int, budget_s: float, threads: int | None
+) -> list[Timing]:
     """Time the forward graphs at one shape.
 
     Args:
@@ -47,6 +49,7 @@ def time_forward(candidates: Sequence[Candidate], cell: Cell, vocab_size: int, b
         cell: The shape; its tokens are random.
         vocab_size: Tokens are below this.
         budget_s: Time, a bundle.
+        threads: Threads of one operator; None: what onnxruntime chooses.
     """
     inputs = build_cell_inputs(cell, vocab_size)
 
@@ -55,9 +58,21 @@ def time_forward(candidates: Sequence[Candidate], cell: Cell, vocab_size: int, b
         graph = candidate.bundle.get_graph(GRAPH)
         check_axis("seq", cell.seq_len, get_axis(graph, "seq"))
         check_axis("batch", cell.batch, get_axis(graph, "batch"))
-        return partial(candidate.runner.run, build_graph_inputs(graph.inputs, inputs))
+        runner = candidate.runner
+        if is_rounded(candidate):
+            from flash_export.runtime.ort import OrtRunner
 
-    return _time(candidates, prepare, cell.seq_len, budget_s)
+            path = candidate.bundle.get_graph_path(GRAPH)
+            runner = stack.enter_context(OrtRunner(graph, path, threads=threads, rounds=False))
+        return partial(runner.run, build_graph_inputs(graph.inputs, inputs))
+
+    with contextlib.ExitStack() as stack:
+        return _time(candidates, prepare, cell.seq_len, budget_s)
+
+
+def is_rounded(candidate: Candidate) -> bool:
+    """Tell whether predictions come from a graph that was changed to round as a GPU does: it is not the one to time."""
+    return candidate.bundle.get_graph(GRAPH).precision in PRECISIONS[1:]
 
 
 def time_decode(
@@ -81,8 +96,8 @@ def time_decode(
         bundle = candidate.bundle
         if not has_decode(candidate):
             raise InputError(f"the bundle has no {DECODE} graph")
-        graph = bundle.get_graph(DECODE)
-        decoder = stack.enter_context(OrtStateRunner(graph, bundle.get_graph_path(DECODE), threads=threads))
+        graph, path = bundle.get_graph(DECODE), bundle.get_graph_path(DECODE)
+        decoder = stack.enter_context(OrtStateRunner(graph, path, threads=threads, rounds=False))
         decoder.load_state(State.zeros(graph, batch))
         return partial(decoder.step, tokens)
 

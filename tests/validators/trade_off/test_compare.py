@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from flash_export.errors import ConfigError, InputError
+from flash_export.heldout import Heldout
 from flash_export.models.base import WEIGHTS_FILE
 from flash_export.runtime.eager import EagerRunner
 from flash_export.runtime.ort import OrtRunner
 from flash_export.validators.bits_per_byte import measure_bits_per_byte
-from flash_export.validators.heldout import Heldout
 from flash_export.validators.plan import CellInputs, build_graph_inputs
 from flash_export.validators.trade_off.compare import CompareOptions, compare_bundles
 from tests.validators.conftest import sign_files
@@ -48,7 +48,7 @@ def test_quality_is_that_of_each_graph(make_bundle: BundleMaker) -> None:
 def test_figures_are_those_of_the_definitions(make_bundle: BundleMaker) -> None:
     bundle = make_bundle("bundle", scale_weights(1.2), seq_len=64)
     trade = compare_bundles([bundle], UNTIMED)
-    heldout = Heldout.load(bundle)
+    heldout = Heldout.load(bundle.path)
     assert heldout is not None
 
     def predict(inputs: CellInputs) -> np.ndarray:
