@@ -29,9 +29,7 @@ GRAPH_FILES = {FORWARD: GRAPH_FILE, PREFILL: "prefill.onnx", DECODE: "decode.onn
 _STATEFUL: dict[str, Callable[[LoweredFlash], nn.Module]] = {PREFILL: PrefillFlash, DECODE: DecodeFlash}
 
 
-def describe_graphs(
-    config: ModelConfig, options: ExportOptions, precision: Precision = FP32
-) -> dict[str, GraphSpec]:
+def describe_graphs(config: ModelConfig, options: ExportOptions, precision: Precision = FP32) -> dict[str, GraphSpec]:
     """Return the contracts of the graphs that are asked for; of all that the model can have if none was named.
 
     Raises:

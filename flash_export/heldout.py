@@ -1,4 +1,4 @@
-"""The held-out text of a bundle or checkpoint folder, cut into the windows that the eager model and every backend are asked about.
+"""The held-out text of a bundle or checkpoint, cut into the windows that all backends are asked about.
 
 The folder of a byte-level language model may bring ``heldout.txt``, and ``heldout.json``, which says how the model
 was trained to predict it.

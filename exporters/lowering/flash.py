@@ -26,6 +26,7 @@ from flash_export.exporters.lowering.pieces import (
     LAPLACE_SHIFT,
     LAPLACE_SLOPE,
     RESIDUAL,
+    WEIGHTS,
     Head,
     InputProjection,
     TokenEmbedding,
@@ -224,6 +225,9 @@ class LoweredFlashLayer(GatedOutput):
         )
         linear = mark(self.linear(lin_q, lin_k, value, value_chunks, inverse_length), "linear", self.factor)
         quadratic = mark(join_chunks(quadratic), "quadratic", self.factor)
+        if self.precision.watch is not None:
+            # Decode weighs linear keys one by one; here they are only shown, for the ranges of that graph.
+            self.precision.multiply(lin_q, lin_k.mT[..., : self.chunk_size], WEIGHTS)
         mixed = self.precision.combine(torch.add, quadratic, linear, "mixed")
         return mark(self.project_out(x, gate, mixed), "out", order="channels")
 

@@ -163,7 +163,6 @@ class PrefillLayer(StatefulLayer):
         )
         return self.project_out(x, gate, mixed), new
 
-
     def sum_cached(self, past: LayerState) -> Float[Tensor, "b s e"]:
         """Return what the cached tokens add to the sum."""
         k, v = self.precision.narrow(past.lin_k, "heads"), self.precision.narrow(past.v, "value")
@@ -204,9 +203,7 @@ class DecodeLayer(StatefulLayer):
         )
         quad_k, lin_k = (precision.narrow(keys, "heads") for keys in (new.quad_k, new.lin_k))
         weights = self.quadratic.weigh(quad_q, quad_k, F.embedding(slot.number, self.quadratic.bias))
-        earlier = precision.combine(
-            torch.mul, precision.multiply(lin_q, lin_k.mT, WEIGHTS), slot.is_earlier, WEIGHTS
-        )
+        earlier = precision.combine(torch.mul, precision.multiply(lin_q, lin_k.mT, WEIGHTS), slot.is_earlier, WEIGHTS)
         weights = precision.combine(torch.add, weights, earlier, WEIGHTS)  # (b, 1, c)
         quadratic = precision.multiply(weights, precision.narrow(new.v, "value"), "quadratic")
         # One row times an fp32 matrix that has to be read anyway: narrowing it first would read it twice.

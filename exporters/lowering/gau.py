@@ -102,7 +102,7 @@ class LoweredGauLayer(nn.Module):
     def attend(
         self, weights: Float[Tensor, "b n n"], value: Float[Tensor, "b n e"], inverse_length: Float[Tensor, "#b 1 1"]
     ) -> Float[Tensor, "b n e"]:
-        """Weigh the values; in half precision relu²'s divisor comes after the sum, as its square is too small for it."""
+        """Weigh the values; in half precision relu²'s divisor, too small for it when squared, comes after."""
         precision = self.precision
         if self.attention_fn == "laplace" or not precision.is_half:
             return precision.multiply(weights, value, "mixed")

@@ -138,6 +138,11 @@ def print_bundle(bundle: Bundle) -> None:
     for name, values in (("inputs", analysis.inputs), ("outputs", analysis.outputs)):
         click.echo(f"  {name:<8}{', '.join(values)}")
     click.echo(f"  {'ranges':<8}{', '.join(f'{name} {axis.min} to {axis.max}' for name, axis in graph.axes.items())}")
+    if bundle.manifest.precision:
+        from flash_export.cli.inspect_path import format_precision
+
+        for line in format_precision(bundle.manifest.precision):
+            click.echo(f"  {line[:10].strip():<8}{line[10:]}")
     click.echo(
         f"  {'graph':<8}opset {analysis.opset}, {graph.precision}, {analysis.num_nodes} nodes, "
         f"{' or '.join(map(str, nodes))} in each of {len(analysis.nodes_by_block)} blocks"
