@@ -32,6 +32,7 @@ from flash_export.config import TENSORRT_RTX, BuildOptions
 from flash_export.errors import FlashExportError
 from flash_export.exporters.engine import build_engine
 from flash_export.models.flash import FlashConfig, FlashModel
+from flash_export.validators.cells import describe_exception
 from flash_export.validators.trade_off.compare import CompareOptions, compare_bundles
 from flash_export.validators.trade_off.terminal import print_trade_off
 
@@ -112,7 +113,7 @@ def _build(model: str, path: Path, graph: str) -> Engine:
     try:
         engine = build_engine(Bundle.open(path), options=options)
     except FlashExportError as error:
-        return Engine(model, path.name, graph, reason=" ".join(str(error).split()))
+        return Engine(model, path.name, graph, reason=describe_exception(error, path.parent))
     return Engine(model, path.name, graph, engine.build_seconds, engine.layer_dtypes)
 
 

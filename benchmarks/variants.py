@@ -8,6 +8,7 @@ import flash_export
 from flash_export.config import ExportOptions
 from flash_export.errors import FlashExportError
 from flash_export.exporters.export import export_onnx
+from flash_export.validators.cells import describe_exception
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,4 +57,4 @@ def _make(name: str, source: Path, output: Path, fp32: Bundle, foreign: Mapping[
         precision: dict[str, Any] = {"precision": name}
         return export_onnx(source, output, options=ExportOptions(**precision), **foreign)
     except FlashExportError as error:
-        return " ".join(str(error).split())
+        return describe_exception(error, output.parent)

@@ -127,7 +127,7 @@ def _time(
         try:
             run, actual = bind(bundles[precision])
         except Exception as error:  # whatever onnxruntime raises, the other precisions still have something to tell
-            yield Case(what, graph, precision, reason=describe_exception(error))
+            yield Case(what, graph, precision, reason=describe_exception(error, folder))
             continue
         timings = time_alternating({FP32: fp32, precision: run}, **how)
         yield Case(

@@ -169,7 +169,7 @@ def _open(stack: contextlib.ExitStack, candidates: Sequence[Candidate], threads:
         try:
             candidate.runner = stack.enter_context(backend.open())
         except Exception as error:
-            candidate.reason = f"it cannot be run here: {describe_exception(error)}"
+            candidate.reason = f"it cannot be run here: {describe_exception(error, candidate.bundle.path)}"
 
 
 def _open_reference(bundle: Bundle, threads: int | None) -> EagerRunner:

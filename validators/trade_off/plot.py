@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     Axis = LinearAxis | LogAxis
 
 # Of the text beside a point, in drawing units; the width of a character is that of a wide one.
-_LABEL_HEIGHT, _CHARACTER_WIDTH, _LABEL_GAP, _BASELINE = 12.0, 7.0, 9.0, 4.0
+_LABEL_HEIGHT, _CHARACTER_WIDTH, _LABEL_GAP, _BASELINE = 12.0, 7.0, 6.0, 4.0
 _POINT = 5.0
-# Right of this share of the width, a label stands to the left of its point.
-_RIGHT_SHARE = 0.6
+# A name stands above its point on the right, where no line through points that fall from left to right can cross it.
+_RISE = 8.0
+_MAX_NAME_SHARE = 0.3
 
 
 def build_trade_off_plots(trade: TradeOff) -> list[Plot]:
@@ -44,9 +45,8 @@ def build_trade_off_plot(trade: TradeOff, loss: Measure, cost: Measure) -> Plot 
     entries = [entry for entry in trade.entries if loss.pick(entry) is not None and cost.pick(entry) is not None]
     if not entries:
         return None
-    x_axis, x_ticks = build_linear_axis(
-        0.0, max(_get(cost, entry) for entry in entries), LEFT + 8, WIDTH - RIGHT - 8, _format_tick
-    )
+    dearest = max(_get(cost, entry) for entry in entries) * _leave_room(max(len(entry.name) for entry in entries))
+    x_axis, x_ticks = build_linear_axis(0.0, dearest, LEFT + 8, WIDTH - RIGHT - 8, _format_tick)
     y_axis, y_ticks = _build_loss_axis(loss, [_get(loss, entry) for entry in entries])
     places = {entry.name: (x_axis.place(_get(cost, entry)), y_axis.place(_get(loss, entry))) for entry in entries}
     labels = place_labels(places)
@@ -88,8 +88,8 @@ def place_labels(places: dict[str, tuple[float, float]]) -> dict[str, Label]:
     boxes = [(x - _POINT, x + _POINT, y) for x, y in places.values()]
     labels: dict[str, Label] = {}
     for name, (x, y) in sorted(places.items(), key=lambda item: -item[1][1]):
-        width, height = _CHARACTER_WIDTH * len(name), y
-        is_left = x > LEFT + _RIGHT_SHARE * (WIDTH - RIGHT - LEFT)
+        width, height = _CHARACTER_WIDTH * len(name), y - _RISE
+        is_left = x + _LABEL_GAP + width > WIDTH
         anchor, at = ("end", x - _LABEL_GAP) if is_left else ("start", x + _LABEL_GAP)
         left, right = (at - width, at) if is_left else (at, at + width)
         while any(
@@ -99,6 +99,12 @@ def place_labels(places: dict[str, tuple[float, float]]) -> dict[str, Label]:
         boxes.append((left, right, height))
         labels[name] = Label(round(at, 1), round(height + _BASELINE, 1), name, anchor)
     return labels
+
+
+def _leave_room(characters: int) -> float:
+    """Return by how much an axis has to be longer so that a name fits beside its last point."""
+    share = min(_CHARACTER_WIDTH * characters / (WIDTH - RIGHT - LEFT), _MAX_NAME_SHARE)
+    return 1 / (1 - share)
 
 
 def _build_loss_axis(loss: Measure, values: Sequence[float]) -> tuple[Axis, list[Tick]]:

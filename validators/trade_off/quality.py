@@ -96,7 +96,7 @@ class QualityMeter:
                 try:
                     self._add(candidate, sums, piece, expected, count)
                 except Exception as error:  # whatever a bundle raises, the others still have something to tell
-                    sums.reason = describe_exception(error)
+                    sums.reason = describe_exception(error, candidate.bundle.path)
 
     def summarise(self) -> list[Quality]:
         """Return what was found, a candidate each."""

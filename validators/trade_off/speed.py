@@ -145,7 +145,7 @@ def _try_run(candidate: Candidate, prepare: Prepare) -> _Run | str:
         run()
         seconds = time.perf_counter() - start
     except Exception as error:  # whatever a bundle raises, the others still have something to tell
-        return describe_exception(error)
+        return describe_exception(error, candidate.bundle.path)
     return f"not timed: one run takes {seconds:.0f} s" if seconds > MAX_RUN_S else _Run(run, choose_burst(seconds))
 
 
