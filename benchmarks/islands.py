@@ -11,8 +11,9 @@ A share of finite logits below 100 % means NaN or infinity.
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -23,25 +24,26 @@ from report import make_parser, print_table, write_json
 import flash_export
 from flash_export.config import ExportOptions
 from flash_export.exporters.graphs import build_graph_module
+from flash_export.exporters.half_ranges import measure_half_ranges
 from flash_export.exporters.islands import choose_islands
 from flash_export.exporters.lowering import flash, pieces
 from flash_export.exporters.lowering.precision import FP32, Precision, widen
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.heldout import Heldout
-from flash_export.manifest import TensorSpec
 from flash_export.models.checkpoint import load_pretrained
 from flash_export.models.flash import FlashModel
 from flash_export.models.gau import GauConfig, GauModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
+    from flash_export.manifest import TensorSpec
     from flash_export.models.base import ReferenceModel
 
 ASSETS = Path(flash_export.__file__).parent / "assets"
-FP16 = Precision("fp16")
+FP16, BF16 = Precision("fp16"), Precision("bf16")
 LONG = 16384
 DECODE_STEPS = 1500
 
@@ -58,7 +60,6 @@ class Row:
     top1: float  # share of the positions
 
 
-
 def compare(model: str, change: str, expected: Tensor, actual: Tensor) -> Row:
     """Compare logits ``(batch, seq, vocab)``."""
     finite = actual.isfinite()
@@ -73,12 +74,12 @@ def square_in_half(self: Any, x: Tensor) -> Tensor:
     return x / squares.sqrt().clamp(min=torch.tensor(self.floor, dtype=x.dtype))
 
 
-def sum_in_half(x: Tensor) -> Tensor:
+def sum_in_half(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum over earlier chunks, rounded to half after each."""
-    total, sums = torch.zeros_like(x[:, 0]).half(), []
+    total, sums = torch.zeros_like(x[:, 0], dtype=dtype), []
     for index in range(x.shape[1]):
         sums.append(total.float())
-        total = total + x[:, index].half()
+        total = total + x[:, index].to(dtype)
     return torch.stack(sums, dim=1)
 
 
@@ -93,25 +94,35 @@ def add_in_half(scores: Tensor, attention_fn: str, precision: Precision = FP32) 
     return precision.narrow(torch.erf(scores) + 1, "weights")
 
 
-TAKEN_BACK: dict[str, tuple[str, Callable[[ExitStack], Any]]] = {
-    "nothing": ("both", lambda stack: None),
-    "norms square in half": (
-        "both",
-        lambda stack: stack.enter_context(mock.patch.object(pieces.LoweredScaleNorm, "forward", square_in_half)),
+@dataclass(frozen=True)
+class Change:
+    """What is taken back: an attribute of a module or class that is replaced while a model is lowered and run."""
+
+    name: str
+    precision: Precision
+    models: tuple[str, ...] = ("byte-causal", "byte-masked")
+    replaced: tuple[Any, str, Any] | None = None
+
+
+CHANGES = (
+    Change("fp16", FP16),
+    Change("fp16, norms square in half", FP16, replaced=(pieces.LoweredScaleNorm, "forward", square_in_half)),
+    Change("fp16, positions in half", FP16, replaced=(torch, "arange", count_in_half)),
+    Change(
+        "fp16, sum over chunks in half",
+        FP16,
+        ("byte-causal",),
+        (flash, "sum_earlier_chunks", partial(sum_in_half, dtype=torch.float16)),
     ),
-    "positions in half": (
-        "both",
-        lambda stack: stack.enter_context(mock.patch.object(torch, "arange", count_in_half)),
+    Change("fp16, keys not divided before the sum", FP16, ("byte-masked",), (flash, "FP16_KEY_DIVISOR", 1.0)),
+    Change("bf16", BF16),
+    Change(
+        "bf16, sum over chunks in half",
+        BF16,
+        ("byte-causal",),
+        (flash, "sum_earlier_chunks", partial(sum_in_half, dtype=torch.bfloat16)),
     ),
-    "sum over chunks in half": (
-        "byte-causal",
-        lambda stack: stack.enter_context(mock.patch.object(flash, "sum_earlier_chunks", sum_in_half)),
-    ),
-    "keys not divided before the sum": (
-        "byte-masked",
-        lambda stack: stack.enter_context(mock.patch.object(flash, "FP16_KEY_DIVISOR", 1.0)),
-    ),
-}
+)
 
 
 def read_model(name: str) -> tuple[ReferenceModel, Heldout]:
@@ -128,11 +139,9 @@ def take_back(seq_len: int) -> list[Row]:
         model, heldout = read_model(name)
         tokens = torch.from_numpy(heldout.inputs.reshape(-1)[:seq_len].copy())[None]
         expected = run(lower_model(model), tokens)
-        for change, (models, patch) in TAKEN_BACK.items():
-            if models in ("both", name):
-                with ExitStack() as stack:
-                    patch(stack)
-                    rows.append(compare(name, change, expected, run(lower_model(model, FP16), tokens)))
+        for change in (change for change in CHANGES if name in change.models):
+            with mock.patch.object(*change.replaced) if change.replaced else nullcontext():
+                rows.append(compare(name, change.name, expected, run(lower_model(model, change.precision), tokens)))
     return rows
 
 
@@ -143,13 +152,13 @@ def take_back_laplace() -> list[Row]:
     model = GauModel(config).requires_grad_(requires_grad=False).eval()
     tokens = torch.randint(0, 64, (1, 1024))
     expected = run(lower_model(model), tokens)
-    rows = [compare("random gau, laplace", "nothing", expected, run(lower_model(model, FP16), tokens))]
+    rows = [compare("random gau, laplace", "fp16", expected, run(lower_model(model, FP16), tokens))]
     with mock.patch("flash_export.exporters.lowering.gau.apply_attention_fn", add_in_half):
         scores = mock.patch("flash_export.exporters.lowering.gau.widen", lambda x: x)
         half = lower_model(model, FP16)
         with scores, mock.patch("torch.erf", lambda x, erf=torch.erf: erf(x.half())):
             actual = run(half, tokens)
-    return [*rows, compare("random gau, laplace", "erf and 1 added in half", expected, actual)]
+    return [*rows, compare("random gau, laplace", "fp16, erf and 1 added in half", expected, actual)]
 
 
 def take_back_running_sum(steps: int) -> list[Row]:
@@ -159,7 +168,7 @@ def take_back_running_sum(steps: int) -> list[Row]:
     expected = run(lower_model(model), tokens[None])
     decode = build_graph_module("decode", lower_model(model, FP16))
     rows = []
-    for change, rounds in (("nothing", False), ("carried sum in half", True)):
+    for change, rounds in (("fp16", False), ("fp16, carried sum in half", True)):
         state, found = make_state(model), []
         with torch.inference_mode():
             for token in tokens:
@@ -213,9 +222,26 @@ def provoke(seq_len: int) -> list[Row]:
             scale_weights(scaled, part, factor)
             expected = run(lower_model(scaled), tokens)
             choice = choose_islands(scaled, ASSETS / name, ExportOptions(precision="fp16", max_seq_len=seq_len))
-            for precision, label in ((FP16, "minimal"), (choice.precision, f"auto, {len(choice.facts.islands)} islands")):
+            for precision, label in (
+                (FP16, "minimal"),
+                (choice.precision, f"auto, {len(choice.facts.islands)} islands"),
+            ):
                 actual = run(lower_model(scaled, precision), tokens)
                 rows.append(compare(name, f"{part} x {factor:g}, {label}", expected, actual))
+    return rows
+
+
+def compare_texts(max_seq_len: int) -> list[tuple[str, str, int, float]]:
+    """Return how many times as large values become on random tokens, which no model was trained on, as on text."""
+    rows = []
+    for name in ("byte-causal", "byte-masked"):
+        model, _ = read_model(name)
+        text, random = (measure_half_ranges(model, folder, max_seq_len) for folder in (ASSETS / name, None))
+        ratios = {
+            value: random.magnitudes[value][-1] / sizes[-1] for value, sizes in text.magnitudes.items() if sizes[-1] > 0
+        }
+        largest = max(ratios, key=lambda value: ratios[value])
+        rows.append((name, largest, text.seq_lens[-1], ratios[largest]))
     return rows
 
 
@@ -225,9 +251,9 @@ def run(module: Any, tokens: Tensor) -> Tensor:
         return widen(module(tokens))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    arguments = make_parser(__doc__).parse_args()
+    arguments = make_parser(__doc__).parse_args(argv)
     seq_len, steps = (300, 20) if arguments.quick else (LONG, DECODE_STEPS)
     parts = {
         "what is fp32 in every model, taken back": [
@@ -241,9 +267,16 @@ def main() -> None:
         print_table(
             title,
             ("model", "change", "tokens", "finite %", "error", "same top token %"),
-            [(row.model, row.change, row.seq_len, 100 * row.finite, row.error, f"{100 * row.top1:.2f}") for row in rows],
+            [
+                (row.model, row.change, row.seq_len, 100 * row.finite, row.error, f"{100 * row.top1:.2f}")
+                for row in rows
+            ],
         )
-    write_json(arguments.json, {title: [asdict(row) for row in rows] for title, rows in parts.items()})
+    texts = compare_texts(seq_len)
+    print_table("largest value on random tokens over that on text", ("model", "value", "tokens", "ratio"), texts)
+    write_json(
+        arguments.json, {title: [asdict(row) for row in rows] for title, rows in parts.items()} | {"texts": texts}
+    )
 
 
 if __name__ == "__main__":

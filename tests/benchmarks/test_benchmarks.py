@@ -260,3 +260,13 @@ def test_peak_memory_is_that_of_the_process(load_module: Callable[[str], Any]) -
     array = np.ones(1 << 22)
     assert memory.read_peak_bytes() >= array.nbytes
     assert memory.run_in_process(len, "abc") == 3
+
+
+def test_islands(run_quick: Callable[..., dict[str, Any]]) -> None:
+    taken_back, provoked, texts = run_quick("islands").values()
+    assert all(ratio > 0 for *_, ratio in texts)
+    errors = {(row["model"], row["change"]): row["error"] for row in taken_back}
+    assert errors["byte-causal", "fp16, norms square in half"] > 10 * errors["byte-causal", "fp16"]
+    assert errors["byte-causal", "bf16, sum over chunks in half"] != errors["byte-causal", "bf16"]
+    assert all(row["finite"] < 1 for row in provoked if row["change"].endswith("minimal"))
+    assert all(row["finite"] == 1 for row in provoked if "auto" in row["change"])

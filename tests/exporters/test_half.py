@@ -100,7 +100,8 @@ def scale_queries(model: Any) -> None:
 
 def scale_output(model: Any) -> None:
     to_out = model.layers[1].to_out
-    (to_out[0] if isinstance(to_out, torch.nn.Sequential) else to_out).weight.data *= 1e6
+    linear: Any = to_out[0] if isinstance(to_out, torch.nn.Sequential) else to_out
+    linear.weight.data *= 1e6
 
 
 def scale_head(model: Any) -> None:
