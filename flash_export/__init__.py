@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from flash_export.validators.ranges.profile import profile_ranges as profile_ranges
     from flash_export.validators.report.comparison import compare_reports as compare_reports
     from flash_export.validators.report.files import read_report as read_report
+    from flash_export.validators.trade_off.compare import CompareOptions as CompareOptions
+    from flash_export.validators.trade_off.compare import compare_bundles as compare_bundles
     from flash_export.validators.validate import validate_bundle as validate_bundle
 
 __version__ = "0.1.0"
@@ -40,6 +42,7 @@ _MODULES = {
     "BisectOptions": "flash_export.validators.bisect.bisect",
     "Bundle": "flash_export.bundle",
     "BuildOptions": "flash_export.config",
+    "CompareOptions": "flash_export.validators.trade_off.compare",
     "ExportOptions": "flash_export.config",
     "FlashConfig": "flash_export.models.flash",
     "FlashExportError": "flash_export.errors",
@@ -53,6 +56,7 @@ _MODULES = {
     "Tolerance": "flash_export.config",
     "bisect_bundle": "flash_export.validators.bisect.bisect",
     "build_engine": "flash_export.exporters.engine",
+    "compare_bundles": "flash_export.validators.trade_off.compare",
     "compare_reports": "flash_export.validators.report.comparison",
     "export_onnx": "flash_export.exporters.export",
     "inspect_path": "flash_export.exporters.inspection",

@@ -37,6 +37,14 @@ class Heldout:
     targets: np.ndarray
     causal: bool
 
+    def find_targets(self, window: int) -> np.ndarray:
+        """Return the positions of the bytes that are predicted in a window."""
+        return np.flatnonzero(self.targets[window])
+
+    def find_predictors(self, window: int) -> np.ndarray:
+        """Return the positions whose logits predict them, in the same order."""
+        return self.find_targets(window) - int(self.causal)
+
     @classmethod
     def load(cls, folder: Path) -> Heldout | None:
         """Read the held-out text of a bundle or checkpoint; None when it has none.

@@ -14,6 +14,7 @@ import click
 from flash_export import __version__
 from flash_export.cli.bisect import bisect_command
 from flash_export.cli.build_engine import trt_command
+from flash_export.cli.compare import compare_command
 from flash_export.cli.demo import demo_command
 from flash_export.cli.doctor import doctor_command
 from flash_export.cli.export_onnx import onnx_command
@@ -86,6 +87,7 @@ def main(show_traceback: bool) -> None:
       flash-export onnx CHECKPOINT -o BUNDLE
       flash-export trt BUNDLE
       flash-export validate BUNDLE
+      flash-export compare BUNDLE BUNDLE
       flash-export bisect BUNDLE
       flash-export generate BUNDLE --prompt TEXT
     """
@@ -99,6 +101,7 @@ for _command in (
     trt_command,
     validate_command,
     report_command,
+    compare_command,
     bisect_command,
     profile_ranges_command,
     generate_command,
