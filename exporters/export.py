@@ -20,7 +20,9 @@ from flash_export.bundle import (
 from flash_export.config import FORWARD, ExportOptions
 from flash_export.errors import BundleError, CheckpointError
 from flash_export.exporters.graphs import build_graph_module, count_state_bytes, describe_graphs
+from flash_export.exporters.islands import choose_islands
 from flash_export.exporters.lowering.pieces import join_projections
+from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.exporters.promises import check_promises
 from flash_export.exporters.quantization.rewrite import quantize_graph
@@ -56,6 +58,7 @@ class ExportStage:
 
 STAGES = (
     "Loading the checkpoint",
+    "Measuring the ranges",
     "Lowering",
     "Tracing",
     "Checking the promises",
@@ -105,43 +108,49 @@ def export_onnx(
 
     start(0)
     loaded = load_checkpoint(checkpoint, family=family, config=config)
-    graphs, window = describe_graphs(loaded.model.config, options), loaded.model.config.window
+    start(1)
+    precision, precision_facts = FP32, None
+    if options.precision != "fp32":
+        choice = choose_islands(loaded.model, loaded.folder, options)
+        precision, precision_facts = choice.precision, choice.facts
+    graphs, window = describe_graphs(loaded.model.config, options, precision), loaded.model.config.window
     if quantization:
         graphs = {name: replace(graph, precision=quantization.plan.scheme) for name, graph in graphs.items()}
         loaded = replace(loaded, provenance=quantization.provenance)
     provenance, facts = loaded.provenance, _describe_model(loaded.model, options, graphs)
     with replace_folder(target) as staging:
-        start(1)
+        start(2)
         loaded.model.save_pretrained(staging)
         _copy_heldout(loaded.folder, staging)
-        lowered = lower_model(loaded.model)
+        lowered = lower_model(loaded.model, precision)
         if quantization:
             join_projections(lowered)
         del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
-        start(2)
+        start(3)
         models, sizes = SplitModels(f"{GRAPH_FILE}.data"), {}
         for name, graph in graphs.items():
             module = build_graph_module(name, lowered)
-            sizes[name] = choose_traced_sizes(module, window, graph, quantization.plan.block_size if quantization else None)
+            block_size = quantization.plan.block_size if quantization else None
+            sizes[name] = choose_traced_sizes(module, window, graph, block_size)
             traced = trace_model(module, graph, sizes[name])
             if quantization:
                 quantize_graph(traced.model, quantization.plan)
             models.add(graph.file, traced.model)
             if name == FORWARD:
                 probes = _describe_probes(lowered, traced.probes)
-        start(3)
+        start(4)
         for name, graph in graphs.items():
             skeleton = models.skeletons[graph.file]
             check_promises(skeleton, sizes[name], graph.inputs, graph.outputs)
             # Where onnxruntime knows that two blocks have values of the same shape, it keeps one buffer for both all
             # the time: twice the memory of letting go of it in between.
             del skeleton.graph.value_info[:]
-        start(4)
+        start(5)
         write_models(models, staging)
         (staging / PROBES_FILE).write_text(probes.to_json(), encoding="utf-8")
         if quantization:
             (staging / QUANTIZATION_FILE).write_text(quantization.record, encoding="utf-8")
-        start(5)
+        start(6)
         written = sorted(staging.iterdir())
         manifest = Manifest(
             versions=_read_versions(),
@@ -149,6 +158,7 @@ def export_onnx(
             checkpoint=provenance,
             files={path.name: digest for path, digest in zip(written, hash_files(written), strict=True)},
             model=facts,
+            precision=precision_facts,
         )
         (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(target)

@@ -11,6 +11,7 @@ from flash_export.bundle import GRAPH_FILE
 from flash_export.config import DECODE, FORWARD, PREFILL
 from flash_export.errors import ConfigError
 from flash_export.exporters.lowering.flash_state import DecodeFlash, PrefillFlash, describe_state
+from flash_export.exporters.lowering.precision import FP32
 from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from flash_export.config import ExportOptions
     from flash_export.exporters.lowering.flash import LoweredFlash
+    from flash_export.exporters.lowering.precision import Precision
     from flash_export.models.base import ModelConfig
     from flash_export.models.flash import FlashConfig
 
@@ -27,7 +29,7 @@ GRAPH_FILES = {FORWARD: GRAPH_FILE, PREFILL: "prefill.onnx", DECODE: "decode.onn
 _STATEFUL: dict[str, Callable[[LoweredFlash], nn.Module]] = {PREFILL: PrefillFlash, DECODE: DecodeFlash}
 
 
-def describe_graphs(config: ModelConfig, options: ExportOptions) -> dict[str, GraphSpec]:
+def describe_graphs(config: ModelConfig, options: ExportOptions, precision: Precision = FP32) -> dict[str, GraphSpec]:
     """Return the contracts of the graphs that are asked for; of all that the model can have if none was named.
 
     Raises:
@@ -37,7 +39,7 @@ def describe_graphs(config: ModelConfig, options: ExportOptions) -> dict[str, Gr
     names = options.graphs or (tuple(GRAPH_FILES) if refusal is None else (FORWARD,))
     if refusal is not None and (stateful := [name for name in names if name in _STATEFUL]):
         raise ConfigError(f"no graph {', '.join(stateful)} for this model: {refusal}; export the graph forward alone")
-    return {name: _describe_graph(name, config, options) for name in GRAPH_FILES if name in names}
+    return {name: _describe_graph(name, config, options, precision) for name in GRAPH_FILES if name in names}
 
 
 def build_graph_module(name: str, lowered: nn.Module) -> nn.Module:
@@ -52,7 +54,7 @@ def count_state_bytes(graph: GraphSpec) -> int:
     return sum(math.prod(map(int, spec.shape[1:])) * np.dtype(spec.dtype).itemsize for spec in graph.state_inputs)
 
 
-def _describe_graph(name: str, config: ModelConfig, options: ExportOptions) -> GraphSpec:
+def _describe_graph(name: str, config: ModelConfig, options: ExportOptions, precision: Precision) -> GraphSpec:
     axes = {"batch": AxisRange(options.batch or 1, options.batch or options.max_batch)}
     if name != DECODE:
         axes["seq"] = AxisRange(1, options.max_seq_len)
@@ -67,6 +69,6 @@ def _describe_graph(name: str, config: ModelConfig, options: ExportOptions) -> G
     if name == PREFILL:
         inputs.append(TensorSpec("lengths", "int64", (batch,)))
     if name in _STATEFUL:
-        inputs.extend(describe_state(cast("FlashConfig", config), batch, STATE_PREFIX))
-        outputs.extend(describe_state(cast("FlashConfig", config), batch, NEW_STATE_PREFIX))
-    return GraphSpec(GRAPH_FILES[name], options.opset, "fp32", tuple(inputs), tuple(outputs), axes)
+        inputs.extend(describe_state(cast("FlashConfig", config), batch, STATE_PREFIX, precision))
+        outputs.extend(describe_state(cast("FlashConfig", config), batch, NEW_STATE_PREFIX, precision))
+    return GraphSpec(GRAPH_FILES[name], options.opset, precision.name, tuple(inputs), tuple(outputs), axes)

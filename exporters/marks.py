@@ -38,7 +38,7 @@ _SCHEMA = onnx.defs.OpSchema(
     1,
     inputs=[onnx.defs.OpSchema.FormalParameter("x", "T")],
     outputs=[onnx.defs.OpSchema.FormalParameter("y", "T")],
-    type_constraints=[("T", ["tensor(float)"], "")],
+    type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "")],
     attributes=[onnx.defs.OpSchema.Attribute(name, kind) for name, kind in _ATTRIBUTES.items()],
 )
 _record_mark: Any = values.Op(values.Opset(MARK_DOMAIN, 1), MARK_TYPE, _SCHEMA)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flash_export.bundle import Bundle as Bundle
     from flash_export.config import BuildOptions as BuildOptions
     from flash_export.config import ExportOptions as ExportOptions
+    from flash_export.config import QuantizeOptions as QuantizeOptions
     from flash_export.config import Tolerance as Tolerance
     from flash_export.errors import FlashExportError as FlashExportError
     from flash_export.exporters.engine import build_engine as build_engine
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from flash_export.models.flash import FlashModel as FlashModel
     from flash_export.models.gau import GauConfig as GauConfig
     from flash_export.models.gau import GauModel as GauModel
+    from flash_export.quantization.quantize import quantize_bundle as quantize_bundle
     from flash_export.runtime.generate import Generator as Generator
     from flash_export.runtime.sampling import SamplingOptions as SamplingOptions
     from flash_export.runtime.state import State as State
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from flash_export.validators.ranges.profile import profile_ranges as profile_ranges
     from flash_export.validators.report.comparison import compare_reports as compare_reports
     from flash_export.validators.report.files import read_report as read_report
+    from flash_export.validators.trade_off.compare import CompareOptions as CompareOptions
+    from flash_export.validators.trade_off.compare import compare_bundles as compare_bundles
     from flash_export.validators.validate import validate_bundle as validate_bundle
 
 __version__ = "0.1.0"
@@ -40,6 +44,7 @@ _MODULES = {
     "BisectOptions": "flash_export.validators.bisect.bisect",
     "Bundle": "flash_export.bundle",
     "BuildOptions": "flash_export.config",
+    "CompareOptions": "flash_export.validators.trade_off.compare",
     "ExportOptions": "flash_export.config",
     "FlashConfig": "flash_export.models.flash",
     "FlashExportError": "flash_export.errors",
@@ -47,17 +52,20 @@ _MODULES = {
     "GauConfig": "flash_export.models.gau",
     "GauModel": "flash_export.models.gau",
     "Generator": "flash_export.runtime.generate",
+    "QuantizeOptions": "flash_export.config",
     "RangesOptions": "flash_export.validators.ranges.profile",
     "SamplingOptions": "flash_export.runtime.sampling",
     "State": "flash_export.runtime.state",
     "Tolerance": "flash_export.config",
     "bisect_bundle": "flash_export.validators.bisect.bisect",
     "build_engine": "flash_export.exporters.engine",
+    "compare_bundles": "flash_export.validators.trade_off.compare",
     "compare_reports": "flash_export.validators.report.comparison",
     "export_onnx": "flash_export.exporters.export",
     "inspect_path": "flash_export.exporters.inspection",
     "load_checkpoint": "flash_export.models.checkpoint",
     "profile_ranges": "flash_export.validators.ranges.profile",
+    "quantize_bundle": "flash_export.quantization.quantize",
     "read_report": "flash_export.validators.report.files",
     "validate_bundle": "flash_export.validators.validate",
 }

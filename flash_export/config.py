@@ -10,6 +10,8 @@ from flash_export.errors import ConfigError
 MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 23, 20
 DEFAULT_MAX_SEQ_LEN = 65536
 DEFAULT_MAX_BATCH = 64
+PRECISIONS = ("fp32", "fp16", "bf16")
+ISLAND_MODES = ("auto", "minimal", "all")
 GRAPHS = FORWARD, PREFILL, DECODE = "forward", "prefill", "decode"
 
 
@@ -25,6 +27,9 @@ class ExportOptions:
             is for non-causal models.
         batch: The one batch that the graphs take; None: any up to ``max_batch``.
         graphs: ``forward``, and ``prefill`` and ``decode`` for causal models; none: all that the model can have.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        islands: What stays fp32 in half precision: ``minimal``: what has to in every model; ``auto``: also what would
+            leave the range of fp16 within ``max_seq_len``, by measurement; ``all``: everything that may grow.
     """
 
     opset: int = DEFAULT_OPSET
@@ -33,11 +38,18 @@ class ExportOptions:
     mask: bool | None = None
     batch: int | None = None
     graphs: tuple[str, ...] = ()
+    precision: str = "fp32"
+    islands: str = "auto"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise ConfigError(f"opset={self.opset} is not supported; use {MIN_OPSET} to {MAX_OPSET}")
+        for name, known in (("precision", PRECISIONS), ("islands", ISLAND_MODES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
+        if self.precision == "fp32" and self.islands != "auto":
+            raise ConfigError(f"islands={self.islands} needs half precision; add --precision fp16 or bf16")
         for name in ("max_seq_len", "max_batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is not usable; use a whole number of at least 1")
@@ -89,7 +101,9 @@ class QuantizeOptions:
         if self.budget is not None and not 0 < self.budget < 1:
             raise ConfigError(f"budget={self.budget} is not usable; use a fraction between 0 and 1, such as 0.005")
         if self.block_size < MIN_BLOCK_SIZE or self.block_size & (self.block_size - 1):
-            raise ConfigError(f"block_size={self.block_size} is not usable; use a power of two from {MIN_BLOCK_SIZE} on")
+            raise ConfigError(
+                f"block_size={self.block_size} is not usable; use a power of two from {MIN_BLOCK_SIZE} on"
+            )
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads={self.threads} is not usable; use at least 1")
 
@@ -186,8 +200,8 @@ class QuantizationBudget:
 # docs/validation.md says how these were chosen. The floor is four units in the last place of the precision.
 ERROR_BUDGETS = {
     "fp32": ErrorBudget(noise_ratio=8.0, floor=2.0**-22, bits_change=0.0005),
-    "fp16": ErrorBudget(noise_ratio=8.0, floor=2.0**-9, bits_change=0.001),
-    "bf16": ErrorBudget(noise_ratio=8.0, floor=2.0**-6, bits_change=0.005),
+    "fp16": ErrorBudget(noise_ratio=4.0, floor=2.0**-9, bits_change=0.001),
+    "bf16": ErrorBudget(noise_ratio=4.0, floor=2.0**-6, bits_change=0.005),
 }
 QUANTIZATION_BUDGETS = {
     INT8: QuantizationBudget(error=0.5, own_error=0.02, kl_bits=0.2, bits_change=DEFAULT_BUDGETS[INT8]),

@@ -95,6 +95,68 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Island:
+    """A value of a half-precision graph that is fp32.
+
+    Attributes:
+        name: The value, such as ``layers.3.kv``.
+        reason: Why, with the measured figures.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """Up to which length an fp16 graph holds its values.
+
+    Attributes:
+        quantity: The value that would be the first to leave the range.
+        seq_len: Length at which it reaches a quarter of fp16's largest number; the rest is for text not measured.
+        interval: 95% interval of that length, by the fitted growth alone; None stands for beyond 1e9.
+    """
+
+    quantity: str
+    seq_len: int
+    interval: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class PrecisionFacts:
+    """How a half-precision bundle was kept in range.
+
+    Attributes:
+        precision: ``fp16`` or ``bf16``.
+        mode: What was asked for: ``auto``, ``minimal`` or ``all``.
+        islands: Values in fp32 beyond those that always are.
+        horizon: Of fp16; None where nothing grows. bf16 has the range of fp32.
+        text: What was measured: ``held-out text`` or ``random tokens``; None for bf16.
+        seq_lens: Measured lengths.
+    """
+
+    precision: str
+    mode: str
+    islands: tuple[Island, ...]
+    horizon: Horizon | None
+    text: str | None
+    seq_lens: tuple[int, ...]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PrecisionFacts:
+        """Rebuild from JSON."""
+        horizon = values["horizon"]
+        return cls(
+            precision=values["precision"],
+            mode=values["mode"],
+            islands=tuple(Island(**island) for island in values["islands"]),
+            horizon=Horizon(**{**horizon, "interval": tuple(horizon["interval"])}) if horizon else None,
+            text=values["text"],
+            seq_lens=tuple(values["seq_lens"]),
+        )
+
+
+@dataclass(frozen=True)
 class Manifest:
     """``manifest.json`` of a bundle.
 
@@ -104,6 +166,7 @@ class Manifest:
         checkpoint: Where the weights came from: source name, format and sha256.
         files: sha256 of every other file of the export, by name.
         model: Facts about the model that readers want without loading it.
+        precision: How half precision was kept in range; None for fp32.
         format_version: Version of this layout.
     """
 
@@ -112,6 +175,7 @@ class Manifest:
     checkpoint: dict[str, str]
     files: dict[str, str]
     model: ModelFacts | None = None
+    precision: PrecisionFacts | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -128,6 +192,7 @@ class Manifest:
             checkpoint=values["checkpoint"],
             files=values["files"],
             model=ModelFacts(**values["model"]) if values.get("model") else None,
+            precision=PrecisionFacts.from_dict(values["precision"]) if values.get("precision") else None,
             format_version=values["format_version"],
         )
 

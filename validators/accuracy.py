@@ -153,6 +153,7 @@ def _sum_divergence(expected: Float[np.ndarray, "n vocab"], actual: Float[np.nda
 
 
 def compute_log_softmax(logits: Float[np.ndarray, "n vocab"]) -> Float[np.ndarray, "n vocab"]:
+    """Return the logarithms of the probabilities."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return shifted

@@ -15,11 +15,13 @@ from flash_export.validators.results import Row
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from jaxtyping import Float
+
+    from flash_export.heldout import Heldout
     from flash_export.manifest import GraphSpec
     from flash_export.runtime.runner import Runner
     from flash_export.validators.accuracy import Limit
     from flash_export.validators.cells import OpenBackend
-    from flash_export.validators.heldout import Heldout
 
 
 def compare_bits_per_byte(
@@ -50,12 +52,16 @@ def measure_bits_per_byte(heldout: Heldout, predict: Callable[[CellInputs], np.n
         predict: Logits ``(1, seq, vocab)`` of one window.
     """
     total = 0.0
-    for tokens, seen, targets in zip(heldout.tokens, heldout.inputs, heldout.targets, strict=True):
+    for window, seen in enumerate(heldout.inputs):
         logits = predict(CellInputs(seen[None], np.array([len(seen)])))[0]
-        positions = np.flatnonzero(targets)
-        predictors = positions - 1 if heldout.causal else positions
-        total += _sum_bits(logits[predictors].astype(np.float64), tokens[positions])
+        total += sum_window_bits(heldout, window, logits)
     return total / int(heldout.targets.sum())
+
+
+def sum_window_bits(heldout: Heldout, window: int, logits: Float[np.ndarray, "seq vocab"]) -> float:
+    """Return the sum of ``-log2 p(byte)`` over the predicted bytes of one window."""
+    predictions = logits[heldout.find_predictors(window)].astype(np.float64)
+    return _sum_bits(predictions, heldout.tokens[window, heldout.find_targets(window)])
 
 
 def _measure_backend(heldout: Heldout, graph: GraphSpec, opened: OpenBackend, cell: Cell) -> float | Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from flash_export.validators.results import Row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from flash_export.models.base import ModelConfig
     from flash_export.runtime.runner import Runner
@@ -199,9 +201,16 @@ class CellChecker:
         )
 
 
-def describe_exception(error: Exception) -> str:
-    """Return one line: our own errors speak for themselves, others are named."""
+def describe_exception(error: Exception, folder: Path | None = None) -> str:
+    """Return one line: our own errors speak for themselves, others are named.
+
+    Args:
+        error: What was raised.
+        folder: Is left out of the paths in it.
+    """
     text = " ".join(str(error).split())
+    if folder is not None:
+        text = text.replace(f"{folder}{os.sep}", "")
     if not isinstance(error, FlashExportError):
         text = f"{type(error).__name__}: {text}"
     return text if len(text) <= _REASON_CHARACTERS else f"{text[: _REASON_CHARACTERS - 3]}..."

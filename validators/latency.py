@@ -1,4 +1,4 @@
-"""Timing two runners against each other on the same inputs."""
+"""Timing runners against each other on the same inputs."""
 
 from __future__ import annotations
 
@@ -49,6 +49,28 @@ class Percentiles:
     def overlaps(self, other: Percentiles) -> bool:
         """Tell whether the intervals of the medians have anything in common: then neither is surely the faster."""
         return self.p50_low <= other.p50_high and other.p50_low <= self.p50_high
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one takes as another, and how well that is known.
+
+    Attributes:
+        median: Median over the turns of the ratio within a turn, which what slows a whole turn down does not change.
+        low: Lower end of its 95 % confidence interval.
+        high: Its upper end.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def from_seconds(cls, samples: Sequence[float], baseline: Sequence[float]) -> Ratio:
+        """Compare samples with those of the same turns."""
+        ordered = np.sort(np.asarray(samples) / np.asarray(baseline))
+        low, high = find_median_interval(len(ordered))
+        return cls(float(np.median(ordered)), float(ordered[low]), float(ordered[high]))
 
 
 def find_median_interval(count: int) -> tuple[int, int]:
@@ -108,21 +130,53 @@ def measure_latency(
         clock: Seconds from any origin.
     """
     functions = [run_eager, run_backend, *([run_compiled] if run_compiled else [])]
-    samples: list[list[float]] = [[seconds] for seconds in first] if first else [[], []]
     if run_compiled:
         run_compiled()
-        samples.append([])
-    for _ in range(warmup):
-        for run in functions:
-            run()
-    start = clock()
-    while len(samples[-1]) < min_runs or (clock() - start < budget_s and len(samples[-1]) < MAX_RUNS):
-        for run, taken in zip(functions, samples, strict=True):
-            taken.append(_time_run(run, clock))
+    needed = min_runs - 1 if first and not run_compiled else min_runs
+    samples = time_in_turn(functions, budget_s=budget_s, warmup=warmup, min_runs=needed, clock=clock)
+    for taken, seconds in zip(samples, first or (), strict=False):
+        taken.insert(0, seconds)
     return LatencyResult(*map(Percentiles.from_seconds, samples))
 
 
-def _time_run(run: Callable[[], object], clock: Callable[[], float]) -> float:
+def time_in_turn(
+    functions: Sequence[Callable[[], object]],
+    *,
+    bursts: Sequence[int] = (),
+    budget_s: float = DEFAULT_BUDGET_S,
+    warmup: int = 1,
+    min_runs: int = MIN_RUNS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[list[float]]:
+    """Return the seconds that each function took in each turn; a turn is a run of every one of them.
+
+    Args:
+        functions: What is timed.
+        bursts: Runs of each in a turn, of which the mean counts, without the first, which finds the caches full of
+            another's data; 1, or nothing: the only run counts.
+        budget_s: Stop once this much time is spent, but not before ``min_runs``.
+        warmup: Turns that are not counted.
+        min_runs: Turns that are always counted.
+        clock: Seconds from any origin.
+    """
+    samples: list[list[float]] = [[] for _ in functions]
+    for _ in range(warmup):
+        for run in functions:
+            run()
+    start, turns = clock(), 0
+    while turns < min_runs or (clock() - start < budget_s and turns < MAX_RUNS):
+        for run, taken, burst in zip(functions, samples, bursts or [1] * len(functions), strict=True):
+            taken.append(_time_burst(run, burst, clock))
+        turns += 1
+    return samples
+
+
+def _time_burst(run: Callable[[], object], burst: int, clock: Callable[[], float]) -> float:
+    """Return the mean seconds of a run."""
+    if burst > 1:
+        run()
+    counted = max(burst - 1, 1)
     start = clock()
-    run()
-    return clock() - start
+    for _ in range(counted):
+        run()
+    return (clock() - start) / counted

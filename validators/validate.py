@@ -12,6 +12,7 @@ from flash_export.bundle import MANIFEST_FILE
 from flash_export.config import ERROR_BUDGETS, QUANTIZATION_BUDGETS, Tolerance
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.files import hash_file
+from flash_export.heldout import Heldout
 from flash_export.validators.backends import GRAPH, list_backends
 from flash_export.validators.bits_per_byte import compare_bits_per_byte
 from flash_export.validators.cells import CellChecker, OpenBackend, describe_exception
@@ -19,7 +20,6 @@ from flash_export.validators.contract import check_symbolic_shapes
 from flash_export.validators.diagnosis import diagnose_rows
 from flash_export.validators.environment import describe_environment
 from flash_export.validators.footprint import measure_footprint, plan_footprint
-from flash_export.validators.heldout import Heldout
 from flash_export.validators.invariances import check_invariances
 from flash_export.validators.journal import Journal, StepResult
 from flash_export.validators.plan import QUICK, Plan, check_lengths, get_probe_chunk, make_plan
@@ -135,7 +135,7 @@ def validate_bundle(
     if options.max_seq_len is not None:
         check_lengths(graph, (options.max_seq_len,), None)
     backends = list_backends(bundle, options.backends, onnx_files=options.onnx_files, threads=options.threads)
-    heldout = Heldout.load(bundle)
+    heldout = Heldout.load(bundle.path)
 
     model = bundle.load_model()
     text = None if heldout is None else heldout.tokens.ravel()

@@ -25,6 +25,8 @@ from flash_export.exporters.lowering.fold import (
 from flash_export.exporters.lowering.pieces import (
     LAPLACE_SHIFT,
     LAPLACE_SLOPE,
+    RESIDUAL,
+    WEIGHTS,
     Head,
     InputProjection,
     TokenEmbedding,
@@ -32,6 +34,7 @@ from flash_export.exporters.lowering.pieces import (
     get_attention_factor,
     lower_norm,
 )
+from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.marks import mark
 from flash_export.exporters.primitives import (
     join_chunks,
@@ -47,21 +50,33 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+    from flash_export.exporters.lowering.precision import Precision
     from flash_export.models.flash import FlashConfig, FlashLayer, FlashModel
+
+# The sum over a whole sequence of unscaled keys and values leaves fp16. The square root of 65,536, a power of two.
+FP16_KEY_DIVISOR = 256.0
 
 
 class Heads(nn.Module):
     """Turn the shared projection into the rotated heads ``quad_q, lin_q, quad_k, lin_k``."""
 
-    def __init__(self, layer: FlashLayer, columns: Int[Tensor, " q"], signs: Float[Tensor, " q"], rotary_dim: int):
+    def __init__(
+        self,
+        layer: FlashLayer,
+        columns: Int[Tensor, " q"],
+        signs: Float[Tensor, " q"],
+        rotary_dim: int,
+        precision: Precision = FP32,
+    ) -> None:
         """Fold signs and divisors into the affine maps, and what makes up for the factor missing in Laplace."""
         super().__init__()
-        config = layer.config
+        config, self.precision = layer.config, precision
         slope = 1.0 if config.attention_fn == "relu2" else LAPLACE_SLOPE
         restored = 1 / get_attention_factor(config.attention_fn)
-        self.factors = [slope / config.chunk_size, restored, 1.0, 1 / config.chunk_size if config.causal else 1.0]
+        key_divisor = config.chunk_size if config.causal else get_key_divisor(config, precision)
+        self.factors = [slope / config.chunk_size, restored, 1.0, 1 / key_divisor]
         gamma, beta = fold_heads(layer.qk_offset_scale, columns, signs, self.factors)
-        self.gamma, self.beta = nn.Buffer(gamma), nn.Buffer(beta)
+        self.gamma, self.beta = (nn.Buffer(precision.narrow(x, "heads")) for x in (gamma, beta))
         self.widths = [rotary_dim, config.qk_dim - rotary_dim, rotary_dim]
         self.qk_dim, self.joined_width = config.qk_dim, len(gamma) * config.qk_dim
 
@@ -75,24 +90,31 @@ class Heads(nn.Module):
         self, z: Float[Tensor, "*b q"], cos: Float[Tensor, "*b 1 r"], sin: Float[Tensor, "*b 1 r"]
     ) -> Float[Tensor, "*b 4 s"]:
         """Apply the affine maps and RoPE to all heads at once."""
-        heads = z.unsqueeze(-2) * self.gamma + self.beta  # (*b, 4, s + r)
+        heads = self.precision.narrow(self._align(z).unsqueeze(-2) * self.gamma + self.beta, "heads")  # (*b, 4, s + r)
         straight, rest, crossed = heads.split(self.widths, dim=-1)
-        return torch.cat((straight * cos + crossed * sin, rest), dim=-1)
+        rotated = straight * self._align(cos) + crossed * self._align(sin)
+        return torch.cat((self.precision.narrow(rotated, "heads"), rest), dim=-1)
+
+    def _align(self, x: Tensor) -> Tensor:
+        """Return x in fp32 where the heads are."""
+        return widen(x) if self.gamma.dtype == torch.float32 else x
 
 
 class QuadraticAttention(nn.Module):
     """``attention_fn(q k^T + bias) v`` inside each chunk."""
 
-    def __init__(self, layer: FlashLayer) -> None:
+    def __init__(self, layer: FlashLayer, precision: Precision = FP32) -> None:
         """Bake the relative bias, with hidden future positions, into one table."""
         super().__init__()
-        config = layer.config
+        config, self.precision = layer.config, precision
         self.attention_fn = config.attention_fn
         bias = layer.rel_pos_bias(config.chunk_size)
         if config.attention_fn == "laplace":
             bias = bias * LAPLACE_SLOPE - LAPLACE_SHIFT
+        bias = precision.narrow(bias, "scores")
         if config.causal:
-            bias = bias.masked_fill(~build_causal_mask(config.chunk_size, bias.device), HIDDEN_SCORE)
+            hidden = max(HIDDEN_SCORE, torch.finfo(bias.dtype).min)
+            bias = bias.masked_fill(~build_causal_mask(config.chunk_size, bias.device), hidden)
         self.bias = nn.Buffer(bias)
 
     def forward(
@@ -100,21 +122,22 @@ class QuadraticAttention(nn.Module):
     ) -> Float[Tensor, "b g c e"]:
         """Attend; the score divisor is in q."""
         weights = mark(self.weigh(q, k, self.bias), "weights", get_attention_factor(self.attention_fn))
-        return weights @ v
+        return self.precision.multiply(weights, v, "quadratic")
 
     def weigh(
         self, q: Float[Tensor, "*b c s"], k: Float[Tensor, "*b k s"], bias: Float[Tensor, "*b c k"]
     ) -> Float[Tensor, "*b c k"]:
         """Return the weight of each key for each query."""
-        return apply_attention_fn(q @ k.mT + bias, self.attention_fn)
+        return apply_attention_fn(self.precision.multiply(q, k.mT, "scores") + bias, self.attention_fn, self.precision)
 
 
 class LinearAttention(nn.Module):
     """The linear branch: over earlier chunks, over everything, or inside each chunk."""
 
-    def __init__(self, config: FlashConfig) -> None:
+    def __init__(self, config: FlashConfig, precision: Precision = FP32) -> None:
         """Take what the branches need to know."""
         super().__init__()
+        self.precision, self.key_divisor = precision, get_key_divisor(config, precision)
         self.sum_over_chunks, self.chunk_size = config.sum_over_chunks, config.chunk_size
 
     def forward(
@@ -126,28 +149,52 @@ class LinearAttention(nn.Module):
         inverse_length: Float[Tensor, "#b 1 1"] | None,
     ) -> Float[Tensor, "b n e"]:
         """Attend; the causal divisor is in k, so that ``inverse_length`` is None there alone."""
+        precision = self.precision
         if self.sum_over_chunks and inverse_length is not None:
-            return q @ mark((k.mT @ v) * inverse_length, "kv", order="heads", axis=-2)
-        kv = split_chunks(k, self.chunk_size).mT @ v_chunks  # (b, g, s, e)
+            # What the keys were divided by belongs to the divisor, which is no value of a token and so stays in fp32.
+            scale = inverse_length if self.key_divisor == 1 else inverse_length * self.key_divisor
+            kv = widen(precision.multiply(k.mT, v, "products")) * scale
+            return precision.multiply(q, mark(precision.narrow(kv, "kv"), "kv", order="heads", axis=-2), "linear")
+        kv = widen(precision.multiply(split_chunks(k, self.chunk_size).mT, v_chunks, "products"))  # (b, g, s, e)
         kv = sum_earlier_chunks(kv) if inverse_length is None else kv * inverse_length[..., None]
-        return join_chunks(split_chunks(q, self.chunk_size) @ mark(kv, "kv", order="heads", axis=-2))
+        kv = mark(precision.narrow(kv, "kv"), "kv", order="heads", axis=-2)
+        return join_chunks(precision.multiply(split_chunks(q, self.chunk_size), kv, "linear"))
 
 
-class LoweredFlashLayer(nn.Module):
+class GatedOutput(nn.Module):
+    """What every form of a layer ends with."""
+
+    precision: Precision
+    out_weight: Tensor
+    out_bias: Tensor
+
+    def project_out(
+        self, x: Float[Tensor, "*b d"], gate: Float[Tensor, "*b e"], mixed: Float[Tensor, "*b e"]
+    ) -> Float[Tensor, "*b d"]:
+        """Gate what was attended to, project it, add the residual."""
+        gated = self.precision.combine(torch.mul, gate, mixed, "gated")
+        update = widen(self.precision.multiply(gated, self.out_weight, "update")) + self.out_bias
+        return self.precision.narrow(widen(x) + update, RESIDUAL)
+
+
+class LoweredFlashLayer(GatedOutput):
     """One FLASH layer in export form."""
 
-    def __init__(self, layer: FlashLayer, rotary_dim: int, channels: Int[Tensor, " d"]) -> None:
+    def __init__(
+        self, layer: FlashLayer, rotary_dim: int, channels: Int[Tensor, " d"], precision: Precision = FP32
+    ) -> None:
         """Fold the weights of the reference layer, for a residual stream whose channels are in this order."""
         super().__init__()
-        config = layer.config
+        config, self.precision = layer.config, precision
         columns, signs = order_rotary_columns(config.qk_dim, rotary_dim)
         self.norm, self.norm_gain = lower_norm(layer.norm, channels), compute_norm_gain(layer.norm)
-        self.projection = InputProjection(layer, columns)
-        self.heads = Heads(layer, columns, signs, rotary_dim)
-        self.quadratic = QuadraticAttention(layer)
-        self.linear = LinearAttention(config)
+        self.projection = InputProjection(layer, columns, precision)
+        self.heads = Heads(layer, columns, signs, rotary_dim, precision)
+        self.quadratic = QuadraticAttention(layer, precision)
+        self.linear = LinearAttention(config, precision)
         self.factor = get_attention_factor(config.attention_fn)
-        self.out_weight = nn.Buffer((layer.to_out.weight[channels].mT * self.factor).contiguous())
+        out_weight = layer.to_out.weight[channels].mT * self.factor
+        self.out_weight = nn.Buffer(precision.narrow(out_weight, "update").contiguous())
         self.out_bias = nn.Buffer(layer.to_out.bias[channels])
         self.shift_tokens, self.chunk_size = config.shift_tokens, config.chunk_size
 
@@ -160,7 +207,7 @@ class LoweredFlashLayer(nn.Module):
         inverse_length: Float[Tensor, "#b 1 1"] | None,
     ) -> Float[Tensor, "b n d"]:
         """Mix the tokens; ``valid`` is None where padding cannot be seen."""
-        normed = self.norm(x)
+        normed = self.precision.narrow(self.norm(x), "normed")
         if self.shift_tokens:
             normed = shift_half_token(normed)
         normed = mark(normed, "normed", self.norm_gain)
@@ -170,7 +217,7 @@ class LoweredFlashLayer(nn.Module):
             for head, name, factor in zip(self.heads(z, cos, sin), HEADS, self.heads.factors, strict=True)
         )
         if valid is not None:
-            value = value * valid
+            value = self.precision.combine(torch.mul, value, valid, "value")
         value, gate = mark(value, "value"), mark(gate, "gate")
         value_chunks = split_chunks(value, self.chunk_size)
         quadratic = self.quadratic(
@@ -178,25 +225,32 @@ class LoweredFlashLayer(nn.Module):
         )
         linear = mark(self.linear(lin_q, lin_k, value, value_chunks, inverse_length), "linear", self.factor)
         quadratic = mark(join_chunks(quadratic), "quadratic", self.factor)
-        return mark(x + (gate * (quadratic + linear) @ self.out_weight + self.out_bias), "out", order="channels")
+        if self.precision.watch is not None:
+            # Decode weighs linear keys one by one; here they are only shown, for the ranges of that graph.
+            self.precision.multiply(lin_q, lin_k.mT[..., : self.chunk_size], WEIGHTS)
+        mixed = self.precision.combine(torch.add, quadratic, linear, "mixed")
+        return mark(self.project_out(x, gate, mixed), "out", order="channels")
 
 
 class LoweredFlash(nn.Module):
     """A FLASH model in export form: ``forward(input_ids[, attention_mask]) -> logits``."""
 
-    def __init__(self, model: FlashModel) -> None:
+    def __init__(self, model: FlashModel, precision: Precision = FP32) -> None:
         """Fold the weights of the reference model."""
         super().__init__()
-        self.config = model.config
+        self.config, self.precision = model.config, precision
         rotary = model.rotary_pos_emb
         channels = order_channels(model.config.dim, model.config.shift_tokens)
         columns, _ = order_rotary_columns(model.config.qk_dim, 2 * len(rotary.freqs))
         self.orders = {"channels": channels.tolist(), "heads": columns[: model.config.qk_dim].tolist()}
-        self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb, channels)
+        self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb, channels, precision)
         self.freqs = nn.Buffer(torch.cat((rotary.freqs, rotary.freqs)))  # (r,)
         layers = cast("list[FlashLayer]", model.layers)
-        self.layers = nn.ModuleList(LoweredFlashLayer(layer, len(self.freqs), channels) for layer in layers)
-        self.head = Head(model.to_logits, channels)
+        self.layers = nn.ModuleList(
+            LoweredFlashLayer(layer, len(self.freqs), channels, precision.enter_block(index))
+            for index, layer in enumerate(layers)
+        )
+        self.head = Head(model.to_logits, channels, precision)
 
     def forward(
         self, input_ids: Int[Tensor, "b seq"], attention_mask: Int[Tensor, "b seq"] | None = None
@@ -209,7 +263,7 @@ class LoweredFlash(nn.Module):
         x = self.embedding(F.pad(input_ids, (0, padded_len - seq_len)), positions)
         x = mark(x, "embedding", order="channels")
         angles = (positions[:, None] * self.freqs)[None, :, None]  # (1, n, 1, r)
-        cos, sin = angles.cos(), angles.sin()
+        cos, sin = (self.precision.narrow(turn, "turns") for turn in (angles.cos(), angles.sin()))
         for layer in self.layers:
             x = layer(x, cos, sin, valid, inverse_length)
         return self.head(x.narrow(1, 0, seq_len))
@@ -228,4 +282,9 @@ class LoweredFlash(nn.Module):
             length = (positions[None, :, None] < seq_len).float().sum(dim=1, keepdim=True)
         else:
             length = valid.sum(dim=1, keepdim=True).clamp(min=1)
-        return valid, None if self.config.causal else 1 / length
+        return self.precision.narrow(valid, "valid"), None if self.config.causal else 1 / length
+
+
+def get_key_divisor(config: FlashConfig, precision: Precision) -> float:
+    """Return what the keys of a sum over the whole sequence are divided by, so that it fits."""
+    return FP16_KEY_DIVISOR if precision.name == "fp16" and config.sum_over_chunks and not config.causal else 1.0

@@ -16,6 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from flash_export.exporters.lowering.flash import GatedOutput
+from flash_export.exporters.lowering.pieces import WEIGHTS
+from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.primitives import (
     continue_shift,
     join_chunks,
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_export.exporters.lowering.flash import LoweredFlash, LoweredFlashLayer
+    from flash_export.exporters.lowering.precision import Precision
     from flash_export.models.flash import FlashConfig
 
 
@@ -76,40 +80,52 @@ class Slot(NamedTuple):
     is_earlier: Float[Tensor, "b 1 c"]
 
 
-def describe_state(config: FlashConfig, batch: int | str, prefix: str) -> tuple[TensorSpec, ...]:
-    """Return the tensors of the state, in the order in which the graphs take and return them."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "kv": (config.qk_dim, config.hidden_dim),
-        "quad_k": (config.chunk_size, config.qk_dim),
-        "lin_k": (config.chunk_size, config.qk_dim),
-        "v": (config.chunk_size, config.hidden_dim),
+def describe_state(
+    config: FlashConfig, batch: int | str, prefix: str, precision: Precision = FP32
+) -> tuple[TensorSpec, ...]:
+    """Return the tensors of the state, in the order in which the graphs take and return them.
+
+    The sum is fp32 in every precision: what a token adds to it would be lost in half.
+    """
+    # Shape, and the value whose precision a tensor has.
+    tensors: dict[str, tuple[tuple[int, ...], str | None]] = {
+        "kv": ((config.qk_dim, config.hidden_dim), None),
+        "quad_k": ((config.chunk_size, config.qk_dim), "heads"),
+        "lin_k": ((config.chunk_size, config.qk_dim), "heads"),
+        "v": ((config.chunk_size, config.hidden_dim), "value"),
     }
     if config.shift_tokens:
-        shapes["shift"] = (config.dim // 2,)
+        tensors["shift"] = ((config.dim // 2,), "normed")
     layers = (
-        TensorSpec(f"{prefix}{layer}.{name}", "float32", (batch, *shape))
+        TensorSpec(
+            f"{prefix}{layer}.{name}",
+            "float32" if value is None else precision.enter_block(layer).get_cache_dtype(value),
+            (batch, *shape),
+        )
         for layer in range(config.depth)
-        for name, shape in shapes.items()
+        for name, (shape, value) in tensors.items()
     )
     return (TensorSpec(f"{prefix}position", "int64", (batch,)), *layers)
 
 
-class StatefulLayer(nn.Module):
+class StatefulLayer(GatedOutput):
     """The weights of a lowered layer, under the same names."""
 
     def __init__(self, layer: LoweredFlashLayer) -> None:
         """Share the weights of a layer."""
         super().__init__()
         self.norm, self.projection, self.heads = layer.norm, layer.projection, layer.heads
-        self.quadratic = layer.quadratic
+        self.quadratic, self.precision = layer.quadratic, layer.precision
         self.out_weight, self.out_bias = layer.out_weight, layer.out_bias
         self.shift_tokens, self.chunk_size = layer.shift_tokens, layer.chunk_size
 
-    def project_out(
-        self, x: Float[Tensor, "*b d"], gate: Float[Tensor, "*b e"], mixed: Float[Tensor, "*b e"]
-    ) -> Float[Tensor, "*b d"]:
-        """Gate what was attended to, project it, add the residual."""
-        return x + (gate * mixed @ self.out_weight + self.out_bias)
+    def multiply_chunks(self, k: Float[Tensor, "*b c s"], v: Float[Tensor, "*b c e"]) -> Float[Tensor, "*b s e"]:
+        """Return ``k^T v`` of each chunk in fp32, in which they are summed."""
+        return widen(self.precision.multiply(k.mT, v, "products"))
+
+    def store(self, x: Tensor, name: str) -> Tensor:
+        """Return a value in the dtype that it is carried in."""
+        return widen(x) if self.precision.get_cache_dtype(name) == "float32" else x
 
 
 class PrefillLayer(StatefulLayer):
@@ -124,25 +140,33 @@ class PrefillLayer(StatefulLayer):
         past: LayerState,
     ) -> tuple[Float[Tensor, "b n d"], LayerState]:
         """Mix the tokens, and return the state after each row's last one."""
-        normed, shift = self.norm(x), None
+        precision = self.precision
+        normed, shift = precision.narrow(self.norm(x), "normed"), None
         if past.shift is not None:
-            shift = take_at(normed, end.token)[:, normed.shape[-1] // 2 :]
-            normed = continue_shift(normed, past.shift)
+            shift = self.store(take_at(normed, end.token)[:, normed.shape[-1] // 2 :], "normed")
+            normed = continue_shift(normed, precision.narrow(past.shift, "normed"))
         value, gate, z = self.projection(normed)
         heads = self.heads(z, cos, sin)
         quad_q, lin_q, quad_k, lin_k = (split_chunks(head, self.chunk_size) for head in heads)
         v = split_chunks(value, self.chunk_size)
-        kv = lin_k.mT @ v  # (b, g, s, e)
-        before = sum_earlier_chunks(kv) + (past.kv + past.lin_k.mT @ past.v).unsqueeze(1)
-        mixed = join_chunks(self.quadratic(quad_q, quad_k, v)) + join_chunks(lin_q @ before)
+        kv = self.multiply_chunks(lin_k, v)  # (b, g, s, e)
+        before = sum_earlier_chunks(kv) + (past.kv + self.sum_cached(past)).unsqueeze(1)
+        quadratic = join_chunks(self.quadratic(quad_q, quad_k, v))
+        linear = join_chunks(precision.multiply(lin_q, precision.narrow(before, "kv"), "linear"))
+        mixed = precision.combine(torch.add, quadratic, linear, "mixed")
         new = LayerState(
             kv=take_at(before, end.chunk) + take_at(kv, end.chunk) * end.closes,
-            quad_k=take_at(quad_k, end.chunk),
-            lin_k=take_at(lin_k, end.chunk),
-            v=take_at(v, end.chunk) * end.is_open,
+            quad_k=self.store(take_at(quad_k, end.chunk), "heads"),
+            lin_k=self.store(take_at(lin_k, end.chunk), "heads"),
+            v=self.store(precision.combine(torch.mul, take_at(v, end.chunk), end.is_open, "value"), "value"),
             shift=shift,
         )
         return self.project_out(x, gate, mixed), new
+
+    def sum_cached(self, past: LayerState) -> Float[Tensor, "b s e"]:
+        """Return what the cached tokens add to the sum."""
+        k, v = self.precision.narrow(past.lin_k, "heads"), self.precision.narrow(past.v, "value")
+        return self.multiply_chunks(k, v)
 
 
 class DecodeLayer(StatefulLayer):
@@ -160,24 +184,31 @@ class DecodeLayer(StatefulLayer):
         past: LayerState,
     ) -> tuple[Float[Tensor, "b d"], LayerState]:
         """Attend to the past, and return the state with this token in it."""
-        normed, shift = self.norm(x), None
+        precision = self.precision
+        normed, shift = precision.narrow(self.norm(x), "normed"), None
         if past.shift is not None:
             passing, shift = normed.chunk(2, dim=-1)
-            normed = torch.cat((past.shift, passing), dim=-1)
+            normed = torch.cat((precision.narrow(past.shift, "normed"), passing), dim=-1)
+            shift = self.store(shift, "normed")
         value, gate, z = self.projection.project_token(normed)
         quad_q, lin_q, quad_k, lin_k = self.heads.rotate(z, cos, sin).split(1, dim=1)  # (b, 1, s)
-        leaving_k, lin_k = _order(take_at(past.lin_k, slot.place), lin_k)
-        leaving_v, value = _order(take_at(past.v, slot.place), value.unsqueeze(1))
+        leaving_k, lin_k = _order(take_at(past.lin_k, slot.place), self.store(lin_k, "heads"))
+        leaving_v, value = _order(take_at(past.v, slot.place), self.store(value.unsqueeze(1), "value"))
         new = LayerState(
-            kv=past.kv + leaving_k.mT * leaving_v,
-            quad_k=put_at(past.quad_k, slot.place, quad_k),
+            kv=past.kv + widen(leaving_k).mT * widen(leaving_v),
+            quad_k=put_at(past.quad_k, slot.place, self.store(quad_k, "heads")),
             lin_k=put_at(past.lin_k, slot.place, lin_k),
             v=put_at(past.v, slot.place, value),
             shift=shift,
         )
-        weights = self.quadratic.weigh(quad_q, new.quad_k, F.embedding(slot.number, self.quadratic.bias))
-        weights = weights + lin_q @ new.lin_k.mT * slot.is_earlier  # (b, 1, c)
-        return self.project_out(x, gate, (weights @ new.v + lin_q @ new.kv).squeeze(1)), new
+        quad_k, lin_k = (precision.narrow(keys, "heads") for keys in (new.quad_k, new.lin_k))
+        weights = self.quadratic.weigh(quad_q, quad_k, F.embedding(slot.number, self.quadratic.bias))
+        earlier = precision.combine(torch.mul, precision.multiply(lin_q, lin_k.mT, WEIGHTS), slot.is_earlier, WEIGHTS)
+        weights = precision.combine(torch.add, weights, earlier, WEIGHTS)  # (b, 1, c)
+        quadratic = precision.multiply(weights, precision.narrow(new.v, "value"), "quadratic")
+        # One row times an fp32 matrix that has to be read anyway: narrowing it first would read it twice.
+        linear = precision.narrow(widen(lin_q) @ new.kv, "linear")
+        return self.project_out(x, gate, precision.combine(torch.add, quadratic, linear, "mixed").squeeze(1)), new
 
 
 def _order(leaving: Float[Tensor, "b 1 w"], entering: Float[Tensor, "b 1 w"]) -> tuple[Tensor, ...]:
@@ -191,7 +222,7 @@ class StatefulFlash(nn.Module):
     def __init__(self, lowered: LoweredFlash, layer_type: type[StatefulLayer]) -> None:
         """Share the weights of a lowered model."""
         super().__init__()
-        self.config = lowered.config
+        self.config, self.precision = lowered.config, lowered.precision
         self.embedding, self.freqs, self.head = lowered.embedding, lowered.freqs, lowered.head
         layers = cast("list[LoweredFlashLayer]", lowered.layers)
         self.layers = nn.ModuleList(layer_type(layer) for layer in layers)
@@ -199,7 +230,8 @@ class StatefulFlash(nn.Module):
     def compute_angles(self, positions: Float[Tensor, "*b"]) -> tuple[Float[Tensor, "*b 1 r"], Float[Tensor, "*b 1 r"]]:
         """Return cosine and sine of RoPE's angles."""
         angles = (positions.unsqueeze(-1) * self.freqs).unsqueeze(-2)
-        return angles.cos(), angles.sin()
+        cos, sin = (self.precision.narrow(turn, "turns") for turn in (angles.cos(), angles.sin()))
+        return cos, sin
 
     def split_state(self, state: tuple[Tensor, ...]) -> Iterator[LayerState]:
         """Return the state of each layer; the first tensor is the position."""
@@ -242,7 +274,7 @@ class PrefillFlash(StatefulFlash):
             chunk=torch.stack((rows, last // chunk_size), dim=-1),
             token=torch.stack((rows, last), dim=-1),
             closes=(num_open == 0).float().unsqueeze(-1),
-            is_open=(torch.arange(chunk_size) < num_open).float().unsqueeze(-1),
+            is_open=self.precision.narrow((torch.arange(chunk_size) < num_open).float().unsqueeze(-1), "valid"),
         )
 
 
@@ -268,4 +300,5 @@ class DecodeFlash(StatefulFlash):
         number = (position % self.config.chunk_size).unsqueeze(1)
         rows = torch.arange(position.shape[0]).unsqueeze(1)
         is_earlier = (torch.arange(self.config.chunk_size) > number).float().unsqueeze(1)
+        is_earlier = self.precision.narrow(is_earlier, "valid")
         return Slot(torch.cat((rows, number), dim=1).unsqueeze(1), number, is_earlier)

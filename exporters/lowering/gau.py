@@ -17,6 +17,7 @@ from flash_export.exporters.lowering.fold import HIDDEN_SCORE, compute_norm_gain
 from flash_export.exporters.lowering.pieces import (
     LAPLACE_SHIFT,
     LAPLACE_SLOPE,
+    RESIDUAL,
     Head,
     InputProjection,
     TokenEmbedding,
@@ -24,6 +25,7 @@ from flash_export.exporters.lowering.pieces import (
     get_attention_factor,
     lower_norm,
 )
+from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.marks import mark
 from flash_export.exporters.primitives import look_up
 from flash_export.layers.position import MAX_DISTANCE, compute_t5_buckets
@@ -32,33 +34,41 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+    from flash_export.exporters.lowering.precision import Precision
     from flash_export.models.gau import GauLayer, GauModel
 
 
-def bake_bias_by_distance(layer: GauLayer) -> Float[Tensor, " t"]:
-    """Return the bias of the offsets ``key - query`` from ``-MAX_DISTANCE`` to ``MAX_DISTANCE``."""
+# relu² of scores that are not divided yet leaves fp16 at 256, at 4,096 with this factor, a power of two.
+HALF_SCORE_FACTOR = 1 / 16
+
+
+def bake_bias_by_distance(layer: GauLayer, factor: float, precision: Precision) -> Float[Tensor, " t"]:
+    """Return the bias of the offsets ``key - query`` from ``-MAX_DISTANCE`` to ``MAX_DISTANCE``, times a factor."""
     offsets = torch.arange(-MAX_DISTANCE, MAX_DISTANCE + 1)
     bias = layer.rel_pos_bias
     table = bias.relative_attention_bias.weight[compute_t5_buckets(offsets, bias.causal), 0] * bias.scale
-    return table.masked_fill(offsets > 0, HIDDEN_SCORE) if bias.causal else table
+    table = precision.narrow(table if factor == 1 else table * factor, "scores")
+    hidden = max(HIDDEN_SCORE, torch.finfo(table.dtype).min)
+    return table.masked_fill(offsets > 0, hidden) if bias.causal else table
 
 
 class LoweredGauLayer(nn.Module):
     """One gated attention unit in export form."""
 
-    def __init__(self, layer: GauLayer) -> None:
+    def __init__(self, layer: GauLayer, precision: Precision = FP32) -> None:
         """Fold the weights of the reference layer."""
         super().__init__()
-        config = layer.config
+        config, self.precision = layer.config, precision
         columns = torch.arange(config.qk_dim)
-        gamma, beta = fold_heads(layer.offsetscale, columns, torch.ones(config.qk_dim), [1.0, 1.0])
+        self.score_factor = HALF_SCORE_FACTOR if precision.is_half and config.attention_fn == "relu2" else 1.0
+        gamma, beta = fold_heads(layer.offsetscale, columns, torch.ones(config.qk_dim), [self.score_factor, 1.0])
         self.norm, self.norm_gain = lower_norm(layer.norm, torch.arange(config.dim)), compute_norm_gain(layer.norm)
-        self.projection = InputProjection(layer, columns)
-        self.gamma, self.beta = nn.Buffer(gamma), nn.Buffer(beta)
-        self.bias_by_distance = nn.Buffer(bake_bias_by_distance(layer))
+        self.projection = InputProjection(layer, columns, precision)
+        self.gamma, self.beta = (nn.Buffer(precision.narrow(x, "heads")) for x in (gamma, beta))
+        self.bias_by_distance = nn.Buffer(bake_bias_by_distance(layer, self.score_factor, precision))
         to_out = get_linear(layer.to_out)
         self.factor = get_attention_factor(config.attention_fn)
-        self.out_weight = nn.Buffer((to_out.weight.mT * self.factor).contiguous())
+        self.out_weight = nn.Buffer(precision.narrow(to_out.weight.mT * self.factor, "update").contiguous())
         self.out_bias = nn.Buffer(to_out.bias.clone())
         self.attention_fn = config.attention_fn
 
@@ -70,33 +80,52 @@ class LoweredGauLayer(nn.Module):
         inverse_length: Float[Tensor, "#b 1 1"],
     ) -> Float[Tensor, "b n d"]:
         """Mix the tokens; ``value_weight`` zeroes masked tokens and, with relu², carries the divisor squared."""
-        value, gate, z = self.projection(mark(self.norm(x), "normed", self.norm_gain))
+        precision = self.precision
+        value, gate, z = self.projection(mark(precision.narrow(self.norm(x), "normed"), "normed", self.norm_gain))
         value, gate = mark(value, "value"), mark(gate, "gate")
-        q, k = mark(z * self.gamma[0] + self.beta[0], "q"), mark(z * self.gamma[1] + self.beta[1], "k")
+        z = widen(z) if self.gamma.dtype == torch.float32 else z
+        q, k = (precision.narrow(z * self.gamma[head] + self.beta[head], "heads") for head in range(2))
+        q, k = mark(q, "q", 1 / self.score_factor), mark(k, "k")
         if value_weight is not None:
-            value = value * value_weight
-        scores = q @ k.mT + look_up(self.bias_by_distance, distance_index)
+            value = precision.combine(torch.mul, value, value_weight, "value")
+        scores = precision.multiply(q, k.mT, "scores") + look_up(self.bias_by_distance, distance_index)
         if self.attention_fn == "laplace":
-            scores = scores * (inverse_length * LAPLACE_SLOPE) - LAPLACE_SHIFT
+            scores = widen(scores) * (inverse_length * LAPLACE_SLOPE) - LAPLACE_SHIFT
         # The divisor of relu²'s scores is in the values, see LoweredGau.
-        power = -2 if self.attention_fn == "relu2" else 0
-        weights = mark(apply_attention_fn(scores, self.attention_fn), "weights", self.factor, length_power=power)
-        attended = mark(weights @ value, "mixed", self.factor)
-        return mark(x + (gate * attended @ self.out_weight + self.out_bias), "out")
+        power, scale = (-2, self.score_factor**-2) if self.attention_fn == "relu2" else (0, self.factor)
+        weights = apply_attention_fn(scores, self.attention_fn, precision)
+        attended = self.attend(mark(weights, "weights", scale, length_power=power), value, inverse_length)
+        gated = precision.combine(torch.mul, gate, mark(attended, "mixed", self.factor), "gated")
+        update = widen(precision.multiply(gated, self.out_weight, "update")) + self.out_bias
+        return mark(precision.narrow(widen(x) + update, RESIDUAL), "out")
+
+    def attend(
+        self, weights: Float[Tensor, "b n n"], value: Float[Tensor, "b n e"], inverse_length: Float[Tensor, "#b 1 1"]
+    ) -> Float[Tensor, "b n e"]:
+        """Weigh the values; in half precision relu²'s divisor, too small for it when squared, comes after."""
+        precision = self.precision
+        if self.attention_fn == "laplace" or not precision.is_half:
+            return precision.multiply(weights, value, "mixed")
+        attended = widen(precision.multiply(weights, value, "products"))
+        scale = inverse_length * inverse_length * self.score_factor**-2
+        return precision.narrow(attended * scale, "mixed")
 
 
 class LoweredGau(nn.Module):
     """A FLASH-Quad model in export form: ``forward(input_ids[, attention_mask]) -> logits``."""
 
-    def __init__(self, model: GauModel) -> None:
+    def __init__(self, model: GauModel, precision: Precision = FP32) -> None:
         """Fold the weights of the reference model."""
         super().__init__()
-        self.config = model.config
+        self.config, self.precision = model.config, precision
         channels = torch.arange(model.config.dim)
         self.orders: dict[str, list[int]] = {}  # all are the reference's
-        self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb, channels)
-        self.layers = nn.ModuleList(LoweredGauLayer(cast("GauLayer", layer)) for layer in model.layers)
-        self.head = Head(model.to_logits, channels)
+        self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb, channels, precision)
+        self.layers = nn.ModuleList(
+            LoweredGauLayer(cast("GauLayer", layer), precision.enter_block(index))
+            for index, layer in enumerate(model.layers)
+        )
+        self.head = Head(model.to_logits, channels, precision)
 
     def forward(
         self, input_ids: Int[Tensor, "b seq"], attention_mask: Int[Tensor, "b seq"] | None = None
@@ -121,8 +150,8 @@ class LoweredGau(nn.Module):
             if self.config.mask_divisor == "valid":
                 length = valid.sum(dim=1, keepdim=True).clamp(min=1)
         inverse_length = 1 / length
-        if self.config.attention_fn == "laplace":
-            return valid, inverse_length
+        if self.config.attention_fn == "laplace" or self.precision.is_half:
+            return None if valid is None else self.precision.narrow(valid, "valid"), inverse_length
         # relu²(scores / length) = relu²(scores) / length²: two numbers a token instead of one a score.
         weight = inverse_length * inverse_length
         return (weight if valid is None else valid * weight), inverse_length

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flash_export.exporters.lowering.fold import compute_norm_floor, fold_input_projection
+from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.layers.activation import LAPLACE_MEAN, LAPLACE_STD
 from flash_export.layers.norm import ScaleNorm
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+    from flash_export.exporters.lowering.precision import Precision
     from flash_export.layers.position import ScaledSinusoid
     from flash_export.models.flash import FlashLayer
     from flash_export.models.gau import GauLayer
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 LAPLACE_FACTOR = 0.5
 LAPLACE_SLOPE = 1 / (LAPLACE_STD * math.sqrt(2))
 LAPLACE_SHIFT = LAPLACE_MEAN * LAPLACE_SLOPE
+
+# Names of values that may be islands and that belong to no block, or to several files.
+TABLE, RESIDUAL, LOGITS = "table", "residual", "logits"
+WEIGHTS = "weights"
 
 
 class LoweredScaleNorm(nn.Module):
@@ -36,8 +42,17 @@ class LoweredScaleNorm(nn.Module):
         self.floor = compute_norm_floor(norm)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Normalise the last axis."""
+        """Normalise the last axis, in fp32: squares leave the range of fp16 for values above 256."""
+        x = widen(x)
         return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=self.floor)
+
+
+class LoweredLayerNorm(nn.LayerNorm):
+    """LayerNorm in fp32, whatever it is given."""
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Normalise the last axis."""
+        return super().forward(widen(x))
 
 
 def lower_norm(norm: nn.Module, channels: Int[Tensor, " d"]) -> nn.Module:
@@ -45,7 +60,7 @@ def lower_norm(norm: nn.Module, channels: Int[Tensor, " d"]) -> nn.Module:
     if isinstance(norm, ScaleNorm):
         return LoweredScaleNorm(norm)
     layer_norm = cast("nn.LayerNorm", norm)
-    ordered = nn.LayerNorm(layer_norm.normalized_shape, eps=layer_norm.eps)
+    ordered = LoweredLayerNorm(layer_norm.normalized_shape, eps=layer_norm.eps)
     ordered.load_state_dict({name: tensor[channels] for name, tensor in layer_norm.state_dict().items()})
     return ordered
 
@@ -56,42 +71,51 @@ class InputProjection(nn.Module):
     The values have a product of their own: a Split copies what it splits, and they are as wide as the gates.
     """
 
-    def __init__(self, layer: FlashLayer | GauLayer, columns: Int[Tensor, " q"]) -> None:
+    def __init__(self, layer: FlashLayer | GauLayer, columns: Int[Tensor, " q"], precision: Precision = FP32) -> None:
         """Fold the weights of a layer, its query/key columns in this order."""
         super().__init__()
+        self.precision = precision
         hidden_dim = layer.config.hidden_dim
         self.widths, self.is_joined = [hidden_dim, len(columns)], False
         weight, bias = fold_input_projection(layer.norm, layer.to_hidden, layer.to_qk, columns)
         value_weight, weight = weight.split([hidden_dim, sum(self.widths)], dim=1)
         value_bias, bias = bias.split([hidden_dim, sum(self.widths)])
+        value_weight, value_bias = (precision.narrow(x, "value") for x in (value_weight, value_bias))
+        weight, bias = (precision.narrow(x, "gate") for x in (weight, bias))
         self.value_weight, self.value_bias = nn.Buffer(value_weight.contiguous()), nn.Buffer(value_bias.clone())
         self.weight, self.bias = nn.Buffer(weight.contiguous()), nn.Buffer(bias.clone())
 
-    def forward(
-        self, x: Float[Tensor, "b n d"]
-    ) -> tuple[Float[Tensor, "b n e"], Float[Tensor, "b n e"], Float[Tensor, "b n q"]]:
+    def forward(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, ...]:
         """Return values, gates and the query/key projection."""
         if self.is_joined:
             return self.project_token(x)
-        value = apply_silu(x @ self.value_weight + self.value_bias)
-        gate, z = apply_silu(x @ self.weight + self.bias).split(self.widths, dim=-1)
+        value = apply_silu(self._project(x, self.value_weight, self.value_bias, "value"))
+        gate, z = apply_silu(self._project(x, self.weight, self.bias, "gate")).split(self.widths, dim=-1)
         return value, gate, z
+
+    def _project(self, x: Tensor, weight: Tensor, bias: Tensor, name: str) -> Tensor:
+        """Return the product and sum, both of which are to fit."""
+        return self.precision.narrow(self.precision.multiply(x, weight, name) + bias, name)
 
     def project_token(self, x: Float[Tensor, "b d"]) -> tuple[Tensor, ...]:
         """Return the same by one product: for one token it is the number of operations that counts.
 
         Runtimes join the weights when they load the graph.
         """
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if not self.is_joined:
+            if self.value_weight.dtype != weight.dtype:
+                return self.forward(x)
             weight = torch.cat((self.value_weight, weight), dim=1)
             bias = torch.cat((self.value_bias, bias))
-        return apply_silu(x @ weight + bias).split([self.widths[0], *self.widths], dim=-1)
+        projected = self.precision.multiply(x, weight, "value") + bias
+        return apply_silu(projected).split([self.widths[0], *self.widths], dim=-1)
 
     def join(self) -> None:
         """Make one product of both for good: in few bits a product costs less than to round its input once more."""
-        self.weight = nn.Buffer(torch.cat((self.value_weight, self.weight), dim=1))
-        self.bias = nn.Buffer(torch.cat((self.value_bias, self.bias)))
+        self.weight.data = torch.cat((self.value_weight, self.weight), dim=1)
+        self.bias.data = torch.cat((self.value_bias, self.bias))
         del self.value_weight, self.value_bias
         self.is_joined = True
 
@@ -106,10 +130,17 @@ def join_projections(lowered: nn.Module) -> None:
 class TokenEmbedding(nn.Module):
     """Token embedding plus scaled sinusoid, the angles computed in fp32."""
 
-    def __init__(self, token_emb: nn.Embedding, sinusoid: ScaledSinusoid, channels: Int[Tensor, " d"]) -> None:
+    def __init__(
+        self,
+        token_emb: nn.Embedding,
+        sinusoid: ScaledSinusoid,
+        channels: Int[Tensor, " d"],
+        precision: Precision = FP32,
+    ) -> None:
         """Take the tables with their channels in this order."""
         super().__init__()
-        self.table = nn.Buffer(token_emb.weight[:, channels])
+        self.precision = precision
+        self.table = nn.Buffer(precision.narrow(token_emb.weight[:, channels], TABLE))
         self.inv_freq = nn.Buffer(sinusoid.inv_freq.clone())
         self.scale = nn.Buffer(sinusoid.scale.clone())
         self.cosine_first = bool(channels[0] != 0)
@@ -118,23 +149,26 @@ class TokenEmbedding(nn.Module):
         """Embed each token at its position."""
         angles = positions.unsqueeze(-1) * self.inv_freq
         halves = (angles.cos(), angles.sin()) if self.cosine_first else (angles.sin(), angles.cos())
-        return F.embedding(input_ids, self.table) + torch.cat(halves, dim=-1) * self.scale
+        tokens = widen(F.embedding(input_ids, self.table))
+        return self.precision.narrow(tokens + torch.cat(halves, dim=-1) * self.scale, RESIDUAL)
 
 
 class Head(nn.Module):
     """Final LayerNorm and projection to the vocabulary."""
 
-    def __init__(self, to_logits: nn.Sequential, channels: Int[Tensor, " d"]) -> None:
+    def __init__(self, to_logits: nn.Sequential, channels: Int[Tensor, " d"], precision: Precision = FP32) -> None:
         """Store the projection transposed, as one product wants it, for channels in this order."""
         super().__init__()
+        self.precision = precision
         projection = cast("nn.Linear", to_logits[1])
         self.norm = lower_norm(to_logits[0], channels)
-        self.weight = nn.Buffer(projection.weight.mT[channels].contiguous())
+        self.weight = nn.Buffer(precision.narrow(projection.weight.mT[channels], LOGITS).contiguous())
         self.bias = nn.Buffer(projection.bias.clone())
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n vocab"]:
-        """Return the logits."""
-        return self.norm(x) @ self.weight + self.bias
+        """Return the logits, in fp32."""
+        normed = self.precision.narrow(self.norm(x), "normed")
+        return widen(self.precision.multiply(normed, self.weight, LOGITS)) + self.bias
 
 
 def apply_silu(x: Float[Tensor, ...]) -> Float[Tensor, ...]:
@@ -147,9 +181,17 @@ def get_attention_factor(attention_fn: str) -> float:
     return 1.0 if attention_fn == "relu2" else LAPLACE_FACTOR
 
 
-def apply_attention_fn(scores: Float[Tensor, ...], attention_fn: str) -> Float[Tensor, ...]:
-    """Apply relu², or Laplace without its factor to scores that already carry its slope and shift."""
+def apply_attention_fn(
+    scores: Float[Tensor, ...], attention_fn: str, precision: Precision = FP32
+) -> Float[Tensor, ...]:
+    """Apply relu², or Laplace without its factor to scores that already carry its slope and shift.
+
+    Laplace is summed in fp32: most keys weigh little, and next to -1 an error function in half precision has steps of
+    some per cent of that.
+    """
     if attention_fn == "relu2":
         positive = torch.relu(scores)
-        return positive * positive
-    return torch.erf(scores) + 1
+        if precision.get_dtype(WEIGHTS) == torch.float32:
+            positive = widen(positive)
+        return precision.narrow(positive * positive, WEIGHTS)
+    return precision.narrow(torch.erf(widen(scores)) + 1, WEIGHTS)

@@ -11,14 +11,36 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+def get_input(node: ir.Node, index: int) -> ir.Value:
+    """Return an input that a node must have."""
+    value = node.inputs[index]
+    if value is None:
+        raise RuntimeError(f"node {node.name} has no input {index}")
+    return value
+
+
+def is_constant(value: ir.Value) -> bool:
+    """Whether a value is an initializer."""
+    return value.const_value is not None and value.producer() is None
+
+
+def read_constant(value: ir.Value) -> np.ndarray:
+    """Return the content of an initializer."""
+    if value.const_value is None:
+        raise RuntimeError(f"{value.name} is no constant")
+    return value.const_value.numpy()
+
+
+def add_constant(graph: ir.Graph, name: str, array: np.ndarray | np.floating) -> ir.Value:
     """Add a constant, or return the one of that name, which must then be equal."""
     tensor = ir.tensor(np.asarray(array), name=name)
     if (known := graph.initializers.get(name)) is not None:
-        if not np.array_equal(known.const_value.numpy(), tensor.numpy()):
+        if not np.array_equal(read_constant(known), tensor.numpy()):
             raise RuntimeError(f"the graph has another constant of the name {name!r}")
         return known
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=name, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.register_initializer(value)
     return value
 
@@ -46,5 +68,7 @@ def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     node, name = old.producer(), old.name
     new.shape, new.type = old.shape, old.type
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    if node is None:
+        raise RuntimeError(f"{name} comes from no node")
     graph.remove(node, safe=True)
     new.name = name

@@ -31,7 +31,7 @@ class QuantizedWeight:
     """
 
     values: np.ndarray
-    scale: Float[np.ndarray, "..."]
+    scale: Float[np.ndarray, ...]
     block_size: int | None = None
 
     def dequantize(self) -> Float[np.ndarray, "k n"]:
@@ -72,13 +72,13 @@ def round_to_int4(weight: Float[np.ndarray, "k n"], block_size: int) -> Quantize
     return QuantizedWeight(values.reshape(k, n).astype(ml_dtypes.int4), scale[:, 0].astype(np.float32), block_size)
 
 
-def round_activation(x: Float[np.ndarray, "..."], scale: float, *, is_float: bool) -> Float[np.ndarray, "..."]:
+def round_activation(x: Float[np.ndarray, ...], scale: float, *, is_float: bool) -> Float[np.ndarray, ...]:
     """Return what a pair of QuantizeLinear and DequantizeLinear makes of an activation, to int8 or to fp8."""
     if is_float:
         return np.clip(x / scale, -FP8_MAX, FP8_MAX).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scale
     return np.clip(np.rint(x / scale), -INT8_MAX - 1, INT8_MAX) * np.float32(scale)
 
 
-def _divide(largest: Float[np.ndarray, "..."], steps: float) -> Float[np.ndarray, "..."]:
+def _divide(largest: Float[np.ndarray, ...], steps: float) -> Float[np.ndarray, ...]:
     """Return the scale for a largest magnitude; what is all zeros needs one too."""
     return np.maximum(largest / np.float32(steps), _TINY).astype(np.float32)

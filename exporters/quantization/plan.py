@@ -20,7 +20,7 @@ class ProductPlan:
         scheme: ``int8``, ``int8-dynamic``, ``int4`` or ``fp8``.
         activation_max: Largest magnitude of x; None where the scheme does not round x, or measures it
             at run time.
-        smoothing: What x is divided by before it is rounded, and the rows of W multiplied with, ``(k,)``; None: nothing.
+        smoothing: What x is divided by before it is rounded, and the rows of W multiplied with, ``(k,)``; None: 1.
         terms: int8 alone: how many whole numbers x is the sum of. With two, the second is what rounding the first left,
             in steps 254 times as fine: outliers then cost the rest nothing.
         block_size: int4 alone: inputs that share a scale.

@@ -6,10 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
+from flash_export.exporters.quantization.nodes import get_input, is_constant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import onnx_ir as ir
 
 EMBEDDING = "embedding"
 EMBEDDING_TABLE = f"{EMBEDDING}.table"
@@ -30,19 +32,19 @@ class Product:
     @property
     def input(self) -> ir.Value:
         """The activation."""
-        return self.node.inputs[0]
+        return get_input(self.node, 0)
 
     @property
     def weight(self) -> ir.Value:
         """The weight, ``(k, n)``."""
-        return self.node.inputs[1]
+        return get_input(self.node, 1)
 
 
 def list_products(model: ir.Model) -> Iterator[Product]:
     """Yield the products with weights, in the order of the graph."""
     for node in model.graph:
-        if node.op_type == "MatMul" and node.inputs[1].is_initializer():
-            yield Product(name_product(node.inputs[1].name), node)
+        if node.op_type == "MatMul" and is_constant(weight := get_input(node, 1)):
+            yield Product(name_product(str(weight.name)), node)
 
 
 def name_product(weight: str) -> str:

@@ -11,6 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from flash_export.exporters.quantization.nodes import (
+    add_constant,
+    get_input,
+    insert_nodes,
+    is_constant,
+    read_constant,
+    replace_value,
+)
 from flash_export.exporters.quantization.numbers import (
     FP8_MAX,
     INT8_MAX,
@@ -18,7 +26,6 @@ from flash_export.exporters.quantization.numbers import (
     round_to_int4,
     round_to_int8,
 )
-from flash_export.exporters.quantization.nodes import add_constant, insert_nodes, replace_value
 from flash_export.exporters.quantization.products import list_products
 from flash_export.exporters.quantization.tables import quantize_embedding, shorten_tables
 
@@ -51,9 +58,9 @@ class _Place:
     def __init__(self, graph: ir.Graph, product: Product) -> None:
         self.graph, self.node, self.name, self.scope = graph, product.node, product.name, f"{product.name}.quantized"
         self.activation, self.weight_name = product.input, product.weight.name
-        self.weight: Float[np.ndarray, "k n"] = product.weight.const_value.numpy()
+        self.weight: Float[np.ndarray, "k n"] = read_constant(product.weight)
 
-    def add(self, suffix: str, array: np.ndarray) -> ir.Value:
+    def add(self, suffix: str, array: np.ndarray | np.floating) -> ir.Value:
         """Add a constant."""
         return add_constant(self.graph, f"{self.weight_name}_{suffix}", array)
 
@@ -138,10 +145,10 @@ def _keep_bias_apart(place: _Place) -> None:
     output = place.node.outputs[0]
     users = [user for user, _ in output.uses()]
     is_matrix = output.shape is not None and len(output.shape) == 2
-    if not is_matrix or len(users) != 1 or users[0].op_type != "Add" or not users[0].inputs[1].is_initializer():
+    if not is_matrix or len(users) != 1 or users[0].op_type != "Add" or not is_constant(get_input(users[0], 1)):
         return
     (add,) = users
-    negated = place.add("negative_bias", -add.inputs[1].const_value.numpy())
+    negated = place.add("negative_bias", -read_constant(get_input(add, 1)))
     (difference,) = insert_nodes(place.graph, add, f"{place.scope}/Sub_0", "Sub", [output, negated])
     replace_value(place.graph, add.outputs[0], difference)
 

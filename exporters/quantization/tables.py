@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flash_export.exporters.quantization.nodes import add_constant, insert_nodes, replace_value
+from flash_export.exporters.quantization.nodes import (
+    add_constant,
+    get_input,
+    insert_nodes,
+    read_constant,
+    replace_value,
+)
 from flash_export.exporters.quantization.numbers import round_to_int8
 from flash_export.exporters.quantization.products import EMBEDDING, EMBEDDING_TABLE
 
@@ -25,15 +31,15 @@ def quantize_embedding(graph: ir.Graph) -> None:
     table = graph.initializers.get(EMBEDDING_TABLE)
     if table is None:
         return
-    quantized = round_to_int8(table.const_value.numpy())
+    quantized = round_to_int8(read_constant(table))
     values = add_constant(graph, f"{EMBEDDING_TABLE}_quantized", quantized.values)
     scale = add_constant(graph, f"{EMBEDDING_TABLE}_scale", quantized.scale)
     zero = add_constant(graph, f"{EMBEDDING_TABLE}_zero_point", np.zeros(quantized.scale.shape, np.int8))
     for gather, _ in table.uses():
-        output = gather.outputs[0]
-        (rows,) = insert_nodes(graph, gather, f"{EMBEDDING}.quantized/Gather_0", "Gather", [values, gather.inputs[1]], axis=0)
+        output, index = gather.outputs[0], get_input(gather, 1)
+        (rows,) = insert_nodes(graph, gather, f"{EMBEDDING}.quantized/Gather_0", "Gather", [values, index], axis=0)
         name = f"{EMBEDDING}.quantized/DequantizeLinear_0"
-        last = len(output.shape) - 1
+        last = -1 if output.shape is None else len(output.shape) - 1
         (tokens,) = insert_nodes(graph, gather, name, "DequantizeLinear", [rows, scale, zero], axis=last)
         replace_value(graph, output, tokens)
 
@@ -48,7 +54,7 @@ def shorten_tables(graph: ir.Graph) -> None:
     first = graph[0]
     indices: dict[int, ir.Value] = {}
     for name, value in tables.items():
-        table = value.const_value.numpy()
+        table = read_constant(value)
         distances = read_distances(table)
         users = [user for user, _ in value.uses()]
         if distances is None or not users:

@@ -12,6 +12,7 @@ from flash_export.config import FORWARD
 from flash_export.exporters.graphs import build_graph_module
 from flash_export.exporters.lowering.pieces import join_projections
 from flash_export.exporters.lowering.registry import lower_model
+from flash_export.exporters.quantization.nodes import read_constant
 from flash_export.exporters.quantization.products import list_products
 from flash_export.exporters.quantization.rewrite import quantize_graph
 from flash_export.exporters.serialization import SplitModels, write_models
@@ -61,7 +62,7 @@ class TrialGraph:
         traced = trace_model(module, graph, choose_traced_sizes(module, model.config.window, graph)).model
         self.graph = graph
         self.products = tuple(
-            TrialProduct(product.name, product.input.name, product.weight.const_value.numpy())
+            TrialProduct(product.name, str(product.input.name), read_constant(product.weight))
             for product in list_products(traced)
         )
         models = SplitModels(f"{GRAPH_FILE}.data")

@@ -11,8 +11,10 @@ from flash_export.config import (
     DEFAULT_MAX_BATCH,
     DEFAULT_MAX_SEQ_LEN,
     DEFAULT_OPSET,
+    ISLAND_MODES,
     MAX_OPSET,
     MIN_OPSET,
+    PRECISIONS,
     ExportOptions,
 )
 
@@ -48,6 +50,16 @@ if TYPE_CHECKING:
     help="forward, and for causal models prefill and decode, which carry the past in a state.  [default: all]",
 )
 @click.option("--mask/--no-mask", default=None, help="Take attention_mask. Default: only if padding would matter.")
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Of weights and products."
+)
+@click.option(
+    "--islands",
+    type=click.Choice(ISLAND_MODES),
+    default="auto",
+    show_default=True,
+    help="What stays fp32 in half precision: auto adds what would overflow within --max-seq-len to the minimum.",
+)
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, with its engines and reports.")
 def onnx_command(
     checkpoint: str,
@@ -61,6 +73,8 @@ def onnx_command(
     batch: int | None,
     graphs: str | None,
     mask: bool | None,
+    precision: str,
+    islands: str,
     force: bool,
 ) -> None:
     """Export CHECKPOINT as a bundle: ONNX graphs, weights, manifest.
@@ -74,6 +88,7 @@ def onnx_command(
       flash-export onnx model.pt -o bundle/ --family flash --set causal=true --set group_size=256
       flash-export onnx model.pt -o bundle/ --family flash --config arguments.json --opset 18 --max-seq-len 8192
       flash-export onnx my-model/ -o bundle/ --graphs forward --batch 1
+      flash-export onnx my-model/ -o bundle/ --precision fp16 --max-seq-len 16384
     """
     options = ExportOptions(
         opset=opset,
@@ -82,6 +97,8 @@ def onnx_command(
         mask=mask,
         batch=batch,
         graphs=tuple(name.strip() for name in graphs.split(",")) if graphs else (),
+        precision=precision,
+        islands=islands,
     )
     config = parse_config(config_file, assignments)
 
@@ -121,6 +138,11 @@ def print_bundle(bundle: Bundle) -> None:
     for name, values in (("inputs", analysis.inputs), ("outputs", analysis.outputs)):
         click.echo(f"  {name:<8}{', '.join(values)}")
     click.echo(f"  {'ranges':<8}{', '.join(f'{name} {axis.min} to {axis.max}' for name, axis in graph.axes.items())}")
+    if bundle.manifest.precision:
+        from flash_export.cli.inspect_path import format_precision
+
+        for line in format_precision(bundle.manifest.precision):
+            click.echo(f"  {line[:10].strip():<8}{line[10:]}")
     click.echo(
         f"  {'graph':<8}opset {analysis.opset}, {graph.precision}, {analysis.num_nodes} nodes, "
         f"{' or '.join(map(str, nodes))} in each of {len(analysis.nodes_by_block)} blocks"

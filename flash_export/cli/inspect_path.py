@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from flash_export.exporters.analysis import GraphAnalysis
     from flash_export.exporters.inspection import Inspection
-    from flash_export.manifest import EngineManifest, Manifest, ProfileShapes, TensorSpec
+    from flash_export.manifest import EngineManifest, Manifest, PrecisionFacts, ProfileShapes, TensorSpec
 
 
 @click.command("inspect")
@@ -69,8 +70,29 @@ def _format_manifest(manifest: Manifest) -> Iterator[str]:
     for name, graph in manifest.graphs.items():
         ranges = ", ".join(f"{axis} {bounds.min} to {bounds.max}" for axis, bounds in graph.axes.items())
         yield f"{name:<9} {graph.precision}, {ranges}"
+    if manifest.precision:
+        yield from format_precision(manifest.precision)
     yield f"made by   {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}"
     yield f"files     {len(manifest.files)}, all with the sha256 that the manifest says"
+
+
+def format_precision(facts: PrecisionFacts) -> Iterator[str]:
+    """Yield the lines about a half-precision bundle: what is fp32 in it, and up to which length it holds."""
+    names = [island.name for island in facts.islands]
+    yield f"islands   {facts.mode}: {', '.join(names) if names else 'none beyond what is fp32 in every model'}"
+    reasons = Counter(island.reason for island in facts.islands)
+    for island in facts.islands:
+        if reasons[island.reason] == 1:
+            yield f"          {island.name} {island.reason}"
+    if facts.precision == "fp16":
+        read = f"{facts.text} of {', '.join(map(str, facts.seq_lens))} tokens"
+        if facts.horizon is None:
+            yield f"horizon   nothing grows towards an overflow; measured on {read}"
+        else:
+            yield (
+                f"horizon   {facts.horizon.quantity} reaches a quarter of fp16's range at about "
+                f"{facts.horizon.seq_len:,} tokens; measured on {read}"
+            )
 
 
 def _format_graph(analysis: GraphAnalysis) -> Iterator[str]:

@@ -14,12 +14,14 @@ import click
 from flash_export import __version__
 from flash_export.cli.bisect import bisect_command
 from flash_export.cli.build_engine import trt_command
+from flash_export.cli.compare import compare_command
 from flash_export.cli.demo import demo_command
 from flash_export.cli.doctor import doctor_command
 from flash_export.cli.export_onnx import onnx_command
 from flash_export.cli.generate import generate_command
 from flash_export.cli.inspect_path import inspect_command
 from flash_export.cli.profile_ranges import profile_ranges_command
+from flash_export.cli.quantize import quantize_command
 from flash_export.cli.show_report import report_command
 from flash_export.cli.validate import validate_command
 from flash_export.errors import FlashExportError
@@ -86,6 +88,7 @@ def main(show_traceback: bool) -> None:
       flash-export onnx CHECKPOINT -o BUNDLE
       flash-export trt BUNDLE
       flash-export validate BUNDLE
+      flash-export compare BUNDLE BUNDLE
       flash-export bisect BUNDLE
       flash-export generate BUNDLE --prompt TEXT
     """
@@ -96,9 +99,11 @@ def main(show_traceback: bool) -> None:
 
 for _command in (
     onnx_command,
+    quantize_command,
     trt_command,
     validate_command,
     report_command,
+    compare_command,
     bisect_command,
     profile_ranges_command,
     generate_command,

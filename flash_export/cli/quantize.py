@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import format_bytes, show_progress
+from flash_export.cli.options import show_progress
 from flash_export.config import HELDOUT, INT8, SCHEMES, QuantizeOptions
 from flash_export.errors import ConfigError
 
@@ -95,7 +95,9 @@ def print_record(bundle: Bundle, record: QuantizationRecord, console: Console) -
     """Print what was done and why."""
     from rich.table import Table
 
-    table = Table(title=f"{record.scheme}, by {record.predictions:,} predictions on {record.text}", title_justify="left")
+    table = Table(
+        title=f"{record.scheme}, by {record.predictions:,} predictions on {record.text}", title_justify="left"
+    )
     for column in ("product", "computed in", "weights", "alone it costs", "why not cheaper"):
         table.add_column(column, justify="right" if column in ("weights", "alone it costs") else "left")
     for product in record.products:
@@ -104,8 +106,7 @@ def print_record(bundle: Bundle, record: QuantizationRecord, console: Console) -
     console.print(table)
     bits = "" if record.bits is None else f": {record.bits:.4f} bits a prediction, fp32 {record.reference_bits:.4f}"
     console.print(f"Loss {record.loss:.2%} of the bits, accepted {record.budget:.2%}{bits}")
-    size = sum((bundle.path / name).stat().st_size for name in bundle.list_graph_files())
-    console.print(f"{record.quantized_share:.0%} of the weights in few bits, {format_bytes(size)} of graphs")
+    console.print(f"{record.quantized_share:.0%} of the weights in few bits")
     console.print(f"Bundle: {bundle.path}", highlight=False)
 
 

@@ -72,8 +72,8 @@ class Judge:
         self.reference_bits = entropy if bits is None else bits
         if not 0 < self.reference_bits < math.inf:
             raise InputError(
-                f"the model needs {self.reference_bits} bits for a token of the calibration text; give text that it was "
-                "trained for"
+                f"the model needs {self.reference_bits} bits for a token of the calibration text; give text that it "
+                "was trained for"
             )
 
     def measure(self, path: Path) -> Loss:

@@ -18,10 +18,10 @@ from flash_export.exporters.quantization.trial import TrialGraph
 from flash_export.files import hash_file
 from flash_export.quantization.activations import list_lengths, record_activations
 from flash_export.quantization.judge import Judge
-from flash_export.quantization_record import FP32, ProductRecord, QuantizationRecord
 from flash_export.quantization.rounding import list_roundings
 from flash_export.quantization.search import Candidate, Search
 from flash_export.quantization.text import CalibrationText
+from flash_export.quantization_record import FP32, ProductRecord, QuantizationRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,7 +159,7 @@ def _match(patterns: tuple[str, ...], names: list[str]) -> dict[str, str]:
     Raises:
         ConfigError: A pattern names nothing.
     """
-    kept = {}
+    kept: dict[str, str] = {}
     for pattern in patterns:
         matching = [name for name in names if fnmatchcase(name, pattern)]
         if not matching:

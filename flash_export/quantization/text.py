@@ -11,7 +11,7 @@ import numpy as np
 from flash_export.config import HELDOUT
 from flash_export.errors import InputError
 from flash_export.files import hash_file
-from flash_export.validators.heldout import Heldout
+from flash_export.heldout import Heldout
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -72,15 +72,15 @@ class CalibrationText:
             BundleError: The held-out text is damaged.
         """
         if calibration == HELDOUT:
-            heldout = Heldout.load(bundle)
+            heldout = Heldout.load(bundle.path)
             if heldout is None:
                 raise InputError(
-                    f"{bundle.path} has no held-out text to calibrate with; give text or token ids that the model would "
-                    "see in use with --calibration FILE"
+                    f"{bundle.path} has no held-out text to calibrate with; give text or token ids that the model "
+                    "would see in use with --calibration FILE"
                 )
             if heldout.tokens.shape[1] > longest:
                 raise InputError(
-                    f"the windows of the held-out text have {heldout.tokens.shape[1]} tokens, the graph takes {longest}; "
+                    f"the windows of the held-out text have {heldout.tokens.shape[1]} tokens, the graph {longest}; "
                     "export it with a larger --max-seq-len"
                 )
             return cls("held-out text", hash_file(bundle.path / "heldout.txt"), _list_heldout_windows(heldout))
@@ -115,7 +115,9 @@ def _read_tokens(path: Path, vocab_size: int) -> Int[np.ndarray, " n"]:
         if path.suffix == ".npy":
             tokens = np.load(path, allow_pickle=False).ravel()
         elif vocab_size < BYTES:
-            raise InputError(f"{path} is text, but the model has {vocab_size} tokens, not bytes; give token ids as .npy")
+            raise InputError(
+                f"{path} is text, but the model has {vocab_size} tokens, not bytes; give token ids as .npy"
+            )
         else:
             tokens = np.frombuffer(path.read_bytes(), np.uint8)
     except (OSError, ValueError, EOFError) as error:
@@ -126,7 +128,7 @@ def _read_tokens(path: Path, vocab_size: int) -> Int[np.ndarray, " n"]:
         raise InputError(f"{path} has {len(tokens)} tokens; give at least {MIN_TOKENS}, better some ten thousand")
     if tokens.min() < 0 or tokens.max() >= vocab_size:
         raise InputError(
-            f"{path} has token ids from {tokens.min()} to {tokens.max()}, the model has {vocab_size} tokens; give ids of "
-            "its own tokenizer"
+            f"{path} has token ids from {tokens.min()} to {tokens.max()}, the model has {vocab_size} tokens; give ids "
+            "of its own tokenizer"
         )
     return tokens.astype(np.int64)

@@ -36,6 +36,7 @@ class OrtRunner:
         threads: int | None = None,
         fixed_axes: Mapping[str, int] | None = None,
         inner_values: Sequence[str] = (),
+        rounds: bool = True,
     ) -> None:
         """Create the session.
 
@@ -47,6 +48,8 @@ class OrtRunner:
             fixed_axes: Sizes of symbolic axes, for a session that is optimised for them and takes no others.
             inner_values: Names of values inside the graph that are returned too. What is read is not fused away, so
                 that such a session may be slower and round otherwise.
+            rounds: Whether a half-precision graph on the CPU rounds after every node, as a GPU does; if not, it is
+                given to onnxruntime as it is, which computes fp16 partly in fp32 and has no bf16.
 
         Raises:
             BackendUnavailableError: onnxruntime, or this provider, cannot be used here.
@@ -54,7 +57,10 @@ class OrtRunner:
         """
         self._graph = graph
         self._provider = provider
-        self._session = _open_session(path, provider, threads, fixed_axes or {}, inner_values)
+        spells_rounding = rounds and provider == "cpu" and graph.precision != "fp32"
+        self._session = _open_session(
+            path, provider, threads, fixed_axes or {}, inner_values, spells_rounding=spells_rounding
+        )
         self._output_names = [*(spec.name for spec in graph.outputs), *inner_values]
         for kind, names, found in (
             ("inputs", [spec.name for spec in graph.inputs], self._session.get_inputs()),
@@ -103,7 +109,13 @@ def _import_onnxruntime() -> ModuleType:
 
 
 def _open_session(
-    path: Path, provider: str, threads: int | None, fixed_axes: Mapping[str, int], inner_values: Sequence[str]
+    path: Path,
+    provider: str,
+    threads: int | None,
+    fixed_axes: Mapping[str, int],
+    inner_values: Sequence[str],
+    *,
+    spells_rounding: bool,
 ) -> Any:
     ort = _import_onnxruntime()
     wanted = PROVIDERS[provider]
@@ -129,8 +141,8 @@ def _open_session(
         ort.preload_dlls()  # finds the CUDA libraries of the nvidia-* packages
     try:
         model: str | bytes = str(path)
-        if inner_values:
-            model = _expose_values(path, inner_values)
+        if inner_values or spells_rounding:
+            model = _rewrite_graph(path, inner_values, spells_rounding=spells_rounding)
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         session = ort.InferenceSession(model, options, providers=[(wanted, _PROVIDER_OPTIONS[provider])])
     except Exception as error:  # onnxruntime's exceptions have no common base below Exception
@@ -149,12 +161,22 @@ def _open_session(
     return session
 
 
-def _expose_values(path: Path, names: Sequence[str]) -> bytes:
-    """Return the graph with these values as further outputs; onnxruntime infers their types."""
+def _rewrite_graph(path: Path, exposed: Sequence[str], *, spells_rounding: bool) -> bytes:
+    """Return the graph as it has to be for what is asked of it.
+
+    Args:
+        path: The ONNX file.
+        exposed: Values that become further outputs; onnxruntime infers their types.
+        spells_rounding: Whether a half-precision graph is to round as a GPU does.
+    """
     import onnx
 
+    from flash_export.runtime.half_on_cpu import is_half_graph, spell_rounding
+
     model = onnx.load(path, load_external_data=False)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    if spells_rounding and is_half_graph(model):
+        model = spell_rounding(model)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)
     return bytes(model.SerializeToString())
 
 

@@ -40,9 +40,11 @@ class OrtStateRunner(OrtRunner):
     _input_ids: Any
     _logits: Any
 
-    def __init__(self, graph: GraphSpec, path: Path, *, provider: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, graph: GraphSpec, path: Path, *, provider: str = "cpu", threads: int | None = None, rounds: bool = True
+    ) -> None:
         """Create the session; see :class:`OrtRunner` for arguments and errors."""
-        super().__init__(graph, path, provider=provider, threads=threads)
+        super().__init__(graph, path, provider=provider, threads=threads, rounds=rounds)
         self._ort = importlib.import_module("onnxruntime")
         self._model_sha256 = ""
         self._forget_state()

@@ -125,6 +125,72 @@ def test_decode_refuses_another_model(load_module: Callable[[str], Any]) -> None
         decode._check("a step", 1.01 * logits, logits)
 
 
+@pytest.fixture
+def rounded_variants(load_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in for the makers of other precisions: int8 has rounded weights, fp8 cannot be made."""
+    variants, faults = load_module("variants"), load_module("faults")
+
+    def make(name: str, _source: Path, output: Path, fp32: Any, _foreign: Any) -> Any:
+        def change(model: Any) -> None:
+            for tensor in [one for one in model.graph.initializer if len(one.dims) == 2 and one.data_type == 1]:
+                faults.edit_weight(tensor.name, lambda values: np.round(values, 2), model)
+
+        return "fp8 needs more" if name == "fp8" else faults.plant(faults.Fault(name, change), fp32, output)
+
+    monkeypatch.setattr(variants, "_make", make)
+
+
+@pytest.mark.usefixtures("rounded_variants")
+def test_precision(
+    run_quick: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "precision.md"
+    page.write_text("before\n<!-- precision table: begin -->\nold\n<!-- precision table: end -->\nafter\n")
+    results = run_quick("precision", "--only", "int8,int4,fp8", "--no-build", "--markdown", str(page))
+
+    assert [model["model"] for model in results["models"]] == ["byte-causal", "byte-masked"]
+    for model in results["models"]:
+        assert [entry["name"] for entry in model["trade_off"]["entries"]] == ["fp32", "int8", "int4"]
+        assert model["trade_off"]["entries"][1]["quality"]["kl_bits"] > 1e-9
+        assert model["not_made"] == {"fp8": "fp8 needs more"}
+    assert [(case["graph"], case["precision"]) for case in results["cases"]] == [
+        ("forward", "int8"),
+        ("forward", "int8"),
+        ("decode", "int4"),
+    ]
+    assert all(case["speed"] > 0 and case["error"] > 1e-6 for case in results["cases"][:2])
+    assert [case["size"] for case in results["cases"]] == pytest.approx([1, 1, 1], rel=0.2)  # still fp32
+    assert results["engines"] == []
+    verdicts = {target["what"]: target["verdict"] for target in results["targets"]}
+    assert verdicts["causal, d=32, 64 tokens, int8: size / fp32"] == "NOT reached (<= 0.3)"
+    assert len(verdicts) == 2 * 2 + 3 * 2
+
+    text = page.read_text()
+    assert (text.startswith("before\n<!--"), text.endswith("-->\nafter\n"), "old" in text) == (True, True, False)
+    assert text.count("Not measured: fp8: fp8 needs more") == 2
+    assert text.count("| int8 |") == 4
+    assert "fp8 needs more" in capsys.readouterr().out
+
+
+def test_precision_of_what_is_not_measured_reaches_no_target(load_module: Callable[[str], Any]) -> None:
+    results, wide_models = load_module("precision_results"), load_module("wide_models")
+    case = wide_models.Case("a run", "forward", "int8", reason="no kernel")
+    assert {target.verdict for target in results.judge_case(case)} == {"NOT reached (not measured)"}
+    good = wide_models.Case("a run", "decode", "int4", speed=1.6, size=0.19)
+    assert [target.verdict for target in results.judge_case(good)] == ["reached (>= 1.5)", "reached (<= 0.2)"]
+
+
+def test_precision_tables_need_their_markers(load_module: Callable[[str], Any], tmp_path: Path) -> None:
+    from flash_export.errors import ConfigError
+
+    table, page = load_module("precision_table"), tmp_path / "page.md"
+    for text in ("nothing", f"{table.END}\n{table.BEGIN}", f"{table.BEGIN}\n{table.BEGIN}\n{table.END}"):
+        page.write_text(text)
+        with pytest.raises(ConfigError, match=r"has no place for the tables; add the lines"):
+            table.write_between_markers(page, "new")
+        assert page.read_text() == text
+
+
 def test_export_cost(run_quick: Callable[..., dict[str, Any]]) -> None:
     rows = {row["name"]: row["value"] for row in run_quick("export_cost", "--no-build")["export_cost"]}
     assert rows["causal: parameters, millions"] == pytest.approx(0.0103, abs=1e-4)
@@ -194,3 +260,12 @@ def test_peak_memory_is_that_of_the_process(load_module: Callable[[str], Any]) -
     array = np.ones(1 << 22)
     assert memory.read_peak_bytes() >= array.nbytes
     assert memory.run_in_process(len, "abc") == 3
+
+
+def test_islands(run_quick: Callable[..., dict[str, Any]]) -> None:
+    taken_back, provoked, texts = run_quick("islands").values()
+    assert all(ratio > 0 for *_, ratio in texts)
+    errors = {(row["model"], row["change"]): row["error"] for row in taken_back}
+    assert errors["byte-causal", "fp16, norms square in half"] > 10 * errors["byte-causal", "fp16"]
+    assert all(row["finite"] < 1 for row in provoked if row["change"].endswith("minimal"))
+    assert all(row["finite"] == 1 for row in provoked if "auto" in row["change"])

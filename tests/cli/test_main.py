@@ -18,7 +18,19 @@ from flash_export.errors import BundleError
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 SCRIPT = Path(sys.executable).parent / "flash-export"
-COMMANDS = ["bisect", "demo", "doctor", "generate", "inspect", "onnx", "profile-ranges", "report", "trt", "validate"]
+COMMANDS = [
+    "bisect",
+    "compare",
+    "demo",
+    "doctor",
+    "generate",
+    "inspect",
+    "onnx",
+    "profile-ranges",
+    "report",
+    "trt",
+    "validate",
+]
 HEAVY_MODULES = ["torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy"]
 UPDATE = "UPDATE_SNAPSHOTS"
 

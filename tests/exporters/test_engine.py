@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from flash_export.config import TENSORRT, TENSORRT_RTX, BuildOptions
+from flash_export.config import TENSORRT, TENSORRT_RTX, BuildOptions, ExportOptions
 from flash_export.errors import BackendUnavailableError, BundleError, ConfigError, EngineBuildError, ProfileError
 from flash_export.exporters import flavour as flavour_module
 from flash_export.exporters.engine import build_engine
@@ -363,3 +364,24 @@ def test_tensorrt_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_unusable_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         BuildOptions(**options)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16")])
+def test_exported_half_precision_is_compiled_as_such(precision: str, dtype: str, tmp_path: Path) -> None:
+    """Of the same model in fp32, no layer has that dtype."""
+    model = FlashModel(FlashConfig(**SIZES, chunk_size=16, causal=True))
+    model.save_pretrained(tmp_path / "checkpoint")
+    counts = {}
+    for name in ("fp32", precision):
+        options = ExportOptions(precision=name, max_seq_len=64)
+        bundle = export_onnx(tmp_path / "checkpoint", tmp_path / name, options=options)
+        for graph in bundle.manifest.graphs:
+            engine = build_engine(bundle, options=replace(ADA, graph=graph))
+            counts[name, graph] = engine.layer_dtypes
+            assert {spec.name: spec.dtype for spec in engine.inputs} == {
+                spec.name: spec.dtype for spec in bundle.get_graph(graph).inputs
+            }
+    for graph in ("forward", "prefill", "decode"):
+        assert dtype not in counts["fp32", graph]
+        assert counts[precision, graph][dtype] > counts[precision, graph]["float32"]
+        assert counts[precision, graph]["float32"] < counts["fp32", graph]["float32"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from flash_export.errors import BundleError
+from flash_export.heldout import Heldout
 from flash_export.validators.bits_per_byte import measure_bits_per_byte
-from flash_export.validators.heldout import Heldout
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ MASKED = {**CAUSAL, "objective": "masked", "mask_token_id": 256, "mask_fraction"
 def write_heldout(bundle: Bundle, settings: dict[str, Any], text: bytes = TEXT) -> Heldout:
     (bundle.path / "heldout.txt").write_bytes(text)
     (bundle.path / "heldout.json").write_text(json.dumps(settings))
-    found = Heldout.load(bundle)
+    found = Heldout.load(bundle.path)
     assert found is not None
     return found
 
@@ -42,7 +42,7 @@ def predict_alphabet(inputs: CellInputs) -> np.ndarray:
 
 
 def test_bundle_without_text_has_none(bundle: Bundle) -> None:
-    assert Heldout.load(bundle) is None
+    assert Heldout.load(bundle.path) is None
 
 
 def test_windows_drop_the_rest(bundle: Bundle) -> None:

@@ -3,7 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flash_export.validators.latency import LatencyResult, Percentiles, find_median_interval, measure_latency
+from flash_export.validators.latency import (
+    LatencyResult,
+    Percentiles,
+    Ratio,
+    find_median_interval,
+    measure_latency,
+    time_in_turn,
+)
 
 
 class FakeMachine:
@@ -81,3 +88,30 @@ def test_interval_of_the_median_holds_it_in_95_of_100_experiments() -> None:
 def test_medians_that_may_be_equal_overlap(low: float, high: float, overlap: bool) -> None:
     one, other = Percentiles(2.0, 9.0, 9.0, 1.0, 3.0, 5), Percentiles(low, 9.0, 9.0, low, high, 5)
     assert one.overlaps(other) is other.overlaps(one) is overlap
+
+
+def test_bursts_leave_the_first_run_out_and_count_the_mean_of_the_others() -> None:
+    machine = FakeMachine(0.03, 0.01)
+    machine.durations["cold"] = 1.0
+
+    def run_cold_then_warm() -> None:
+        machine.run("cold" if machine.order[-1:] != ["backend"] and machine.order[-1:] != ["cold"] else "backend")
+
+    samples = time_in_turn(
+        [lambda: machine.run("eager"), run_cold_then_warm],
+        bursts=[1, 4],
+        budget_s=0.0,
+        warmup=0,
+        min_runs=2,
+        clock=lambda: machine.now,
+    )
+    assert machine.order == ["eager", "cold", "backend", "backend", "backend"] * 2
+    assert samples[0] == pytest.approx([0.03, 0.03])
+    assert samples[1] == pytest.approx([0.01, 0.01])
+
+
+def test_ratio_is_taken_turn_by_turn() -> None:
+    baseline = [1.0, 2.0, 4.0, 8.0, 16.0]  # what slows a turn down slows both
+    ratio = Ratio.from_seconds([0.5 * value for value in baseline], baseline)
+    assert (ratio.median, ratio.low, ratio.high) == (0.5, 0.5, 0.5)
+    assert Ratio.from_seconds([1.0, 3.0, 2.0], [1.0, 1.0, 1.0]) == Ratio(2.0, 1.0, 3.0)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flash_export.errors import ConfigError, InputError
+from flash_export.ranges.growth import fit_growth
+from flash_export.ranges.text import Text
 from flash_export.validators.backends import GRAPH
 from flash_export.validators.memory import describe_lack_of_memory
 from flash_export.validators.plan import Cell, check_lengths, get_axis, get_probe_chunk
-from flash_export.validators.ranges.growth import fit_growth
 from flash_export.validators.ranges.measure import Range, measure_ranges
 from flash_export.validators.ranges.results import RangePoint, RangeRow, RangesReport
-from flash_export.validators.ranges.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ def profile_ranges(
     graph, probes = bundle.get_graph(GRAPH), bundle.read_probes()
     check_lengths(graph, options.seq_lens, None)
     model = bundle.load_model()
-    text = Text.load(bundle, int(model.config.to_dict()["vocab_size"]), random=options.random)
+    text = Text.load(bundle.path, int(model.config.to_dict()["vocab_size"]), random=options.random)
     axis = get_axis(graph, "seq")
     seq_lens = _plan_lengths(model.config, axis.max) if options.seq_lens is None else sorted(set(options.seq_lens))
     with EagerRunner(model, threads=options.threads) as runner:

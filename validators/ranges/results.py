@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flash_export.probes import Point
-from flash_export.validators.ranges.growth import FP16_MAX
+from flash_export.ranges.growth import FP16_MAX
 from flash_export.validators.ranges.measure import SQUARES
 
 if TYPE_CHECKING:
-    from flash_export.validators.ranges.growth import Growth
+    from flash_export.ranges.growth import Growth
 
 _SQUARES_LABEL, _LAST_SQUARES_LABEL = "sum of squares in the norm", "sum of squares in the last norm"
 

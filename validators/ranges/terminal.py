@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from flash_export.validators.ranges.growth import FAR, FP16_MAX
+from flash_export.ranges.growth import FAR, FP16_MAX
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from flash_export.validators.ranges.growth import Growth
+    from flash_export.ranges.growth import Growth
     from flash_export.validators.ranges.results import RangeRow, RangesReport
 
 DEFAULT_ROWS = 20

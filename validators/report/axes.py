@@ -1,9 +1,13 @@
-"""Logarithmic axes of the report's plots: from values to positions in the drawing, and their ticks."""
+"""Axes of the reports' plots: from values to positions in the drawing, and their ticks."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WIDTH, HEIGHT = 560, 340
 LEFT, RIGHT, TOP, BOTTOM = 76, 18, 14, 46
@@ -32,6 +36,41 @@ class LogAxis:
         inside = min(max(value, self.low), self.high)
         share = math.log(inside / self.low) / math.log(self.high / self.low)
         return round(self.start + share * (self.end - self.start), 1)
+
+
+@dataclass(frozen=True)
+class LinearAxis:
+    """Maps ``low`` to ``start`` and ``high`` to ``end``; values outside are drawn at the edge."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def place(self, value: float) -> float:
+        """Return the position of a value."""
+        inside = min(max(value, self.low), self.high)
+        return round(self.start + (inside - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+
+
+def build_linear_axis(
+    low: float, high: float, start: float, end: float, format_value: Callable[[float], str]
+) -> tuple[LinearAxis, list[Tick]]:
+    """Return an axis over a range that is widened to whole steps, with four to nine ticks.
+
+    Args:
+        low: Smallest value.
+        high: Largest value; the same as ``low`` if there is one alone.
+        start: Where the smallest is drawn.
+        end: Where the largest is drawn.
+        format_value: Writes the value of a tick.
+    """
+    span = high - low or abs(high) * 1e-3 or 1.0
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if span / (factor * power) <= 6)
+    first, last = math.floor(low / step), max(math.ceil(high / step), math.floor(low / step) + 1)
+    axis = LinearAxis(first * step, last * step, start, end)
+    return axis, [Tick(axis.place(index * step), format_value(index * step)) for index in range(first, last + 1)]
 
 
 def build_length_axis(lengths: list[int]) -> tuple[LogAxis, list[Tick]]:

@@ -23,10 +23,20 @@ COLOURS = 6
 
 
 @dataclass(frozen=True)
+class Label:
+    """Text beside a point; ``anchor`` is ``start`` to the right of it, ``end`` to the left."""
+
+    x: float
+    y: float
+    text: str
+    anchor: str = "start"
+
+
+@dataclass(frozen=True)
 class Mark:
     """A point with what it says when hovered; ``kind`` is ``dot``, ``ring`` or ``cross``.
 
-    ``spread`` are the heights that a vertical bar through it ends at.
+    ``spread`` are the heights that a vertical bar through it ends at, ``label`` what is always to be read.
     """
 
     x: float
@@ -34,6 +44,7 @@ class Mark:
     title: str
     kind: str = "dot"
     spread: tuple[float, float] | None = None
+    label: Label | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from flash_export.errors import ConfigError, InputError
 from flash_export.probes import QUANTITIES
-from flash_export.validators.ranges.growth import fit_growth
+from flash_export.ranges.growth import fit_growth
 from flash_export.validators.ranges.profile import RangesOptions, profile_ranges
 from flash_export.validators.ranges.results import RangePoint, RangeRow, RangesReport
 from flash_export.validators.ranges.terminal import describe_horizon, print_ranges

@@ -1,4 +1,4 @@
-"""The text that a model is measured on: the bundle's own, or random tokens."""
+"""The text that a model is measured on: its own held-out text, or random tokens."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flash_export.validators.heldout import Heldout
+from flash_export.heldout import Heldout
 
 if TYPE_CHECKING:
-    from jaxtyping import Int
+    from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from jaxtyping import Int
 
 HELDOUT = "held-out text"
 RANDOM = "random tokens"
@@ -33,9 +33,9 @@ class Text:
     vocab_size: int
 
     @classmethod
-    def load(cls, bundle: Bundle, vocab_size: int, *, random: bool) -> Text:
-        """Read the bundle's held-out text; random tokens if it has none or they are asked for."""
-        heldout = None if random else Heldout.load(bundle)
+    def load(cls, folder: Path | None, vocab_size: int, *, random: bool) -> Text:
+        """Read the held-out text of a folder; random tokens if it has none or they are asked for."""
+        heldout = None if random or folder is None else Heldout.load(folder)
         if heldout is None:
             return cls(RANDOM, None, vocab_size)
         return cls(HELDOUT, heldout.inputs.reshape(-1), vocab_size)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flash_export.validators.ranges.growth import FP16_MAX, fit_growth
+from flash_export.ranges.growth import FP16_MAX, fit_growth
 
 LENGTHS = [256, 512, 1024, 2048, 4096]
 

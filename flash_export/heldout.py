@@ -1,6 +1,6 @@
-"""The held-out text of a bundle, cut into the windows that the eager model and every backend are asked about.
+"""The held-out text of a bundle or checkpoint, cut into the windows that all backends are asked about.
 
-A bundle of a byte-level language model may bring ``heldout.txt``, and ``heldout.json``, which says how the model
+The folder of a byte-level language model may bring ``heldout.txt``, and ``heldout.json``, which says how the model
 was trained to predict it.
 """
 
@@ -16,7 +16,7 @@ from flash_export.bundle import HELDOUT_FILE, HELDOUT_TEXT_FILE
 from flash_export.errors import BundleError
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from pathlib import Path
 
 OBJECTIVES = ("causal", "masked")
 
@@ -37,21 +37,29 @@ class Heldout:
     targets: np.ndarray
     causal: bool
 
+    def find_targets(self, window: int) -> np.ndarray:
+        """Return the positions of the bytes that are predicted in a window."""
+        return np.flatnonzero(self.targets[window])
+
+    def find_predictors(self, window: int) -> np.ndarray:
+        """Return the positions whose logits predict them, in the same order."""
+        return self.find_targets(window) - int(self.causal)
+
     @classmethod
-    def load(cls, bundle: Bundle) -> Heldout | None:
-        """Read the held-out text of a bundle; None when it has none.
+    def load(cls, folder: Path) -> Heldout | None:
+        """Read the held-out text of a bundle or checkpoint; None when it has none.
 
         Raises:
             BundleError: Its description is damaged, or the text is shorter than one window.
         """
-        path = bundle.path / HELDOUT_FILE
+        path = folder / HELDOUT_FILE
         if not path.is_file():
             return None
         try:
             settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return _cut_windows((bundle.path / HELDOUT_TEXT_FILE).read_bytes(), settings)
+            return _cut_windows((folder / HELDOUT_TEXT_FILE).read_bytes(), settings)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{path} cannot be used ({error}); export the bundle again") from error
+            raise BundleError(f"{path} cannot be used ({error}); mend it, or remove it, and export again") from error
 
 
 def _cut_windows(text: bytes, settings: dict[str, Any]) -> Heldout:

@@ -1,0 +1,70 @@
+"""Half-precision bundles pass validation and bisection, and a fault in them does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from typing import TYPE_CHECKING
+
+import onnx
+import pytest
+import torch
+
+from flash_export.bundle import Bundle
+from flash_export.config import ExportOptions
+from flash_export.exporters.export import export_onnx
+from flash_export.files import hash_file, write_file
+from flash_export.models.flash import FlashConfig, FlashModel
+from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
+from flash_export.validators.bisect.summary import describe_finding
+from flash_export.validators.validate import ValidationOptions, validate_bundle
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module", params=["fp16", "bf16"])
+def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A causal bundle, all graphs, that no test may change."""
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    model = FlashModel(FlashConfig(vocab_size=31, dim=16, depth=2, hidden_dim=32, chunk_size=8, qk_dim=8, causal=True))
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=1 if "qk_offset_scale" in name else 0.3)  # attention is to matter
+    model.save_pretrained(folder / "checkpoint")
+    options = ExportOptions(max_seq_len=96, max_batch=4, precision=request.param)
+    return export_onnx(folder / "checkpoint", folder / "bundle", options=options)
+
+
+def plant_fault(bundle: Bundle, folder: Path) -> Bundle:
+    """Return a copy whose running sum over chunks includes the chunk itself."""
+    copy = Bundle.open(shutil.copytree(bundle.path, folder / "faulty"))
+    path = copy.get_graph_path()
+    model = onnx.load(path, load_external_data=False)
+    (node,) = (node for node in model.graph.node if node.name == "layers.1.linear/CumSum_0")
+    next(attribute for attribute in node.attribute if attribute.name == "exclusive").i = 0
+    onnx.save(model, path)
+    files = {name: hash_file(copy.path / name) for name in copy.manifest.files}
+    manifest = dataclasses.replace(copy.manifest, files=files)
+    write_file(copy.path / "manifest.json", manifest.to_json().encode())
+    return Bundle.open(copy.path)
+
+
+OPTIONS = ValidationOptions(backends=("ort-cpu",), latency_budget_s=0)
+
+
+def test_healthy_bundle_passes(half: Bundle) -> None:
+    report = validate_bundle(half, OPTIONS)
+    assert report, [row for row in report.rows if row.status == "failed"]
+    assert bisect_bundle(half, BisectOptions(threads=1))
+
+
+def test_fault_is_refused_and_found(half: Bundle, tmp_path: Path) -> None:
+    faulty = plant_fault(half, tmp_path)
+    report = validate_bundle(faulty, OPTIONS)
+    assert not report
+    assert {row.backend for row in report.rows if row.status == "failed"} == {"ort-cpu"}
+    finding = describe_finding(bisect_bundle(faulty, BisectOptions(threads=1)))
+    assert "Block 1, linear key-value sum" in finding

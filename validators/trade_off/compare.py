@@ -1,0 +1,242 @@
+"""Comparing bundles of one model: what each costs, and what it loses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flash_export.errors import ConfigError
+from flash_export.heldout import Heldout
+from flash_export.validators.backends import GRAPH, list_backends
+from flash_export.validators.cells import describe_exception
+from flash_export.validators.environment import describe_environment
+from flash_export.validators.footprint import BUDGET_S, Footprint, FootprintRequest, measure_footprint
+from flash_export.validators.plan import Cell, check_lengths, get_axis
+from flash_export.validators.trade_off.candidates import (
+    Candidate,
+    check_same_model,
+    measure_graph_bytes,
+    name_bundles,
+    order_bundles,
+)
+from flash_export.validators.trade_off.quality import QualityMeter, list_random_pieces, list_text_pieces
+from flash_export.validators.trade_off.results import Entry, TradeOff
+from flash_export.validators.trade_off.speed import has_decode, is_rounded, time_decode, time_forward
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flash_export.bundle import Bundle
+    from flash_export.manifest import GraphSpec
+    from flash_export.runtime.eager import EagerRunner
+    from flash_export.validators.trade_off.results import Quality, Timing
+
+    # Steps done, steps in all, and what comes next.
+    ProgressCallback = Callable[[int, int, str], None]
+
+BACKEND = "ort-cpu"
+DEFAULT_SEQ_LENS = (512, 2048)
+DEFAULT_BUDGET_S = 2.0
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What is compared, and how.
+
+    Attributes:
+        seq_lens: Lengths at which the forward graphs are timed; None: 512 and 2048, as far as the graphs go.
+        batch: Rows of a timed run; None: 1, or the one batch that the reference's graph takes.
+        threads: Threads of one operator; None: what each backend chooses.
+        windows: Pieces of text that are read; None: all of the held-out text, or 8 of random tokens.
+        latency_budget_s: Time for one bundle at one length; 0: measure neither latency nor memory.
+    """
+
+    seq_lens: tuple[int, ...] | None = None
+    batch: int | None = None
+    threads: int | None = None
+    windows: int | None = None
+    latency_budget_s: float = DEFAULT_BUDGET_S
+
+    def __post_init__(self) -> None:
+        """Check what does not depend on the bundles."""
+        for name in ("threads", "windows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} is not usable; use at least 1")
+        if not 0 <= self.latency_budget_s < float("inf"):
+            raise ConfigError(f"latency_budget_s={self.latency_budget_s} is not usable; use seconds, or 0")
+
+
+class _Steps:
+    """Tells how far a comparison is."""
+
+    def __init__(self, progress: ProgressCallback | None, total: int) -> None:
+        """Begin with nothing done."""
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def begin(self, label: str) -> None:
+        """Name the next step."""
+        if self._progress:
+            self._progress(self._done, self._total, label)
+        self._done += 1
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """What was timed of one bundle."""
+
+    timings: tuple[Timing, ...] = ()
+    decode: Timing | None = None
+    footprint: Footprint | None = None
+
+
+def compare_bundles(
+    bundles: Sequence[Bundle],
+    options: CompareOptions | None = None,
+    progress: ProgressCallback | None = None,
+    *,
+    reference: Bundle | None = None,
+) -> TradeOff:
+    """Compare bundles of one model on its held-out text, in size and in speed, with onnxruntime on the CPU.
+
+    Args:
+        bundles: The bundles.
+        options: What is compared; None: the defaults.
+        progress: Called before each step.
+        reference: What the others are compared with; None: the first. It is compared even if it is not among them.
+
+    Raises:
+        ConfigError: There is no bundle, one was given twice, or two are not the same model.
+        InputError: A length or the batch lies outside of the range of the reference's graph.
+        BundleError: The held-out text cannot be used.
+    """
+    options = options or CompareOptions()
+    ordered = order_bundles(bundles, reference)
+    check_same_model(ordered)
+    first = ordered[0]
+    cells = _plan_cells(first.get_graph(GRAPH), options)
+    heldout = Heldout.load(first.path)
+    model = first.load_model()
+    vocab_size = int(model.config.to_dict()["vocab_size"])
+    names = name_bundles([bundle.path for bundle in ordered])
+    candidates = [Candidate(bundle, name) for bundle, name in zip(ordered, names, strict=True)]
+    if heldout is not None:
+        pieces = list(list_text_pieces(heldout, options.windows))
+    else:
+        pieces = list(list_random_pieces(candidates, vocab_size, options.windows))
+    timed = bool(options.latency_budget_s)
+    steps = _Steps(progress, len(pieces) + (len(cells) + 1 + len(candidates) if timed else 0))
+    with contextlib.ExitStack() as stack:
+        _open(stack, candidates, options.threads)
+        with _open_reference(first, options.threads) as runner:
+            meter = QualityMeter(runner, candidates, heldout)
+            for index, piece in enumerate(pieces):
+                steps.begin(f"text {index + 1} of {len(pieces)}")
+                meter.read(piece)
+        qualities = meter.summarise()
+        speeds = (
+            _measure_speed(candidates, cells, vocab_size, options, steps) if timed else [_Speed()] * len(candidates)
+        )
+    return TradeOff(
+        _build_entries(candidates, qualities, speeds),
+        "random tokens" if heldout is None else "held-out text",
+        meter.predictions,
+        meter.reference_bits_per_byte,
+        cells[0].batch,
+        describe_environment(first, model, options.threads),
+    )
+
+
+def _plan_cells(graph: GraphSpec, options: CompareOptions) -> list[Cell]:
+    """Choose the shapes that are timed."""
+    axis = get_axis(graph, "seq")
+    batch = get_axis(graph, "batch").min if options.batch is None else options.batch
+    check_lengths(graph, options.seq_lens, (batch,))
+    seq_lens = options.seq_lens
+    if seq_lens is None:
+        seq_lens = tuple(length for length in DEFAULT_SEQ_LENS if length in axis) or (axis.max,)
+    return [Cell(batch, seq_len, masked=False) for seq_len in sorted(set(seq_lens))]
+
+
+def _open(stack: contextlib.ExitStack, candidates: Sequence[Candidate], threads: int | None) -> None:
+    """Open what can be opened; the others get the reason."""
+    for candidate in candidates:
+        (backend,) = list_backends(candidate.bundle, (BACKEND,), threads=threads)
+        try:
+            candidate.runner = stack.enter_context(backend.open())
+        except Exception as error:
+            candidate.reason = f"it cannot be run here: {describe_exception(error, candidate.bundle.path)}"
+
+
+def _open_reference(bundle: Bundle, threads: int | None) -> EagerRunner:
+    from flash_export.runtime.eager import EagerRunner
+
+    return EagerRunner(bundle.load_model(), threads=threads, precision="fp64")
+
+
+def _measure_speed(
+    candidates: Sequence[Candidate], cells: Sequence[Cell], vocab_size: int, options: CompareOptions, steps: _Steps
+) -> list[_Speed]:
+    budget_s = options.latency_budget_s
+    by_length = []
+    for cell in cells:
+        steps.begin(f"timing {cell}")
+        by_length.append(time_forward(candidates, cell, vocab_size, budget_s, options.threads))
+    steps.begin("timing decode steps")
+    decode: Sequence[Timing | None] = [None] * len(candidates)
+    if any(map(has_decode, candidates)):
+        decode = time_decode(candidates, cells[0].batch, vocab_size, budget_s, options.threads)
+    footprints = []
+    for candidate in candidates:
+        steps.begin(f"memory of {candidate.name}")
+        footprints.append(_measure_footprint(candidate, cells, vocab_size, options.threads))
+    return [
+        _Speed(tuple(timings), step, footprint)
+        for timings, step, footprint in zip(zip(*by_length, strict=True), decode, footprints, strict=True)
+    ]
+
+
+def _measure_footprint(candidate: Candidate, cells: Sequence[Cell], vocab_size: int, threads: int | None) -> Footprint:
+    if candidate.reason is not None:
+        return Footprint(BACKEND, candidate.reason)
+    if is_rounded(candidate):
+        return Footprint(
+            BACKEND, "its memory was not measured: on a CPU its predictions are computed in fp32 and rounded"
+        )
+    axis = get_axis(candidate.bundle.get_graph(GRAPH), "seq")
+    return measure_footprint(
+        FootprintRequest(
+            os.path.abspath(candidate.bundle.path),
+            BACKEND,
+            (),
+            threads,
+            vocab_size,
+            cells[0].batch,
+            tuple(cell.seq_len for cell in cells if cell.seq_len in axis),
+            BUDGET_S,
+        )
+    )
+
+
+def _build_entries(
+    candidates: Sequence[Candidate], qualities: Sequence[Quality], speeds: Sequence[_Speed]
+) -> tuple[Entry, ...]:
+    sizes = [measure_graph_bytes(candidate.bundle) for candidate in candidates]
+    return tuple(
+        Entry(
+            candidate.name,
+            str(candidate.bundle.path),
+            candidate.bundle.get_graph(GRAPH).precision,
+            size,
+            size[GRAPH] / sizes[0][GRAPH],
+            quality,
+            speed.timings,
+            speed.decode,
+            speed.footprint,
+        )
+        for candidate, size, quality, speed in zip(candidates, sizes, qualities, speeds, strict=True)
+    )
