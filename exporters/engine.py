@@ -58,7 +58,7 @@ def build_engine(
     )
     flavour = choose_flavour(options)
     trt = import_flavour(flavour)
-    targets = choose_targets(trt, flavour, options.compute_capabilities)
+    targets = choose_targets(trt, flavour, options.compute_capabilities, graph.precision)
 
     started = time.perf_counter()
     log = get_log(trt)

@@ -10,7 +10,7 @@ import importlib.util
 import re
 from typing import TYPE_CHECKING, Any
 
-from flash_export.config import AUTO_FLAVOUR, FLAVOURS, TENSORRT, TENSORRT_RTX, BuildOptions, Flavour
+from flash_export.config import AUTO_FLAVOUR, FLAVOURS, FP8, TENSORRT, TENSORRT_RTX, BuildOptions, Flavour
 from flash_export.errors import BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 CURRENT_TARGET = "current"
 # TensorRT-RTX refuses fp32 matrix products for Turing (7.5), so Turing is built for only when it is asked for.
 MIN_DEFAULT_CAPABILITY = (8, 0)
+# Ada is the first that has fp8.
+MIN_CAPABILITIES = {FP8: (8, 9)}
 
 
 def choose_flavour(options: BuildOptions) -> Flavour:
@@ -81,22 +83,28 @@ def list_capabilities(trt: Any) -> dict[str, Any]:
     return found
 
 
-def choose_targets(trt: Any, flavour: Flavour, requested: Sequence[str]) -> dict[str, Any]:
+def choose_targets(trt: Any, flavour: Flavour, requested: Sequence[str], precision: str = "fp32") -> dict[str, Any]:
     """Return what to build for: enum members by name, or nothing but ``current`` for TensorRT.
 
     Raises:
-        ConfigError: A compute capability was asked for that this version does not offer.
+        ConfigError: A compute capability was asked for that this version does not offer, or that lacks the precision.
     """
+    least = MIN_CAPABILITIES.get(precision, MIN_DEFAULT_CAPABILITY)
     if flavour is TENSORRT:
         return {CURRENT_TARGET: None}
     offered = list_capabilities(trt)
     if not requested:
-        return {name: member for name, member in offered.items() if _parse_capability(name) >= MIN_DEFAULT_CAPABILITY}
+        return {name: member for name, member in offered.items() if _parse_capability(name) >= least}
     for name in requested:
         if name not in offered:
             raise ConfigError(
                 f"compute capability {name!r} is not one that {flavour.title} {trt.__version__} builds for; "
                 f"use one of {', '.join(offered)}"
+            )
+        if precision in MIN_CAPABILITIES and _parse_capability(name) < least:
+            raise ConfigError(
+                f"compute capability {name} has no {precision}; use {'.'.join(map(str, least))} or later, or a bundle of "
+                "another precision"
             )
     return {name: offered[name] for name in requested}
 

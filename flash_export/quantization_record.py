@@ -13,7 +13,7 @@ FP32 = "fp32"
 
 @dataclass(frozen=True)
 class ProductRecord:
-    """One product with a weight, or the embedding.
+    """One product with a weight.
 
     Attributes:
         name: Such as ``layers.3.out``.
@@ -22,7 +22,7 @@ class ProductRecord:
         weights: Number of weights.
         sensitivity: Loss if it is the only one that is quantized, as a fraction of the model's bits; None if it may not
             be.
-        error: Root mean square of the product's own error on the sample, as a fraction; None for the embedding.
+        error: Root mean square of the product's own error on the sample, as a fraction; None in fp32.
         activation_max: Largest activation; None where activations are not rounded, or measured in every run.
         smoothing_strength: How much of the outliers moved into the weight, 0 to 1.
         reason: Why it is not computed in the cheapest way; None if it is.

@@ -40,12 +40,10 @@ class QuantizationPlan:
     Attributes:
         scheme: What the graphs are said to be.
         products: By name, such as ``layers.3.out``; what is not named stays fp32.
-        embedding: Whether the token table is kept in int8.
     """
 
     scheme: str
     products: Mapping[str, ProductPlan] = field(default_factory=dict)
-    embedding: bool = True
 
     @property
     def block_size(self) -> int | None:

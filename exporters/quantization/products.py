@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-EMBEDDING = "embedding"
-EMBEDDING_TABLE = f"{EMBEDDING}.table"
-
 
 @dataclass(frozen=True)
 class Product:

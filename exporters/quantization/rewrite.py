@@ -27,7 +27,7 @@ from flash_export.exporters.quantization.numbers import (
     round_to_int8,
 )
 from flash_export.exporters.quantization.products import list_products
-from flash_export.exporters.quantization.tables import quantize_embedding, shorten_tables
+from flash_export.exporters.quantization.tables import halve_embedding, shorten_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +44,7 @@ def quantize_graph(model: ir.Model, plan: QuantizationPlan) -> None:
     for product in list(list_products(model)):
         if (wanted := plan.products.get(product.name)) is not None:
             _REWRITERS[wanted.scheme](_Place(model.graph, product), wanted)
-    if plan.embedding:
-        quantize_embedding(model.graph)
+    halve_embedding(model.graph)
     shorten_tables(model.graph)
     used = {value.name for node in model.graph for value in node.inputs if value is not None}
     for name in [name for name in model.graph.initializers if name not in used]:

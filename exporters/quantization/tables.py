@@ -1,4 +1,4 @@
-"""Tables of a quantized graph: the token embedding in int8, and relative biases by distance.
+"""Tables of a quantized graph: the token embedding in fp16, and relative biases by distance.
 
 Axes: c position in a chunk, d model.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from flash_export.exporters.quantization.nodes import (
     add_constant,
@@ -16,32 +17,34 @@ from flash_export.exporters.quantization.nodes import (
     read_constant,
     replace_value,
 )
-from flash_export.exporters.quantization.numbers import round_to_int8
-from flash_export.exporters.quantization.products import EMBEDDING, EMBEDDING_TABLE
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from jaxtyping import Float
 
+EMBEDDING = "embedding"
+EMBEDDING_TABLE = f"{EMBEDDING}.table"
 _TABLE_SUFFIX = "quadratic.bias"
 
 
-def quantize_embedding(graph: ir.Graph) -> None:
-    """Keep the token table in int8, with a scale for each channel; real numbers are made of the rows that are read."""
+def halve_embedding(graph: ir.Graph) -> None:
+    """Keep the token table in fp16; the rows that are read are made fp32.
+
+    int8 would halve it again, but TensorRT takes int8 only where real numbers are made of it at once, and onnxruntime
+    would then do that with the whole table in every run.
+    """
     table = graph.initializers.get(EMBEDDING_TABLE)
     if table is None:
         return
-    quantized = round_to_int8(read_constant(table))
-    values = add_constant(graph, f"{EMBEDDING_TABLE}_quantized", quantized.values)
-    scale = add_constant(graph, f"{EMBEDDING_TABLE}_scale", quantized.scale)
-    zero = add_constant(graph, f"{EMBEDDING_TABLE}_zero_point", np.zeros(quantized.scale.shape, np.int8))
+    halved = read_constant(table).astype(np.float16)
+    if not np.isfinite(halved).all():
+        return
+    half = add_constant(graph, f"{EMBEDDING_TABLE}_half", halved)
     for gather, _ in table.uses():
-        output, index = gather.outputs[0], get_input(gather, 1)
-        (rows,) = insert_nodes(graph, gather, f"{EMBEDDING}.quantized/Gather_0", "Gather", [values, index], axis=0)
-        name = f"{EMBEDDING}.quantized/DequantizeLinear_0"
-        last = -1 if output.shape is None else len(output.shape) - 1
-        (tokens,) = insert_nodes(graph, gather, name, "DequantizeLinear", [rows, scale, zero], axis=last)
-        replace_value(graph, output, tokens)
+        inputs = [half, get_input(gather, 1)]
+        (rows,) = insert_nodes(graph, gather, f"{EMBEDDING}.half/Gather_0", "Gather", inputs, axis=0)
+        cast = {"to": int(ir.DataType.FLOAT)}
+        (tokens,) = insert_nodes(graph, gather, f"{EMBEDDING}.half/Cast_0", "Cast", [rows], **cast)
+        replace_value(graph, gather.outputs[0], tokens)
 
 
 def shorten_tables(graph: ir.Graph) -> None:

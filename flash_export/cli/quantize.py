@@ -95,15 +95,19 @@ def print_record(bundle: Bundle, record: QuantizationRecord, console: Console) -
     """Print what was done and why."""
     from rich.table import Table
 
-    table = Table(
-        title=f"{record.scheme}, by {record.predictions:,} predictions on {record.text}", title_justify="left"
-    )
-    for column in ("product", "computed in", "weights", "alone it costs", "why not cheaper"):
-        table.add_column(column, justify="right" if column in ("weights", "alone it costs") else "left")
+    title = f"{record.scheme}, by {record.predictions:,} predictions on {record.text}"
+    table = Table(title=title, title_justify="left")
+    for column in ("product", "computed in"):
+        table.add_column(column, no_wrap=True)
+    for column in ("weights", "alone it costs"):
+        table.add_column(column, no_wrap=True, justify="right")
     for product in record.products:
         cost = "" if product.sensitivity is None else f"{product.sensitivity:.3%}"
-        table.add_row(product.name, describe_product(product), f"{product.weights:,}", cost, product.reason or "")
+        table.add_row(product.name, describe_product(product), f"{product.weights:,}", cost)
     console.print(table)
+    for product in record.products:
+        if product.reason is not None:
+            console.print(f"{product.name}: {describe_product(product)}, because {product.reason}", highlight=False)
     bits = "" if record.bits is None else f": {record.bits:.4f} bits a prediction, fp32 {record.reference_bits:.4f}"
     console.print(f"Loss {record.loss:.2%} of the bits, accepted {record.budget:.2%}{bits}")
     console.print(f"{record.quantized_share:.0%} of the weights in few bits")

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flash_export.bundle import MANIFEST_FILE
-from flash_export.config import FORWARD, INT4, INT8, SCHEME_OPSETS, ExportOptions, QuantizeOptions
+from flash_export.config import FORWARD, INT4, SCHEME_OPSETS, ExportOptions, QuantizeOptions
 from flash_export.errors import ConfigError
 from flash_export.exporters.export import check_output, export_onnx
 from flash_export.exporters.graphs import describe_graphs
 from flash_export.exporters.quantization.plan import Quantization
-from flash_export.exporters.quantization.products import EMBEDDING
 from flash_export.exporters.quantization.trial import TrialGraph
 from flash_export.files import hash_file
 from flash_export.quantization.activations import list_lengths, record_activations
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     # Steps done, steps in all, and what comes next.
     ProgressCallback = Callable[[int, int, str], None]
 
-# Trace, record, one a product and the embedding, all of them, export; what the search adds is counted as it comes.
+# Trace, record, all of them together, export, besides one a product; what the search adds is counted as it comes.
 _OTHER_STEPS = 4
 
 
@@ -77,8 +76,7 @@ def quantize_bundle(
     steps.start("tracing")
     model = bundle.load_model()
     trial = TrialGraph(model, describe_graphs(model.config, export_options)[FORWARD])
-    table = int(model.config.to_dict()["vocab_size"]) * int(model.config.to_dict()["dim"])
-    sizes = {product.name: product.weight.size for product in trial.products} | {EMBEDDING: table}
+    sizes = {product.name: product.weight.size for product in trial.products}
     kept = _match(options.keep, list(sizes))
     steps.expected = _OTHER_STEPS + len(sizes)
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +101,7 @@ def quantize_bundle(
                 kept.setdefault(product.name, reason)
         judge = Judge(trial.graph, path, text.windows, options.threads)
         candidates = tuple(
-            Candidate(name, weights, tuple(rounding.plan for rounding in ladders.get(name, ())) or (None,))
+            Candidate(name, weights, tuple(rounding.plan for rounding in ladders[name]))
             for name, weights in sizes.items()
             if name not in kept
         )
@@ -180,13 +178,12 @@ def _record(
 ) -> QuantizationRecord:
     products = []
     for name, weights in sizes.items():
-        ladder, rung = ladders.get(name, ()), choice.rungs.get(name, 0)
-        is_kept = name in kept or rung == max(len(ladder), 1)
-        rounding = None if is_kept or not ladder else ladder[rung]
+        ladder, rung = ladders[name], choice.rungs.get(name, 0)
+        rounding = None if name in kept or rung == len(ladder) else ladder[rung]
         products.append(
             ProductRecord(
                 name,
-                FP32 if is_kept else INT8 if name == EMBEDDING else options.scheme,
+                options.scheme if rounding else FP32,
                 weights,
                 choice.sensitivity.get(name),
                 terms=rounding.plan.terms if rounding else 1,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flash_export.exporters.quantization.plan import QuantizationPlan
-from flash_export.exporters.quantization.products import EMBEDDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,17 +23,17 @@ SAFETY = 0.9
 
 @dataclass(frozen=True)
 class Candidate:
-    """A product, or the embedding, and the ways to compute it.
+    """A product, and the ways to compute it.
 
     Attributes:
         name: Such as ``layers.3.out``.
         weights: Number of weights.
-        plans: The ways, the cheapest first; after the last one it stays fp32. The embedding has one, None.
+        plans: The ways, the cheapest first; after the last one it stays fp32.
     """
 
     name: str
     weights: int
-    plans: tuple[ProductPlan | None, ...]
+    plans: tuple[ProductPlan, ...]
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,7 @@ class Search:
 
     def _join(self, candidates: tuple[Candidate, ...], rungs: Mapping[str, int]) -> QuantizationPlan:
         chosen = {one.name: one.plans[rungs[one.name]] for one in candidates if rungs[one.name] < len(one.plans)}
-        products = {name: plan for name, plan in chosen.items() if plan is not None}
-        return QuantizationPlan(self._scheme, products, embedding=EMBEDDING in chosen)
+        return QuantizationPlan(self._scheme, chosen)
 
 
 def _list_open(candidates: tuple[Candidate, ...], rungs: Mapping[str, int]) -> list[Candidate]:
