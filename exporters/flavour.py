@@ -102,10 +102,8 @@ def choose_targets(trt: Any, flavour: Flavour, requested: Sequence[str], precisi
                 f"use one of {', '.join(offered)}"
             )
         if precision in MIN_CAPABILITIES and _parse_capability(name) < least:
-            raise ConfigError(
-                f"compute capability {name} has no {precision}; use {'.'.join(map(str, least))} or later, or a bundle of "
-                "another precision"
-            )
+            first = ".".join(map(str, least))
+            raise ConfigError(f"compute capability {name} has no {precision}; use {first} or later")
     return {name: offered[name] for name in requested}
 
 
