@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import flash_export
-from flash_export.config import ExportOptions
+from flash_export.config import HELDOUT, SCHEMES, ExportOptions, QuantizeOptions
 from flash_export.errors import FlashExportError
 from flash_export.exporters.export import export_onnx
+from flash_export.quantization.quantize import quantize_bundle
 from flash_export.validators.cells import describe_exception
 
 if TYPE_CHECKING:
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 FP32 = "fp32"
 EXPORTED = (FP32, "fp16", "bf16")
-QUANTISED = ("int8", "int8-dynamic", "int4", "fp8")
-PRECISIONS = (*EXPORTED, *QUANTISED)
+PRECISIONS = (*EXPORTED, *SCHEMES)
 
 
 def make_variants(
-    source: Path, folder: Path, precisions: Sequence[str], **foreign: Any
+    source: Path, folder: Path, precisions: Sequence[str], *, calibration: str = HELDOUT, **foreign: Any
 ) -> tuple[dict[str, Bundle], dict[str, str]]:
-    """Export a model in fp32 and half precision, and quantise the fp32 bundle.
+    """Export a model in fp32 and half precision, and quantize the fp32 bundle.
 
     Args:
         source: The checkpoint.
         folder: Where the bundles are put, under the names of their precisions.
         precisions: Which of them; fp32 is always made.
+        calibration: What the quantized ones are calibrated with.
         foreign: What a foreign checkpoint needs, see :func:`export_onnx`.
 
     Returns:
@@ -41,7 +41,7 @@ def make_variants(
     for name in precisions:
         if name == FP32:
             continue
-        found = _make(name, source, folder / name, bundles[FP32], foreign)
+        found = _make(name, source, folder / name, bundles[FP32], calibration, foreign)
         if isinstance(found, str):
             reasons[name] = found
         else:
@@ -49,12 +49,12 @@ def make_variants(
     return bundles, reasons
 
 
-def _make(name: str, source: Path, output: Path, fp32: Bundle, foreign: Mapping[str, Any]) -> Bundle | str:
+def _make(
+    name: str, source: Path, output: Path, fp32: Bundle, calibration: str, foreign: Mapping[str, Any]
+) -> Bundle | str:
     try:
-        if name in QUANTISED:
-            options = flash_export.QuantizeOptions(scheme=name)
-            return flash_export.quantize_bundle(fp32, output, options=options)
-        precision: dict[str, Any] = {"precision": name}
-        return export_onnx(source, output, options=ExportOptions(**precision), **foreign)
+        if name in SCHEMES:
+            return quantize_bundle(fp32, output, options=QuantizeOptions(scheme=name, calibration=calibration))
+        return export_onnx(source, output, options=ExportOptions(precision=name), **foreign)
     except FlashExportError as error:
         return describe_exception(error, output.parent)

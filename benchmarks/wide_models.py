@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from peers import TINY, PeerConfig, build_original, compute_error, name_attention
 from sessions import THREADS, bind_run, make_token_feeds, make_tokens, open_session
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    import numpy as np
-
     from flash_export.bundle import Bundle
 
     Bind = Callable[[Bundle], tuple[Callable[[], object], np.ndarray]]
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 FORWARD_PRECISIONS, DECODE_PRECISIONS = ("int8", "int8-dynamic"), ("int4",)
 # How many times as fast as fp32, and how small, each has to be.
 TARGETS = {(FORWARD, "int8"): (1.7, 0.30), (DECODE, "int4"): (1.5, 0.20)}
+CALIBRATION_TOKENS = 8192
 WIDE, WIDER = PeerConfig(dim=512), PeerConfig(dim=1024, causal=True)
 
 
@@ -117,7 +117,11 @@ def _time(
     folder.mkdir(parents=True)
     torch.save(build_original(config).state_dict(), folder / "model.pt")
     arguments = {"group_size": config.group_size, "causal": config.causal}
-    bundles, reasons = make_variants(folder / "model.pt", folder, precisions, family="flash", config=arguments)
+    tokens = folder / "tokens.npy"
+    np.save(tokens, make_tokens(CALIBRATION_TOKENS, config.num_tokens))
+    bundles, reasons = make_variants(
+        folder / "model.pt", folder, precisions, calibration=str(tokens), family="flash", config=arguments
+    )
     fp32, expected = bind(bundles[FP32])
     size = measure_graph_bytes(bundles[FP32])[graph]
     for precision in precisions:

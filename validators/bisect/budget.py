@@ -6,7 +6,7 @@ import math
 
 from flash_export.config import ERROR_BUDGETS
 
-# Of precisions that have no budget, such as those of quantised graphs.
+# Of precisions that have no budget, such as those of quantized graphs.
 _COARSEST = max(ERROR_BUDGETS, key=lambda name: ERROR_BUDGETS[name].floor)
 
 
