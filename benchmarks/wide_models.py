@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 FORWARD_PRECISIONS, DECODE_PRECISIONS = ("int8", "int8-dynamic"), ("int4",)
 # How many times as fast as fp32, and how small, each has to be.
 TARGETS = {(FORWARD, "int8"): (1.7, 0.30), (DECODE, "int4"): (1.5, 0.20)}
-CALIBRATION_TOKENS = 8192
+CALIBRATION_TOKENS, QUICK_CALIBRATION_TOKENS = 8192, 256
 WIDE, WIDER = PeerConfig(dim=512), PeerConfig(dim=1024, causal=True)
 
 
@@ -118,7 +118,8 @@ def _time(
     torch.save(build_original(config).state_dict(), folder / "model.pt")
     arguments = {"group_size": config.group_size, "causal": config.causal}
     tokens = folder / "tokens.npy"
-    np.save(tokens, make_tokens(CALIBRATION_TOKENS, config.num_tokens))
+    count = QUICK_CALIBRATION_TOKENS if config.dim == TINY.dim else CALIBRATION_TOKENS
+    np.save(tokens, make_tokens(count, config.num_tokens))
     bundles, reasons = make_variants(
         folder / "model.pt", folder, precisions, calibration=str(tokens), family="flash", config=arguments
     )

@@ -20,7 +20,7 @@ class ProductRecord:
         scheme: What it is computed in; ``fp32`` if it was kept.
         terms: Whole numbers that its activation is the sum of.
         weights: Number of weights.
-        sensitivity: Loss if it is the only one that is quantized, as a fraction of the model's bits; None if it may not
+        sensitivity: Loss if it is the only one that is quantized, in the cheapest way; None if it may not
             be.
         error: Root mean square of the product's own error on the sample, as a fraction; None in fp32.
         activation_max: Largest activation; None where activations are not rounded, or measured in every run.
@@ -50,11 +50,13 @@ class QuantizationRecord:
         text_sha256: Its hash.
         seq_lens: Lengths that the ranges were measured at.
         predictions: Number of predictions that were judged.
-        budget: Accepted loss, as a fraction of the model's bits.
-        loss: Loss of what was chosen: the larger of divergence and change of the bits, as such a fraction.
+        budget: Accepted loss.
+        loss: Loss of what was chosen: the largest of divergence and change of the bits, as fractions of the model's
+            bits, and of what the error makes up of the logits' variance.
         kl_bits: Divergence from the fp32 graph, in bits a prediction.
         bits: Bits a prediction; None where the text does not tell what was to be predicted.
         reference_bits: The same of the fp32 graph, or the entropy of its predictions.
+        variance: Share of the variance of the logits, over the vocabulary, that the error makes up.
         block_size: int4 alone: inputs that share a scale.
         products: In the order of the graph.
         format_version: Version of this layout.
@@ -71,6 +73,7 @@ class QuantizationRecord:
     kl_bits: float
     bits: float | None
     reference_bits: float
+    variance: float
     block_size: int | None
     products: tuple[ProductRecord, ...]
     format_version: int = FORMAT_VERSION

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--budget",
     metavar="SHARE",
-    help="Accepted loss, of the bits that the model needs, such as 0.5%.  [default: 0.5%; 2% for int4]",
+    help="Accepted loss, a share of bits and logits, such as 0.5%.  [default: 0.5%; 2% for int4]",
 )
 @click.option("--block-size", type=int, default=32, show_default=True, help="int4: inputs that share a scale.")
 @click.option("--smoothing/--no-smoothing", default=True, help="Move outliers of activations into weights (default).")
@@ -99,7 +99,7 @@ def print_record(bundle: Bundle, record: QuantizationRecord, console: Console) -
     table = Table(title=title, title_justify="left")
     for column in ("product", "computed in"):
         table.add_column(column, no_wrap=True)
-    for column in ("weights", "alone it costs"):
+    for column in ("weights", "alone it loses"):
         table.add_column(column, no_wrap=True, justify="right")
     for product in record.products:
         cost = "" if product.sensitivity is None else f"{product.sensitivity:.3%}"
@@ -109,7 +109,7 @@ def print_record(bundle: Bundle, record: QuantizationRecord, console: Console) -
         if product.reason is not None:
             console.print(f"{product.name}: {describe_product(product)}, because {product.reason}", highlight=False)
     bits = "" if record.bits is None else f": {record.bits:.4f} bits a prediction, fp32 {record.reference_bits:.4f}"
-    console.print(f"Loss {record.loss:.2%} of the bits, accepted {record.budget:.2%}{bits}")
+    console.print(f"Loss {record.loss:.2%}, accepted {record.budget:.2%}{bits}")
     console.print(f"{record.quantized_share:.0%} of the weights in few bits")
     console.print(f"Bundle: {bundle.path}", highlight=False)
 

@@ -34,20 +34,23 @@ class Loss:
         kl_bits: Divergence of the predictions from those of the fp32 graph, in bits a prediction.
         bits: Bits that the graph needs for a prediction; None where the text has no targets.
         reference_bits: The same of the fp32 graph; where there are no targets, the entropy of its predictions.
+        variance: Share of the variance of the fp32 graph's logits, over the vocabulary, that the error makes up.
     """
 
     kl_bits: float
     bits: float | None
     reference_bits: float
+    variance: float
 
     @property
     def share(self) -> float:
-        """The larger of divergence and change of the bits, as a fraction of the bits.
+        """The largest of divergence and change of the bits, as fractions of the bits, and the share of the variance.
 
-        The change alone may be small by chance, and negative; the divergence has no sign.
+        The change alone may be small by chance, and negative. Both are small whatever becomes of the logits where the
+        model hardly knows more than nothing.
         """
         change = 0.0 if self.bits is None else self.bits - self.reference_bits
-        return max(self.kl_bits, change) / self.reference_bits
+        return max(self.kl_bits / self.reference_bits, change / self.reference_bits, self.variance)
 
     @property
     def change(self) -> float | None:
@@ -79,22 +82,23 @@ class Judge:
     def measure(self, path: Path) -> Loss:
         """Read the windows with another graph; a loss that is not finite is infinite."""
         found = self._predict(path, len(self._windows))
-        bits, kl_bits = self._count_bits(found), self._compute_divergence(found)
-        is_finite = math.isfinite(kl_bits) and (bits is None or math.isfinite(bits))
-        return Loss(max(kl_bits, 0.0), bits, self.reference_bits) if is_finite else Loss(math.inf, None, 1.0)
+        return self._compare(found, self._count_bits(found))
 
     def estimate(self, path: Path) -> float:
-        """Return the divergence over some of the windows, as a fraction of the bits: enough to tell what costs most."""
-        divergence = self._compute_divergence(self._predict(path, ESTIMATE_WINDOWS)) / self.reference_bits
-        return divergence if math.isfinite(divergence) else math.inf
+        """Return the loss over some of the windows, without that of the bits: enough to tell what costs most."""
+        return self._compare(self._predict(path, ESTIMATE_WINDOWS), None).share
 
-    def _compute_divergence(self, found: Sequence[Float[np.ndarray, "n vocab"]]) -> float:
-        """Return the bits a prediction by which the fp32 graph's differ from these, of as many windows as there are."""
-        total = sum(
-            float((np.exp(expected) * (expected - logs)).sum())
-            for expected, logs in zip(self._expected, found, strict=False)
-        )
-        return total / math.log(2) / sum(map(len, found))
+    def _compare(self, found: Sequence[Float[np.ndarray, "n vocab"]], bits: float | None) -> Loss:
+        """Hold predictions against those of the fp32 graph, of as many windows as there are."""
+        divergence = error = variance = 0.0
+        for expected, logs in zip(self._expected, found, strict=False):
+            divergence += float((np.exp(expected) * (expected - logs)).sum())
+            error += float(np.square(_center(logs) - _center(expected)).sum())
+            variance += float(np.square(_center(expected)).sum())
+        kl_bits = divergence / math.log(2) / sum(map(len, found))
+        loss = Loss(max(kl_bits, 0.0), bits, self.reference_bits, error / variance if variance else 0.0)
+        is_finite = math.isfinite(kl_bits) and math.isfinite(loss.share)
+        return loss if is_finite else Loss(math.inf, None, self.reference_bits, math.inf)
 
     def _predict(self, path: Path, count: int) -> list[Float[np.ndarray, "n vocab"]]:
         """Return the logarithms of the probabilities of each window's predictions."""
@@ -114,3 +118,8 @@ class Judge:
                 return None
             total -= float(np.take_along_axis(values, window.targets[:, None], axis=-1).sum(dtype=np.float64))
         return total / math.log(2) / self._count
+
+
+def _center(logs: Float[np.ndarray, "n vocab"]) -> Float[np.ndarray, "n vocab"]:
+    """Return logits, or logarithms of probabilities, without what is the same for all tokens."""
+    return logs - logs.mean(axis=-1, keepdims=True)

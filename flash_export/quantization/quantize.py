@@ -206,6 +206,7 @@ def _record(
         kl_bits=loss.kl_bits,
         bits=loss.bits,
         reference_bits=loss.reference_bits,
+        variance=loss.variance,
         block_size=options.block_size if options.scheme == INT4 else None,
         products=tuple(products),
     )

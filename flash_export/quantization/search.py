@@ -43,7 +43,7 @@ class Choice:
     Attributes:
         plan: What is quantized.
         loss: What that costs.
-        sensitivity: What each costs if it alone is computed in the cheapest way, as a fraction of the bits, by name.
+        sensitivity: What each costs if it alone is computed in the cheapest way, by name.
         rungs: Which way was chosen, by name; as many as there are ways for fp32.
         reasons: Why it is not the cheapest, by name.
     """
@@ -73,7 +73,7 @@ class Search:
 
         Args:
             candidates: What may be quantized.
-            accepted: Largest share of the bits that may be lost.
+            accepted: Largest loss, see :attr:`Loss.share`.
         """
         rungs = dict.fromkeys((one.name for one in candidates), 0)
         sensitivity = {one.name: self._estimate(one, 0) for one in candidates}
@@ -116,4 +116,4 @@ def _list_open(candidates: tuple[Candidate, ...], rungs: Mapping[str, int]) -> l
 
 def _explain(cost: float, weights: int, rung: int) -> str:
     way = "in two terms" if rung else "in the cheapest way"
-    return f"{way} it costs {cost:.2%} of the bits, the most for its {weights} weights"
+    return f"{way} it loses {cost:.2%}, the most for its {weights} weights"
