@@ -133,6 +133,7 @@ def no_fp8(load_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(variants, "_make", lambda name, *rest: "fp8 needs more" if name == "fp8" else make(name, *rest))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_fp8")
 def test_precision(
     run_quick: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -366,7 +366,9 @@ def test_unusable_options_are_refused(options: dict[str, Any], message: str) -> 
         BuildOptions(**options)
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16")])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp16", "float16"), pytest.param("bf16", "bfloat16", marks=pytest.mark.slow)]
+)
 def test_exported_half_precision_is_compiled_as_such(precision: str, dtype: str, tmp_path: Path) -> None:
     """Of the same model in fp32, no layer has that dtype."""
     model = FlashModel(FlashConfig(**SIZES, chunk_size=16, causal=True))

@@ -133,6 +133,7 @@ def test_what_overflows_becomes_an_island(scale: Callable[[Any], None], name: st
         choose_islands(model, None, ExportOptions(precision="fp16", islands="minimal", max_seq_len=SEQ_LEN))
 
 
+@pytest.mark.slow
 def test_growth_with_the_length_decides() -> None:
     """The same model is in range to some length and not to another."""
     model: Any = build_model(CONFIGS["causal"])
