@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BATCHES = (1, 3)
 DEFAULT_CELL_TOKENS = 65536
-QUICK_SEQ_LEN, QUICK_BUDGET_S = 2048, 0.1
+QUICK_SEQ_LEN, QUICK_BUDGET_S = 1024, 0.1
 # The gau family attends to the whole sequence and has no chunk; this only decides where its lengths are probed.
 PROBE_CHUNK_SIZE = 128
 RANDOM, TEXT = "random", "text"
@@ -127,7 +127,7 @@ def make_plan(
 ) -> Plan:
     """Return the plan of a name, or of a file.
 
-    ``quick`` has both sides of the chunk boundary, a prime, powers of two to 2,048 and the points of engine profiles;
+    ``quick`` has both sides of the chunk boundary, a prime, powers of two to 1,024 and the points of engine profiles;
     ``full`` goes on to the longest sequence that the graph promises, and sweeps over every remainder of the chunk.
 
     Args:

@@ -18,7 +18,7 @@ JOURNAL_FILE = ".validation.jsonl"
     "--plan",
     default="quick",
     metavar="PLAN",
-    help="quick: lengths to 2048; full: to the graph's maximum, and every remainder of the chunk; or a JSON file.  "
+    help="quick: lengths to 1024; full: to the graph's maximum, and every remainder of the chunk; or a JSON file.  "
     "[default: quick]",
 )
 @click.option("--seq-lens", type=IntegerList(), help="Check these lengths alone.")
