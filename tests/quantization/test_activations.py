@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_lengths_are_doublings_as_far_as_text_graph_and_memory_go(tokens: int, l
     lengths = list_lengths(tokens, longest, each)
     limit = min(tokens, longest, MAX_RECORDED_BYTES // each)
     assert lengths[0] == min(FIRST_LENGTH, limit)
-    assert all(after == 2 * before for before, after in zip(lengths, lengths[1:], strict=False))
+    assert all(after == 2 * before for before, after in itertools.pairwise(lengths))
     assert lengths[-1] <= limit < 2 * max(lengths[-1], FIRST_LENGTH)
 
 

@@ -96,7 +96,7 @@ def test_if_nothing_suffices_all_is_fp32_and_nothing_is_lost() -> None:
 
 
 def test_losses_that_are_more_together_than_alone_end_within_the_budget() -> None:
-    made_up = MadeUp(dict.fromkeys("abcdefgh", (0.001, 0.0001)), together=lambda costs: 40 * sum(costs) ** 1.5)
+    made_up = MadeUp(dict.fromkeys("abcdefgh", (0.001, 0.0001)), together=lambda costs: 20 * sum(costs) ** 1.5)
     choice = made_up.search(0.005)
     assert choice.loss.share <= 0.005
     assert 0 < sum(rung > 0 for rung in choice.rungs.values()) < 8
@@ -114,6 +114,7 @@ def test_losses_that_cancel_out_alone_are_found_together() -> None:
 def test_a_product_that_ruins_the_model_goes(broken: float) -> None:
     choice = MadeUp({"a": (broken, broken), "b": (0.001, 0.0)}).search(0.005)
     assert choice.rungs == {"a": 2, "b": 0}
+    assert ("are not finite" in choice.reasons["a"]) == math.isinf(broken)
     assert choice.loss.share == pytest.approx(0.001)
 
 
