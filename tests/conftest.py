@@ -133,7 +133,8 @@ def _export_bytes(folder: Path, *, causal: bool) -> Bundle:
         torch.nn.init.normal_(parameter, std=1 if "qk_offset_scale" in name else 0.2)
     model.save_pretrained(folder / "checkpoint")
     text = "a quick test of what little a model of bytes can tell; " * 12
-    settings = {"objective": "causal" if causal else "masked", "tokenizer": "bytes", "seq_len": 64, "seed": 0}
+    objective = "causal" if causal else "masked"
+    settings: dict[str, object] = {"objective": objective, "tokenizer": "bytes", "seq_len": 64, "seed": 0}
     settings |= {"mask_token_id": 256, "mask_fraction": 0.3}
     (folder / "checkpoint" / "heldout.txt").write_text(text)
     (folder / "checkpoint" / "heldout.json").write_text(json.dumps(settings))

@@ -38,7 +38,7 @@ class IntegerList(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 @contextlib.contextmanager
 def show_progress(console: Console, title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a bar on a terminal until the block ends; what is yielded takes work done, work in all, and what comes next."""
+    """Show a bar on a terminal while the block runs; what is yielded takes work done, work in all, and what is next."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -29,7 +29,8 @@ class MadeUp:
     """Graph and judge in one: a plan costs what its products cost in the way that it names."""
 
     def __init__(self, costs: Mapping[str, tuple[float, ...]], together: Together = sum) -> None:
-        self.costs, self.together, self.plans, self.plan = costs, together, [], QuantizationPlan("int8")
+        self.costs, self.together, self.plan = costs, together, QuantizationPlan("int8")
+        self.plans: list[QuantizationPlan] = []
 
     def write(self, folder: Path, plan: QuantizationPlan) -> Path:
         assert folder.is_dir()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def make_outlier(k: int = 64, n: int = 8) -> np.ndarray:
     return weight
 
 
-def evaluate(nodes: list[tuple[str, list[str], str, dict[str, int]]], **values: tuple[np.ndarray, int]) -> np.ndarray:
+def evaluate(nodes: list[tuple[str, list[str], str, dict[str, Any]]], **values: tuple[np.ndarray, int]) -> np.ndarray:
     """Run operators of opset 21 in onnx's reference implementation; the last output is returned."""
     graph = helper.make_graph(
         [helper.make_node(op_type, inputs, [output], **attributes) for op_type, inputs, output, attributes in nodes],

@@ -45,7 +45,7 @@ class Traced(Protocol):
     def make_inputs(self, seq_len: int) -> dict[str, np.ndarray]: ...
 
 
-class Pad(OpRun):  # type: ignore[misc]
+class Pad(OpRun):
     """The reference implementation has no negative pads, which cut; the token shift has one."""
 
     op_domain = ""
