@@ -13,6 +13,7 @@ from flash_export.exporters.analysis import GraphAnalysis, analyse_graph
 
 if TYPE_CHECKING:
     from flash_export.manifest import EngineManifest, Manifest
+    from flash_export.quantization_record import QuantizationRecord
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Inspection:
         manifest: Of a bundle.
         graphs: Counts of each graph, by name; of a lone ONNX file under its file name.
         engines: Engines of a bundle, or the one that was named.
+        quantization: How a bundle was quantized; None if it was not.
     """
 
     kind: str
@@ -32,6 +34,7 @@ class Inspection:
     manifest: Manifest | None
     graphs: dict[str, GraphAnalysis]
     engines: tuple[EngineManifest, ...]
+    quantization: QuantizationRecord | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -50,7 +53,8 @@ def inspect_path(path: str | Path) -> Inspection:
     if target.is_dir():
         bundle = Bundle.open(target)
         graphs = {name: analyse_graph(bundle.get_graph_path(name)) for name in bundle.manifest.graphs}
-        return Inspection("bundle", target, bundle.manifest, graphs, tuple(bundle.list_engines()))
+        engines, quantization = tuple(bundle.list_engines()), bundle.read_quantization()
+        return Inspection("bundle", target, bundle.manifest, graphs, engines, quantization)
     if target.suffix == ".onnx":
         return Inspection("graph", target, None, {target.name: analyse_graph(target)}, ())
     folder = target.resolve().parent

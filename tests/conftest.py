@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+import json
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -8,6 +10,7 @@ import onnx
 import pytest
 
 from flash_export.bundle import Bundle
+from flash_export.config import ExportOptions
 from flash_export.files import hash_file
 from flash_export.manifest import AxisRange, GraphSpec, Manifest, TensorSpec
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 BundleFactory = Callable[..., Bundle]
+SchemeExporter = Callable[[str], Bundle]
 
 
 @pytest.fixture
@@ -67,3 +71,72 @@ def _read_specs(values: list[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
         )
         for value in values
     )
+
+
+@pytest.fixture(scope="session")
+def causal_byte_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Export a tiny causal model of bytes with text to be measured on, all graphs; not to be changed."""
+    return _export_bytes(tmp_path_factory.mktemp("causal-bytes"), causal=True)
+
+
+@pytest.fixture(scope="session")
+def masked_byte_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Export a tiny masked model of bytes with text to be measured on; not to be changed."""
+    return _export_bytes(tmp_path_factory.mktemp("masked-bytes"), causal=False)
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(causal_byte_bundle: Bundle) -> Bundle:
+    """Quantize the causal model with the defaults; not to be changed."""
+    from flash_export.config import QuantizeOptions
+    from flash_export.quantization.quantize import quantize_bundle
+
+    return quantize_bundle(
+        causal_byte_bundle, causal_byte_bundle.path.parent / "int8", options=QuantizeOptions(threads=1)
+    )
+
+
+@pytest.fixture(scope="session")
+def export_scheme(masked_byte_bundle: Bundle) -> SchemeExporter:
+    """Quantize all of the masked model by a plan that asks no one, each scheme once; not to be changed."""
+    from flash_export.exporters.export import export_onnx
+    from flash_export.exporters.quantization.plan import ProductPlan, Quantization, QuantizationPlan
+    from flash_export.quantization_record import QuantizationRecord
+
+    names = ("layers.0.projection", "layers.0.out", "head")
+
+    @functools.cache
+    def export(scheme: str) -> Bundle:
+        largest = 8.0 if scheme in ("int8", "fp8") else None
+        plan = QuantizationPlan(scheme, {name: ProductPlan(scheme, largest, block_size=16) for name in names})
+        record = QuantizationRecord(scheme, "", "text", "", (96,), 1, 0.02, 0.01, 0.01, None, 1.0, 0.0, None, ())
+        return export_onnx(
+            masked_byte_bundle.path,
+            masked_byte_bundle.path.parent / f"planned-{scheme}",
+            options=ExportOptions(opset=21, max_seq_len=96, max_batch=4, mask=True),
+            quantization=Quantization(plan, masked_byte_bundle.manifest.checkpoint, record.to_json()),
+        )
+
+    return export
+
+
+def _export_bytes(folder: Path, *, causal: bool) -> Bundle:
+    import torch
+
+    from flash_export.exporters.export import export_onnx
+    from flash_export.models.flash import FlashConfig, FlashModel
+
+    torch.manual_seed(0)
+    config = FlashConfig(257, dim=32, depth=1, hidden_dim=48, chunk_size=8, qk_dim=32, causal=causal)
+    model = FlashModel(config)
+    for name, parameter in model.named_parameters():  # attention is to matter
+        torch.nn.init.normal_(parameter, std=1 if "qk_offset_scale" in name else 0.2)
+    model.save_pretrained(folder / "checkpoint")
+    text = "a quick test of what little a model of bytes can tell; " * 12
+    objective = "causal" if causal else "masked"
+    settings: dict[str, object] = {"objective": objective, "tokenizer": "bytes", "seq_len": 64, "seed": 0}
+    settings |= {"mask_token_id": 256, "mask_fraction": 0.3}
+    (folder / "checkpoint" / "heldout.txt").write_text(text)
+    (folder / "checkpoint" / "heldout.json").write_text(json.dumps(settings))
+    options = ExportOptions(max_seq_len=96, max_batch=4)
+    return export_onnx(folder / "checkpoint", folder / "bundle", options=options)

@@ -21,6 +21,7 @@ from flash_export.manifest import (
     ProfileShapes,
     TensorSpec,
 )
+from flash_export.quantization_record import ProductRecord, QuantizationRecord
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -301,3 +302,66 @@ def test_full_disk_while_an_engine_is_written_leaves_the_old_one(
             bundle.write_engine(engine, b"new plan")
     assert bundle.get_engine_path(engine).read_bytes() == b"plan"
     assert len(list((bundle.path / "engines").iterdir())) == 2
+
+
+# --- quantization.json
+
+
+RECORD = QuantizationRecord(
+    "int8",
+    "0" * 64,
+    "held-out text",
+    "1" * 64,
+    (256, 512),
+    1000,
+    0.005,
+    0.002,
+    0.003,
+    1.5,
+    1.49,
+    0.001,
+    None,
+    (
+        ProductRecord("layers.0.out", "int8", 300, 0.001, 2, 0.01, 8.5, 0.7, "it costs much"),
+        ProductRecord("head", "fp32", 100, None, reason="--keep head"),
+    ),
+)
+
+
+def add_file(bundle: Bundle, name: str, text: str) -> Bundle:
+    (bundle.path / name).write_text(text)
+    files = {**bundle.manifest.files, name: hash_file(bundle.path / name)}
+    (bundle.path / "manifest.json").write_text(dataclasses.replace(bundle.manifest, files=files).to_json())
+    return Bundle.open(bundle.path)
+
+
+def test_a_bundle_that_was_not_quantized_says_so(bundle: Bundle) -> None:
+    assert bundle.read_quantization() is None
+
+
+def test_what_was_written_of_a_quantization_is_read_back(bundle: Bundle) -> None:
+    found = add_file(bundle, "quantization.json", RECORD.to_json()).read_quantization()
+    assert found == RECORD
+    assert found.quantized_share == 0.75
+    assert found.is_within_budget
+    assert not dataclasses.replace(found, loss=0.0051).is_within_budget
+
+
+def test_a_changed_record_is_a_changed_bundle(bundle: Bundle) -> None:
+    add_file(bundle, "quantization.json", RECORD.to_json())
+    (bundle.path / "quantization.json").write_text(dataclasses.replace(RECORD, budget=0.5).to_json())
+    with pytest.raises(BundleError, match=r"quantization\.json was changed after the export"):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize("path", list_leaves(json.loads(RECORD.to_json()))[1:], ids=str)
+def test_a_damaged_record_is_named(bundle: Bundle, path: tuple[str | int, ...]) -> None:
+    values = json.loads(RECORD.to_json())
+    set_leaf(values, path, {"un": "known"})
+    with pytest.raises(BundleError, match=r"quantization\.json is damaged: .*; quantize the bundle again"):
+        add_file(bundle, "quantization.json", json.dumps(values)).read_quantization()
+
+
+def test_a_record_holds_no_number_that_json_has_not() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dataclasses.replace(RECORD, loss=float("inf")).to_json()

@@ -35,7 +35,8 @@ def halve_embedding(graph: ir.Graph) -> None:
     table = graph.initializers.get(EMBEDDING_TABLE)
     if table is None:
         return
-    halved = read_constant(table).astype(np.float16)
+    with np.errstate(over="ignore"):
+        halved = read_constant(table).astype(np.float16)
     if not np.isfinite(halved).all():
         return
     half = add_constant(graph, f"{EMBEDDING_TABLE}_half", halved)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flash_export.exporters.analysis import GraphAnalysis
     from flash_export.exporters.inspection import Inspection
     from flash_export.manifest import EngineManifest, Manifest, PrecisionFacts, ProfileShapes, TensorSpec
+    from flash_export.quantization_record import QuantizationRecord
 
 
 @click.command("inspect")
@@ -48,6 +49,8 @@ def format_inspection(inspection: Inspection) -> Iterator[str]:
     """Yield the lines of the text form."""
     if inspection.manifest:
         yield from _format_manifest(inspection.manifest)
+    if inspection.quantization:
+        yield _format_quantization(inspection.quantization)
     for name, analysis in inspection.graphs.items():
         yield f"graph {name}"
         yield from (f"  {line}" for line in _format_graph(analysis))
@@ -74,6 +77,13 @@ def _format_manifest(manifest: Manifest) -> Iterator[str]:
         yield from format_precision(manifest.precision)
     yield f"made by   {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}"
     yield f"files     {len(manifest.files)}, all with the sha256 that the manifest says"
+
+
+def _format_quantization(record: QuantizationRecord) -> str:
+    return (
+        f"quantized {record.scheme}: {record.quantized_share:.0%} of the weights, loss {record.loss:.2%} of the bits, "
+        f"accepted {record.budget:.2%}"
+    )
 
 
 def format_precision(facts: PrecisionFacts) -> Iterator[str]:

@@ -38,11 +38,11 @@ class IntegerList(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 @contextlib.contextmanager
 def show_progress(console: Console, title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a bar, until the block ends; what is yielded takes the work done, the work in all, and what comes next."""
+    """Show a bar on a terminal while the block runs; what is yielded takes work done, work in all, and what is next."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=None)
 
         def update(done: int, total: int, label: str) -> None:

@@ -107,7 +107,9 @@ class Judge:
             for window in self._windows[:count]:
                 inputs = CellInputs(window.input_ids, np.array([window.input_ids.shape[1]]))
                 logits = runner.run(build_graph_inputs(self._graph.inputs, inputs))["logits"]
-                found.append(compute_log_softmax(logits[0, window.predictors].astype(np.float64)).astype(np.float32))
+                with np.errstate(invalid="ignore"):  # infinite logits give NaN, and that an infinite loss
+                    logs = compute_log_softmax(logits[0, window.predictors].astype(np.float64))
+                found.append(logs.astype(np.float32))
         return found
 
     def _count_bits(self, logs: Sequence[Float[np.ndarray, "n vocab"]]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -179,13 +180,14 @@ def _record(
     products = []
     for name, weights in sizes.items():
         ladder, rung = ladders[name], choice.rungs.get(name, 0)
+        sensitivity = choice.sensitivity.get(name, math.inf)
         rounding = None if name in kept or rung == len(ladder) else ladder[rung]
         products.append(
             ProductRecord(
                 name,
                 options.scheme if rounding else FP32,
                 weights,
-                choice.sensitivity.get(name),
+                sensitivity if math.isfinite(sensitivity) else None,  # JSON has no infinity
                 terms=rounding.plan.terms if rounding else 1,
                 error=rounding.error if rounding else None,
                 activation_max=rounding.plan.activation_max if rounding else None,

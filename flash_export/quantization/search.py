@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,10 @@ class Search:
         loss = self._measure(candidates, rungs, "all of them")
         while loss.share > accepted and (open_ones := _list_open(candidates, rungs)):
             # Losses of many products together are more than their sum; what counts is which share of them is left.
-            before = sum(costs.values())
-            while open_ones and loss.share * sum(costs.values()) > accepted * before * SAFETY:
+            # That may be nothing, and the loss infinite: one goes in any case, or this would never end.
+            before, has_changed = sum(costs.values()), False
+            while open_ones and (not has_changed or _is_still_too_much(loss, sum(costs.values()), before, accepted)):
+                has_changed = True
                 worst = max(open_ones, key=lambda one: costs[one.name] / one.weights)
                 reasons[worst.name] = _explain(costs[worst.name], worst.weights, rungs[worst.name])
                 rungs[worst.name] += 1
@@ -114,6 +117,13 @@ def _list_open(candidates: tuple[Candidate, ...], rungs: Mapping[str, int]) -> l
     return [one for one in candidates if rungs[one.name] < len(one.plans)]
 
 
+def _is_still_too_much(loss: Loss, cost: float, before: float, accepted: float) -> bool:
+    """Estimate whether the loss is too large now that the sum of all losses has changed."""
+    return math.isfinite(loss.share) and loss.share * cost > accepted * before * SAFETY
+
+
 def _explain(cost: float, weights: int, rung: int) -> str:
     way = "in two terms" if rung else "in the cheapest way"
+    if not math.isfinite(cost):
+        return f"{way} the predictions are not finite"
     return f"{way} it loses {cost:.2%}, the most for its {weights} weights"

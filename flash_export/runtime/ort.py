@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from flash_export.config import PRECISIONS
 from flash_export.errors import BackendUnavailableError, BundleError
 from flash_export.runtime.inputs import check_inputs
 
@@ -57,7 +58,7 @@ class OrtRunner:
         """
         self._graph = graph
         self._provider = provider
-        spells_rounding = rounds and provider == "cpu" and graph.precision != "fp32"
+        spells_rounding = rounds and provider == "cpu" and graph.precision in PRECISIONS[1:]
         self._session = _open_session(
             path, provider, threads, fixed_axes or {}, inner_values, spells_rounding=spells_rounding
         )

@@ -100,6 +100,17 @@ def test_text_of_a_bundle(bundle: Bundle) -> None:
     assert "no engine yet; build one with 'flash-export trt'" in result.stdout
 
 
+def test_a_quantized_bundle_says_what_that_costs(bundle: Bundle, int8_bundle: Bundle) -> None:
+    record = int8_bundle.read_quantization()
+    assert record is not None
+    (line,) = (line for line in inspect(int8_bundle.path).stdout.splitlines() if line.startswith("  quantized"))
+    assert line == (f"  quantized int8: 100% of the weights, loss {record.loss:.2%} of the bits, accepted 0.50%")
+    values = read_json(int8_bundle.path)
+    assert values["quantization"] == json.loads((int8_bundle.path / "quantization.json").read_text())
+    assert "  quantized" not in inspect(bundle.path).stdout
+    assert read_json(bundle.path)["quantization"] is None
+
+
 def test_json_of_a_bundle_says_the_manifest_and_the_counts(bundle: Bundle) -> None:
     values = read_json(bundle.path)
     assert (values["kind"], values["path"], values["engines"]) == ("bundle", str(bundle.path), [])

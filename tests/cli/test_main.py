@@ -27,6 +27,7 @@ COMMANDS = [
     "inspect",
     "onnx",
     "profile-ranges",
+    "quantize",
     "report",
     "trt",
     "validate",
@@ -86,7 +87,16 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["onnx", "--help"], ["report", "--help"], ["validate", "--help"], ["nope"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["onnx", "--help"],
+        ["quantize", "--help"],
+        ["report", "--help"],
+        ["validate", "--help"],
+        ["nope"],
+    ],
 )
 def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:
     code = f"from flash_export.cli.main import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"

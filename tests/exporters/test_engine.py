@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from flash_export.bundle import Bundle
 from flash_export.config import TENSORRT, TENSORRT_RTX, BuildOptions, ExportOptions
 from flash_export.errors import BackendUnavailableError, BundleError, ConfigError, EngineBuildError, ProfileError
 from flash_export.exporters import flavour as flavour_module
@@ -31,10 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
     from flash_export.exporters.engine_progress import BuildProgress
 
     BundleFactory = Callable[..., Bundle]
+    SchemeExporter = Callable[[str], Bundle]
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
 
@@ -89,6 +91,40 @@ def test_exported_models_build(tmp_path: Path, config: FlashConfig | GauConfig) 
     assert {"float64", "float16"}.isdisjoint(engine.layer_dtypes)
     assert engine.profiles[0]["input_ids"] == ProfileShapes((1, 1), (1, 512), (8, 65536))
     assert engine.num_layers < 130 * (config.depth + 1)  # at most 130 a block, and as many around them
+
+
+@pytest.mark.parametrize(("scheme", "dtype"), [("int8", "int8"), ("int4", "int4"), ("fp8", "float8_e4m3fn")])
+def test_quantized_models_build_with_layers_of_few_bits(
+    export_scheme: SchemeExporter, tmp_path: Path, scheme: str, dtype: str
+) -> None:
+    bundle = Bundle.open(shutil.copytree(export_scheme(scheme).path, tmp_path / scheme))
+    engine = build_engine(bundle, options=ADA)
+    graph = bundle.get_graph()
+    assert (engine.inputs, engine.outputs) == (graph.inputs, graph.outputs)
+    assert engine.layer_dtypes[dtype] >= 3  # a product in the model's one block and one before and after it
+    assert bundle.list_engines() == [engine]
+
+
+@pytest.mark.parametrize("target", ["8.0", "8.6"])
+def test_fp8_is_refused_for_gpus_without_it(export_scheme: SchemeExporter, target: str) -> None:
+    bundle = export_scheme("fp8")
+    with pytest.raises(ConfigError, match=rf"compute capability {target} has no fp8; use 8\.9 or later"):
+        build_engine(bundle, options=BuildOptions(compute_capabilities=("8.9", target)))
+    assert bundle.list_engines() == []
+
+
+def test_default_targets_of_fp8_are_those_that_have_it() -> None:
+    trt = flavour_module.import_flavour(TENSORRT_RTX)
+    fp8, fp32 = (flavour_module.choose_targets(trt, TENSORRT_RTX, (), name) for name in ("fp8", "fp32"))
+    assert {"8.0", "8.6"} <= fp32.keys() - fp8.keys()
+    assert {"8.9", "12.0"} <= fp8.keys() <= fp32.keys()
+
+
+def test_scales_of_the_moment_are_refused_with_what_to_use(export_scheme: SchemeExporter) -> None:
+    bundle = export_scheme("int8-dynamic")
+    with pytest.raises(EngineBuildError, match=r"DynamicQuantizeLinear.*; TensorRT has no scales .*--scheme int8'$"):
+        build_engine(bundle, options=ADA)
+    assert bundle.list_engines() == []
 
 
 def test_manifest_says_what_was_built(write_graph_bundle: BundleFactory) -> None:

@@ -1,0 +1,89 @@
+"""Traced forward graphs of tiny models, and one product alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from flash_export.config import FORWARD, ExportOptions
+from flash_export.exporters.graphs import build_graph_module, describe_graphs
+from flash_export.exporters.lowering.registry import lower_model
+from flash_export.exporters.quantization.trial import TrialGraph
+from flash_export.exporters.traced_sizes import TracedSizes, choose_traced_sizes
+from flash_export.models.flash import FlashConfig, FlashModel
+from flash_export.models.gau import GauConfig, GauModel
+
+BLOCK_SIZE = 16
+SIZES: dict[str, Any] = {"vocab_size": 61, "dim": 32, "depth": 1, "hidden_dim": 48, "qk_dim": 32}
+CONFIGS: dict[str, FlashConfig | GauConfig] = {
+    "flash-causal": FlashConfig(**SIZES, chunk_size=8, causal=True),
+    "flash-masked": FlashConfig(**SIZES, chunk_size=8, norm_type="layernorm", shift_tokens=False),
+    "gau-causal": GauConfig(**SIZES, causal=True),
+}
+ProductWriter = Callable[..., ir.Model]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model's forward graph as quantization takes it, and what it was traced with."""
+
+    name: str
+    trial: TrialGraph
+    sizes: TracedSizes
+
+    def make_inputs(self, seq_len: int) -> dict[str, np.ndarray]:
+        """Make two rows of tokens, the second a little shorter where that can be said."""
+        ids = np.random.default_rng(seq_len).integers(0, SIZES["vocab_size"], (2, seq_len))
+        mask = np.ones_like(ids)
+        mask[1, -3:] = 0
+        return {"input_ids": ids, "attention_mask": mask} if self.trial.graph.has_mask else {"input_ids": ids}
+
+
+@pytest.fixture(scope="session", params=CONFIGS)
+def traced(request: pytest.FixtureRequest) -> Traced:
+    """Trace a tiny model of each kind once."""
+    config = CONFIGS[request.param]
+    torch.manual_seed(0)
+    model = FlashModel(config).eval() if isinstance(config, FlashConfig) else GauModel(config).eval()
+    for name, parameter in model.named_parameters():  # attention is to matter
+        torch.nn.init.normal_(parameter, std=1 if "offset" in name else 0.2)
+    graph = describe_graphs(config, ExportOptions(opset=21))[FORWARD]
+    module = build_graph_module(FORWARD, lower_model(model))
+    return Traced(
+        request.param, TrialGraph(model, graph), choose_traced_sizes(module, config.window, graph, BLOCK_SIZE)
+    )
+
+
+@pytest.fixture
+def write_product() -> ProductWriter:
+    """Make a graph of one product ``x (n, k)`` with a weight called ``out_weight``, and perhaps a bias."""
+
+    def write(weight: np.ndarray, bias: np.ndarray | None = None) -> ir.Model:
+        k, n = weight.shape
+        constants = [numpy_helper.from_array(weight, "out_weight")]
+        nodes = [
+            helper.make_node("MatMul", ["x", "out_weight"], ["y" if bias is None else "product"], name="out/MatMul_0")
+        ]
+        if bias is not None:
+            constants.append(numpy_helper.from_array(bias, "out_bias"))
+            nodes.append(helper.make_node("Add", ["product", "out_bias"], ["y"], name="out/Add_0"))
+        graph = helper.make_graph(
+            nodes,
+            "product",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", k])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", n])],
+            constants,
+            value_info=[helper.make_tensor_value_info("product", TensorProto.FLOAT, ["m", n])]
+            if len(nodes) > 1
+            else [],
+        )
+        return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+
+    return write

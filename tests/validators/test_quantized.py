@@ -1,0 +1,197 @@
+"""Quantized bundles pass validation, and what loses more than it was made to lose does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from flash_export.bundle import Bundle
+from flash_export.config import QUANTIZATION_BUDGETS, SCHEMES, Tolerance
+from flash_export.files import hash_file, write_file
+from flash_export.runtime import ort as ort_module
+from flash_export.runtime.ort import OrtRunner
+from flash_export.validators.accuracy import compare_outputs
+from flash_export.validators.validate import ValidationOptions, validate_bundle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from flash_export.validators.results import Row, ValidationReport
+
+    SchemeExporter = Callable[[str], Bundle]
+
+pytest.importorskip("onnxruntime")
+
+OPTIONS = ValidationOptions(seq_lens=(1, 9, 64), batches=(2,), backends=("ort-cpu",), threads=1, latency_budget_s=0)
+PLAN = ValidationOptions(backends=("ort-cpu",), threads=1, latency_budget_s=0, max_seq_len=40)
+
+
+def list_failed(report: ValidationReport) -> list[Row]:
+    return [row for row in report.rows if row.status == "failed"]
+
+
+def edit(
+    bundle: Bundle,
+    folder: Path,
+    change: Callable[[onnx.ModelProto], None] | None = None,
+    *,
+    budget: float | None = None,
+) -> Bundle:
+    """Copy a bundle and sign a change of its forward graph, or another budget."""
+    copy = Bundle.open(shutil.copytree(bundle.path, folder / "edited"))
+    path = copy.get_graph_path()
+    if change is not None:
+        model = onnx.load(path)
+        change(model)
+        onnx.save(model, path)
+    if budget is not None:
+        values = json.loads((copy.path / "quantization.json").read_text())
+        (copy.path / "quantization.json").write_text(json.dumps(values | {"budget": budget}))
+    files = {name: hash_file(copy.path / name) for name in copy.manifest.files}
+    manifest = dataclasses.replace(copy.manifest, files=files)
+    write_file(copy.path / "manifest.json", manifest.to_json().encode())
+    return Bundle.open(copy.path)
+
+
+def edit_constant(part: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[onnx.ModelProto], None]:
+    """Change the constant whose name has this in it."""
+
+    def edit_model(model: onnx.ModelProto) -> None:
+        (tensor,) = (tensor for tensor in model.graph.initializer if part in tensor.name)
+        values = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(numpy_helper.from_array(change(values.copy()).astype(values.dtype), tensor.name))
+
+    return edit_model
+
+
+def cut_activations(model: onnx.ModelProto) -> None:
+    """Give the input of the head a hundredth of its range."""
+    edit_constant("head.weight_input_scale", lambda scale: scale / 100)(model)
+
+
+def let_sum_include_itself(model: onnx.ModelProto) -> None:
+    (node,) = (node for node in model.graph.node if node.name == "layers.0.linear/CumSum_0")
+    next(attribute for attribute in node.attribute if attribute.name == "exclusive").i = 0
+
+
+def see_the_next_token(model: onnx.ModelProto) -> None:
+    """Show the next token in the table of distances, which is all that hides it."""
+    edit_constant("bias_by_distance", lambda table: np.where(np.arange(len(table)) == 8, 4.0, table))(model)
+
+
+def forget_gate(model: onnx.ModelProto) -> None:
+    (node,) = (node for node in model.graph.node if node.name == "layers.0.projection/Mul_0")
+    node.op_type, node.input[:] = "Identity", node.input[:1]
+
+
+def test_a_healthy_bundle_passes(int8_bundle: Bundle) -> None:
+    report = validate_bundle(int8_bundle, PLAN)
+    assert report, list_failed(report)
+    assert {"accuracy", "repeat", "equal-rows", "row-alone", "future"} <= {row.check for row in report.rows}
+    assert report.bits_per_byte is not None
+    record = int8_bundle.read_quantization()
+    assert record is not None
+    assert report.bits_per_byte["ort-cpu"] == pytest.approx(record.bits, rel=1e-3)
+    accuracy = [row for row in report.rows if row.check == "accuracy"]
+    assert all(row.kl_bits is not None and 0 < row.kl_bits < 0.01 for row in accuracy)
+    own = QUANTIZATION_BUDGETS["int8"].own_error
+    for row in report.rows:
+        assert row.tolerance is not None or row.check == "symbolic-shape"
+        assert row.max_rel_error is None or row.max_rel_error < 0.5
+        if row.check in ("row-alone", "future") and row.max_rel_error:
+            assert row.tolerance == pytest.approx(own * (row.max_abs_error or 0) / row.max_rel_error)
+
+
+FAULTS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
+    "an activation cut": (cut_activations, "accuracy"),
+    "a scale of another product": (edit_constant("out_weight_scale", lambda scale: 10 * scale), "accuracy"),
+    "weights of another product": (edit_constant("out_weight_quantized", lambda w: w[::-1]), "accuracy"),
+    "the next token shown": (see_the_next_token, "future"),
+    "a prefix with its own chunk": (let_sum_include_itself, "accuracy"),
+    "a gate without activation": (forget_gate, "accuracy"),
+    "a token of another": (edit_constant("embedding.table_half", lambda table: np.roll(table, 1, axis=0)), "accuracy"),
+}
+
+
+@pytest.mark.parametrize(("fault", "check"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_refused(
+    int8_bundle: Bundle, tmp_path: Path, fault: Callable[[onnx.ModelProto], None], check: str
+) -> None:
+    report = validate_bundle(edit(int8_bundle, tmp_path, fault), PLAN)
+    assert not report
+    assert check in {row.check for row in list_failed(report)}
+
+
+def test_bits_beyond_the_budget_of_the_bundle_fail(int8_bundle: Bundle, tmp_path: Path) -> None:
+    """A constant is added to the logit of one byte: less than the error that is accepted, and the text gets dearer."""
+    change = edit_constant("head.bias", lambda bias: bias + 2.0 * (np.arange(len(bias)) == 250))
+    worse = edit(int8_bundle, tmp_path, change)
+    exact, spoiled = (validate_bundle(bundle, OPTIONS).bits_per_byte for bundle in (int8_bundle, worse))
+    assert exact is not None
+    assert spoiled is not None
+    excess = spoiled["ort-cpu"] / spoiled["eager"] - 1
+    assert excess > exact["ort-cpu"] / exact["eager"] - 1
+
+    strict = validate_bundle(edit(worse, tmp_path / "strict", budget=excess / 2), OPTIONS)
+    reasons = [row.reason for row in list_failed(strict) if row.reason]
+    assert any("held-out text: it needs" in reason and "more bits than the eager model" in reason for reason in reasons)
+    loose = validate_bundle(edit(worse, tmp_path / "loose", budget=excess * 2), OPTIONS)
+    assert not [row for row in list_failed(loose) if "held-out text" in str(row.reason)]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_predictions_that_diverge_fail_though_the_error_is_accepted(scheme: str) -> None:
+    budget = QUANTIZATION_BUDGETS[scheme]
+    expected = np.zeros((1, 4, 8), np.float32)
+    expected[..., 0] = 20.0
+    valid = np.ones((1, 4), bool)
+    near, far = expected.copy(), expected.copy()
+    near[..., 1] = 0.1
+    expected[..., 2], near[..., 2], far[..., 2], far[..., 0] = 19.0, 19.0, 19.0, 16.0
+    assert compare_outputs(expected, expected, near, valid, budget)
+    result = compare_outputs(expected, expected, far, valid, budget)
+    assert result.max_abs_error == 4.0 < (result.tolerance or 0)
+    assert not result
+    assert "the predictions diverge by" in str(result.reason)
+    assert f"accepted are {budget.kl_bits:g}" in str(result.reason)
+    assert compare_outputs(expected, expected, far, valid, Tolerance(atol=5.0))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_own_runs_are_held_to_less_than_the_model_is(scheme: str) -> None:
+    budget = QUANTIZATION_BUDGETS[scheme]
+    assert budget.compute_own_limit(10.0, 99.0) == 10 * budget.own_error
+    assert budget.compute_limit(10.0, 99.0) == 10 * budget.error
+    assert budget.own_error < budget.error
+    # Only where the scale comes from all that is in a batch may a row depend on the others.
+    assert (budget.own_error > 0.02) == (scheme == "int8-dynamic")
+
+
+def test_the_limit_is_the_budget_of_the_bundle_unless_one_is_given(int8_bundle: Bundle) -> None:
+    record = int8_bundle.read_quantization()
+    assert record is not None
+    stated = dataclasses.replace(record, budget=0.03)
+    limit = ValidationOptions().get_limit("int8", stated)
+    assert limit == dataclasses.replace(QUANTIZATION_BUDGETS["int8"], bits_change=0.03)
+    assert ValidationOptions(rtol=0.1).get_limit("int8", stated) == Tolerance(0.0, 0.1)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_quantized_graph_runs_as_it_is(
+    export_scheme: SchemeExporter, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """Its embedding is half; what makes half-precision graphs round on a CPU would make fp32 of that in every file."""
+    monkeypatch.setattr(ort_module, "_rewrite_graph", lambda *_, **__: pytest.fail("the graph was changed"))
+    bundle = export_scheme(scheme)
+    ids = np.arange(20)[None] % 256
+    with OrtRunner(bundle.get_graph(), bundle.get_graph_path(), threads=1) as runner:
+        logits = runner.run({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"]
+    assert np.isfinite(logits).all()
