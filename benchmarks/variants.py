@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flash_export.config import HELDOUT, SCHEMES, ExportOptions, QuantizeOptions
+from flash_export.config import SCHEMES, ExportOptions, QuantizeOptions
 from flash_export.errors import FlashExportError
 from flash_export.exporters.export import export_onnx
 from flash_export.quantization.quantize import quantize_bundle
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 FP32 = "fp32"
 EXPORTED = (FP32, "fp16", "bf16")
 PRECISIONS = (*EXPORTED, *SCHEMES)
+CALIBRATED = QuantizeOptions()  # with the held-out text of the bundle
 
 
 def make_variants(
-    source: Path, folder: Path, precisions: Sequence[str], *, calibration: str = HELDOUT, **foreign: Any
+    source: Path, folder: Path, precisions: Sequence[str], *, quantization: QuantizeOptions = CALIBRATED, **foreign: Any
 ) -> tuple[dict[str, Bundle], dict[str, str]]:
     """Export a model in fp32 and half precision, and quantize the fp32 bundle.
 
@@ -30,7 +32,7 @@ def make_variants(
         source: The checkpoint.
         folder: Where the bundles are put, under the names of their precisions.
         precisions: Which of them; fp32 is always made.
-        calibration: What the quantized ones are calibrated with.
+        quantization: How, but for the scheme.
         foreign: What a foreign checkpoint needs, see :func:`export_onnx`.
 
     Returns:
@@ -41,7 +43,7 @@ def make_variants(
     for name in precisions:
         if name == FP32:
             continue
-        found = _make(name, source, folder / name, bundles[FP32], calibration, foreign)
+        found = _make(name, source, folder / name, bundles[FP32], quantization, foreign)
         if isinstance(found, str):
             reasons[name] = found
         else:
@@ -50,11 +52,11 @@ def make_variants(
 
 
 def _make(
-    name: str, source: Path, output: Path, fp32: Bundle, calibration: str, foreign: Mapping[str, Any]
+    name: str, source: Path, output: Path, fp32: Bundle, options: QuantizeOptions, foreign: Mapping[str, Any]
 ) -> Bundle | str:
     try:
         if name in SCHEMES:
-            return quantize_bundle(fp32, output, options=QuantizeOptions(scheme=name, calibration=calibration))
+            return quantize_bundle(fp32, output, options=replace(options, scheme=name))
         return export_onnx(source, output, options=ExportOptions(precision=name), **foreign)
     except FlashExportError as error:
         return describe_exception(error, output.parent)
