@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytest.importorskip("onnxruntime")
 
 
-@pytest.fixture(scope="module", params=["fp16", "bf16"])
+@pytest.fixture(scope="module", params=["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A causal bundle, all graphs, that no test may change."""
     folder = tmp_path_factory.mktemp(request.param)

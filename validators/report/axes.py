@@ -14,6 +14,10 @@ LEFT, RIGHT, TOP, BOTTOM = 76, 18, 14, 46
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+# What is smaller is drawn at the edge: 10.0**-324 is 0.
+LOWEST_DECADE = -300
+
+
 @dataclass(frozen=True)
 class Tick:
     """A label and where it stands."""
@@ -104,7 +108,7 @@ def format_length(length: int) -> str:
 
 
 def _build_decades(values: list[float]) -> tuple[LogAxis, range]:
-    low = math.floor(math.log10(min(values)))
+    low = max(math.floor(math.log10(min(values))), LOWEST_DECADE)
     high = max(math.ceil(math.log10(max(values))), low + 1)
     step = -(-(high - low) // 7)
     return LogAxis(10.0**low, 10.0**high, HEIGHT - BOTTOM, TOP), range(low, high + 1, step)

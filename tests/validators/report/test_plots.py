@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from flash_export.validators.report.axes import build_error_axis
 from flash_export.validators.report.plots import Plot, Series, build_error_plot
 from tests.validators.report.builders import CRASHED, FULL, SKIPPED, make_invariance, make_passed, make_report
 
@@ -66,3 +67,8 @@ def test_every_row_that_passed_is_below_the_limit() -> None:
     height = float(find_series(plot, "limit").path.split()[1])
     assert find_series(plot, "ort-cpu").marks[0].y > height
     assert find_series(plot, "ort-cpu, masked").marks[0].y > height
+
+
+def test_error_too_small_for_a_power_of_ten_is_drawn_at_the_edge() -> None:
+    axis, ticks = build_error_axis([5e-324, 1e-3])
+    assert axis.place(5e-324) == axis.place(1e-300) == ticks[0].position
