@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMAT_VERSION = 1
+HALF_PRECISIONS = ("fp16", "bf16")
 # Names of what a graph carries from run to run: as its input, and as its output.
 STATE_PREFIX, NEW_STATE_PREFIX = "state.", "new_state."
 
@@ -51,6 +52,11 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     axes: dict[str, AxisRange]
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the graph computes in half precision; on a CPU, its rounding is spelled out."""
+        return self.precision in HALF_PRECISIONS
 
     @property
     def state_inputs(self) -> tuple[TensorSpec, ...]:

@@ -84,11 +84,6 @@ class QuantizationRecord:
         total = sum(product.weights for product in self.products)
         return sum(product.weights for product in self.products if product.scheme != FP32) / total if total else 0.0
 
-    @property
-    def is_within_budget(self) -> bool:
-        """Whether the loss was accepted."""
-        return self.loss <= self.budget
-
     def to_json(self) -> str:
         """Return the text of ``quantization.json``."""
         return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"

@@ -48,11 +48,6 @@ class Precision:
         """What is not an island has this dtype."""
         return DTYPES[self.name] if self.watch is None else torch.float32
 
-    @property
-    def largest(self) -> float:
-        """Largest finite value of the graph's dtype."""
-        return torch.finfo(DTYPES[self.name]).max
-
     def enter_block(self, index: int) -> Precision:
         """Return the precision of a block."""
         return replace(self, scope=f"layers.{index}.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from flash_export.config import FP8, INT4, INT8
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -32,6 +34,13 @@ class ProductPlan:
     terms: int = 1
     block_size: int = 32
 
+    def __post_init__(self) -> None:
+        """Check that what the scheme needs is there, and nothing that it has no use for."""
+        if (self.scheme in (INT8, FP8)) != (self.activation_max is not None):
+            raise ValueError(f"scheme {self.scheme} with activation_max={self.activation_max}")
+        if self.terms > 1 and (self.scheme != INT8 or self.smoothing is not None):
+            raise ValueError(f"scheme {self.scheme} has no smoothed or float product in {self.terms} terms")
+
 
 @dataclass(frozen=True)
 class QuantizationPlan:
@@ -48,7 +57,7 @@ class QuantizationPlan:
     @property
     def block_size(self) -> int | None:
         """Inputs of a weight that share a scale; None where all of them do."""
-        return next((product.block_size for product in self.products.values() if product.scheme == "int4"), None)
+        return next((product.block_size for product in self.products.values() if product.scheme == INT4), None)
 
 
 @dataclass(frozen=True)

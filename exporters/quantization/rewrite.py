@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from flash_export.config import FP8, INT4, INT8, INT8_DYNAMIC
 from flash_export.exporters.quantization.nodes import (
     add_constant,
     get_input,
@@ -55,7 +56,7 @@ class _Place:
     """A product in a graph, and the means to put nodes around it."""
 
     def __init__(self, graph: ir.Graph, product: Product) -> None:
-        self.graph, self.node, self.name, self.scope = graph, product.node, product.name, f"{product.name}.quantized"
+        self.graph, self.node, self.scope = graph, product.node, f"{product.name}.quantized"
         self.activation, self.weight_name = product.input, product.weight.name
         self.weight: Float[np.ndarray, "k n"] = read_constant(product.weight)
 
@@ -99,12 +100,11 @@ class _Place:
 
 def _round_both(place: _Place, plan: ProductPlan) -> None:
     """Round weight and activation, the latter with a scale known beforehand."""
-    if plan.activation_max is None:
-        raise ValueError(f"{place.name} has scheme {plan.scheme} and no activation_max")
-    is_float = plan.scheme == "fp8"
+    assert plan.activation_max is not None  # a plan of such a scheme has one
+    is_float = plan.scheme == FP8
     step = np.float32(plan.activation_max / (FP8_MAX if is_float else INT8_MAX))
     if plan.terms > 1:
-        _round_in_two_terms(place, plan, step)
+        _round_in_two_terms(place, step)
         return
     place.smooth(plan)
     weight = round_to_fp8(place.weight) if is_float else round_to_int8(place.weight)
@@ -113,19 +113,16 @@ def _round_both(place: _Place, plan: ProductPlan) -> None:
     _keep_bias_apart(place)
 
 
-def _round_in_two_terms(place: _Place, plan: ProductPlan, step: np.float32) -> None:
+def _round_in_two_terms(place: _Place, step: np.float32) -> None:
     """Make two int8 products of one: of the activation in whole steps, and of what is left of it.
 
     Activation and weight are measured in steps. The rest is taken the other way round and its product subtracted,
     because onnxruntime makes a Gemm of a product and a sum (see :func:`_keep_bias_apart`).
     """
-    divisor = step if plan.smoothing is None else step * plan.smoothing
-    inverse = place.add("inverse_step", np.float32(1) / divisor)
-    scaled = place.insert("Mul", [place.activation, inverse])
+    scaled = place.insert("Mul", [place.activation, place.add("inverse_step", np.float32(1) / step)])
     whole = place.insert("Round", [scaled])
     rest = place.insert("Sub", [whole, scaled])
-    rows = np.broadcast_to(divisor, len(place.weight))
-    weight = place.dequantize_weight(round_to_int8(place.weight * rows[:, None]))
+    weight = place.dequantize_weight(round_to_int8(place.weight * step))
     first = place.round_activation(whole, "whole", np.float32(1), np.dtype(np.int8))
     second = place.round_activation(rest, "rest", np.float32(0.5 / INT8_MAX), np.dtype(np.int8), number=2)
     output = place.node.outputs[0]
@@ -174,8 +171,8 @@ def _round_blocks(place: _Place, plan: ProductPlan) -> None:
 
 
 _REWRITERS: dict[str, Callable[[_Place, ProductPlan], None]] = {
-    "int8": _round_both,
-    "fp8": _round_both,
-    "int8-dynamic": _round_at_run_time,
-    "int4": _round_blocks,
+    INT8: _round_both,
+    FP8: _round_both,
+    INT8_DYNAMIC: _round_at_run_time,
+    INT4: _round_blocks,
 }

@@ -22,16 +22,15 @@ from flash_export.quantization.rounding import list_roundings
 from flash_export.quantization.search import Candidate, Search
 from flash_export.quantization.text import CalibrationText
 from flash_export.quantization_record import FP32, ProductRecord, QuantizationRecord
+from flash_export.validators.plan import get_axis
+from flash_export.validators.steps import Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from flash_export.bundle import Bundle
     from flash_export.quantization.rounding import Rounding
     from flash_export.quantization.search import Choice
+    from flash_export.validators.steps import ProgressCallback
 
-    # Steps done, steps in all, and what comes next.
-    ProgressCallback = Callable[[int, int, str], None]
 
 # Trace, record, all of them together, export, besides one a product; what the search adds is counted as it comes.
 _OTHER_STEPS = 4
@@ -61,7 +60,8 @@ def quantize_bundle(
         The new bundle, opened and checked.
 
     Raises:
-        ConfigError: The bundle is not fp32, or a pattern names nothing.
+        ConfigError: The bundle is not fp32 or its own output, a pattern names nothing, or nothing can be quantized
+            within the budget.
         InputError: The calibration text cannot be used.
         BundleError: ``output`` cannot be written; it is then as it was before.
     """
@@ -70,21 +70,23 @@ def quantize_bundle(
     graph = bundle.get_graph()
     if graph.precision != "fp32":
         raise ConfigError(f"{bundle.path} is {graph.precision}; quantize the fp32 bundle that it was made from")
-    export_options = _read_export_options(bundle, options.scheme)
-    text = CalibrationText.load(bundle, options.calibration, _get_longest(bundle))
-    steps = _Steps(progress)
+    if Path(output).resolve() == bundle.path.resolve():
+        raise ConfigError(f"{output} is the bundle itself, which would be lost; choose another folder")
+    export_options, longest = _read_export_options(bundle, options.scheme), get_axis(graph, "seq").max
+    text = CalibrationText.load(bundle, options.calibration, longest)
+    steps = Steps(progress, _OTHER_STEPS)
 
-    steps.start("tracing")
+    steps.begin("tracing")
     model = bundle.load_model()
     trial = TrialGraph(model, describe_graphs(model.config, export_options)[FORWARD])
     sizes = {product.name: product.weight.size for product in trial.products}
     kept = _match(options.keep, list(sizes))
-    steps.expected = _OTHER_STEPS + len(sizes)
+    steps.total = _OTHER_STEPS + len(sizes)
     with tempfile.TemporaryDirectory() as folder:
         path = trial.write(Path(folder))
-        steps.start("ranges of the activations")
+        steps.begin("ranges of the activations")
         widest = 4 * sum(len(product.weight) for product in trial.products)
-        seq_lens = list_lengths(len(text.tokens), _get_longest(bundle), widest)
+        seq_lens = list_lengths(len(text.tokens), longest, widest)
         activations = record_activations(trial, path, text.tokens, seq_lens, options.threads)
         ladders = {
             product.name: list_roundings(
@@ -106,9 +108,21 @@ def quantize_bundle(
             for name, weights in sizes.items()
             if name not in kept
         )
-        choice = Search(trial, judge, options.scheme, steps.start).run(candidates, options.accepted_loss)
+        if not candidates:
+            name, reason = next(iter(kept.items()))
+            raise ConfigError(
+                f"nothing of {bundle.path} can be {options.scheme} ({name}: {reason}); take --keep back, or choose "
+                "another --block-size or --scheme"
+            )
+        choice = Search(trial, judge, options.scheme, steps.begin).run(candidates, options.accepted_loss)
+    if not choice.plan.products:
+        least = min(choice.sensitivity.values())
+        raise ConfigError(
+            f"budget={options.accepted_loss:g} leaves no product in {options.scheme}: in the cheapest way each alone "
+            f"loses at least {least:.2g}; raise --budget, or choose another --scheme"
+        )
     record = _record(bundle, options, text, seq_lens, sizes, ladders, kept, choice)
-    steps.start("exporting")
+    steps.begin("exporting")
     return export_onnx(
         bundle.path,
         output,
@@ -116,26 +130,6 @@ def quantize_bundle(
         force=force,
         quantization=Quantization(choice.plan, bundle.manifest.checkpoint, record.to_json()),
     )
-
-
-class _Steps:
-    """Counts what is done."""
-
-    def __init__(self, progress: ProgressCallback | None) -> None:
-        self.expected = _OTHER_STEPS
-        self._progress, self._done = progress, 0
-
-    def start(self, label: str) -> None:
-        """Say what comes next."""
-        if self._progress:
-            self._progress(self._done, max(self.expected, self._done + 1), label)
-        self._done += 1
-
-
-def _get_longest(bundle: Bundle) -> int:
-    graph = bundle.get_graph()
-    size = graph.inputs[0].shape[1]
-    return size if isinstance(size, int) else graph.axes[size].max
 
 
 def _read_export_options(bundle: Bundle, scheme: str) -> ExportOptions:

@@ -121,7 +121,9 @@ def _read_tokens(path: Path, vocab_size: int) -> Int[np.ndarray, " n"]:
         else:
             tokens = np.frombuffer(path.read_bytes(), np.uint8)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read ({error}); give text, or token ids as .npy") from error
+        raise InputError(
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); give text, or token ids as .npy"
+        ) from error
     if not np.issubdtype(tokens.dtype, np.integer):
         raise InputError(f"{path} holds {tokens.dtype}; give whole numbers, the token ids")
     if len(tokens) < MIN_TOKENS:

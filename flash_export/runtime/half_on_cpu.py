@@ -46,13 +46,6 @@ EXACT_OPS = frozenset(
 _SOURCES = frozenset({"Constant", "ConstantOfShape"})  # their dtype is in an attribute
 
 
-def is_half_graph(model: onnx.ModelProto) -> bool:
-    """Tell whether a graph has weights or Casts of half precision."""
-    return any(tensor.data_type in HALF_TYPES for tensor in model.graph.initializer) or any(
-        node.op_type == "Cast" and _get_target(node) in HALF_TYPES for node in model.graph.node
-    )
-
-
 def spell_rounding(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a graph of fp32 operators that rounds every value of a half-precision graph as that does.
 
@@ -115,7 +108,3 @@ def _spell_node(node: onnx.NodeProto, types: dict[str, int], names: dict[str, st
 
 def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
     return helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=to)
-
-
-def _get_target(node: onnx.NodeProto) -> int:
-    return next(attribute.i for attribute in node.attribute if attribute.name == "to")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from flash_export.config import PRECISIONS
 from flash_export.errors import BackendUnavailableError, BundleError
 from flash_export.runtime.inputs import check_inputs
 
@@ -58,7 +57,7 @@ class OrtRunner:
         """
         self._graph = graph
         self._provider = provider
-        spells_rounding = rounds and provider == "cpu" and graph.precision in PRECISIONS[1:]
+        spells_rounding = rounds and provider == "cpu" and graph.is_half
         self._session = _open_session(
             path, provider, threads, fixed_axes or {}, inner_values, spells_rounding=spells_rounding
         )
@@ -172,10 +171,10 @@ def _rewrite_graph(path: Path, exposed: Sequence[str], *, spells_rounding: bool)
     """
     import onnx
 
-    from flash_export.runtime.half_on_cpu import is_half_graph, spell_rounding
+    from flash_export.runtime.half_on_cpu import spell_rounding
 
     model = onnx.load(path, load_external_data=False)
-    if spells_rounding and is_half_graph(model):
+    if spells_rounding:
         model = spell_rounding(model)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)
     return bytes(model.SerializeToString())

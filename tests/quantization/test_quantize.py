@@ -14,7 +14,7 @@ import pytest
 from flash_export.bundle import Bundle
 from flash_export.config import QuantizeOptions
 from flash_export.errors import BundleError, ConfigError, InputError
-from flash_export.exporters.quantization.plan import QuantizationPlan
+from flash_export.exporters.quantization.plan import ProductPlan, QuantizationPlan
 from flash_export.files import hash_file
 from flash_export.quantization.judge import Loss
 from flash_export.quantization.quantize import quantize_bundle
@@ -82,7 +82,7 @@ def test_the_record_says_what_was_done(causal_byte_bundle: Bundle, int8_bundle: 
     assert record.seq_lens == (96,)
     assert record.predictions == len((causal_byte_bundle.path / "heldout.txt").read_bytes()) // 64 * 63
     assert 0 <= record.loss <= record.budget
-    assert record.is_within_budget
+    assert record.loss <= record.budget
     assert record.bits is not None
     assert record.reference_bits > 1
     assert [product.name for product in record.products] == PRODUCTS
@@ -195,10 +195,34 @@ def test_a_failure_leaves_the_output_as_it_was(
     output = tmp_path / "out"
     shutil.copytree(masked_byte_bundle.path, output)
     before = list_contents(output)
-    choice = Choice(QuantizationPlan("int8"), Loss(0.0, None, 1.0, 0.0), {}, {}, {})
+    plan = QuantizationPlan("int8", {"head": ProductPlan("int8", 1.0)})
+    choice = Choice(plan, Loss(0.0, None, 1.0, 0.0), {}, {}, {})
     monkeypatch.setattr("flash_export.quantization.search.Search.run", lambda *_: choice)
     monkeypatch.setattr("flash_export.exporters.export.write_models", fail)
     with pytest.raises(InputError, match="on purpose"):
         quantize_bundle(masked_byte_bundle, output, options=QuantizeOptions(threads=1), force=True)
     assert list_contents(output) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_bundle_is_not_its_own_output(masked_byte_bundle: Bundle) -> None:
+    before = list_contents(masked_byte_bundle.path)
+    with pytest.raises(ConfigError, match="is the bundle itself, which would be lost; choose another folder"):
+        quantize_bundle(masked_byte_bundle, masked_byte_bundle.path, force=True)
+    assert list_contents(masked_byte_bundle.path) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (QuantizeOptions("int4", block_size=1024), r"can be int4 \(layers.0.projection: its 32 inputs are no multiple"),
+        (QuantizeOptions(keep=("*",)), r"can be int8 \(layers.0.projection: --keep \*\); take --keep back"),
+        (QuantizeOptions(budget=1e-12), r"budget=1e-12 leaves no product in int8: .* at least .*; raise --budget"),
+    ],
+)
+def test_a_bundle_with_nothing_in_few_bits_is_not_written(
+    masked_byte_bundle: Bundle, tmp_path: Path, options: QuantizeOptions, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        quantize_bundle(masked_byte_bundle, tmp_path / "out", options=dataclasses.replace(options, threads=1))
+    assert not list(tmp_path.iterdir())

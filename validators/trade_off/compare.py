@@ -14,6 +14,7 @@ from flash_export.validators.cells import describe_exception
 from flash_export.validators.environment import describe_environment
 from flash_export.validators.footprint import BUDGET_S, Footprint, FootprintRequest, measure_footprint
 from flash_export.validators.plan import Cell, check_lengths, get_axis
+from flash_export.validators.steps import Steps
 from flash_export.validators.trade_off.candidates import (
     Candidate,
     check_same_model,
@@ -23,18 +24,16 @@ from flash_export.validators.trade_off.candidates import (
 )
 from flash_export.validators.trade_off.quality import QualityMeter, list_random_pieces, list_text_pieces
 from flash_export.validators.trade_off.results import Entry, TradeOff
-from flash_export.validators.trade_off.speed import has_decode, is_rounded, time_decode, time_forward
+from flash_export.validators.trade_off.speed import has_decode, time_decode, time_forward
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from flash_export.bundle import Bundle
     from flash_export.manifest import GraphSpec
     from flash_export.runtime.eager import EagerRunner
+    from flash_export.validators.steps import ProgressCallback
     from flash_export.validators.trade_off.results import Quality, Timing
-
-    # Steps done, steps in all, and what comes next.
-    ProgressCallback = Callable[[int, int, str], None]
 
 BACKEND = "ort-cpu"
 DEFAULT_SEQ_LENS = (512, 2048)
@@ -67,22 +66,6 @@ class CompareOptions:
                 raise ConfigError(f"{name}={value} is not usable; use at least 1")
         if not 0 <= self.latency_budget_s < float("inf"):
             raise ConfigError(f"latency_budget_s={self.latency_budget_s} is not usable; use seconds, or 0")
-
-
-class _Steps:
-    """Tells how far a comparison is."""
-
-    def __init__(self, progress: ProgressCallback | None, total: int) -> None:
-        """Begin with nothing done."""
-        self._progress = progress
-        self._total = total
-        self._done = 0
-
-    def begin(self, label: str) -> None:
-        """Name the next step."""
-        if self._progress:
-            self._progress(self._done, self._total, label)
-        self._done += 1
 
 
 @dataclass(frozen=True)
@@ -129,7 +112,7 @@ def compare_bundles(
     else:
         pieces = list(list_random_pieces(candidates, vocab_size, options.windows))
     timed = bool(options.latency_budget_s)
-    steps = _Steps(progress, len(pieces) + (len(cells) + 1 + len(candidates) if timed else 0))
+    steps = Steps(progress, len(pieces) + (len(cells) + 1 + len(candidates) if timed else 0))
     with contextlib.ExitStack() as stack:
         _open(stack, candidates, options.threads)
         with _open_reference(first, options.threads) as runner:
@@ -179,7 +162,7 @@ def _open_reference(bundle: Bundle, threads: int | None) -> EagerRunner:
 
 
 def _measure_speed(
-    candidates: Sequence[Candidate], cells: Sequence[Cell], vocab_size: int, options: CompareOptions, steps: _Steps
+    candidates: Sequence[Candidate], cells: Sequence[Cell], vocab_size: int, options: CompareOptions, steps: Steps
 ) -> list[_Speed]:
     budget_s = options.latency_budget_s
     by_length = []
@@ -203,7 +186,7 @@ def _measure_speed(
 def _measure_footprint(candidate: Candidate, cells: Sequence[Cell], vocab_size: int, threads: int | None) -> Footprint:
     if candidate.reason is not None:
         return Footprint(BACKEND, candidate.reason)
-    if is_rounded(candidate):
+    if candidate.bundle.get_graph(GRAPH).is_half:
         return Footprint(
             BACKEND, "its memory was not measured: on a CPU its predictions are computed in fp32 and rounded"
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flash_export.config import DECODE, PRECISIONS
+from flash_export.config import DECODE
 from flash_export.errors import InputError
 from flash_export.runtime.inputs import check_axis
 from flash_export.validators.backends import GRAPH
@@ -59,7 +59,7 @@ def time_forward(
         check_axis("seq", cell.seq_len, get_axis(graph, "seq"))
         check_axis("batch", cell.batch, get_axis(graph, "batch"))
         runner = candidate.runner
-        if is_rounded(candidate):
+        if graph.is_half:  # not as it rounds here, but as it is shipped
             from flash_export.runtime.ort import OrtRunner
 
             path = candidate.bundle.get_graph_path(GRAPH)
@@ -68,11 +68,6 @@ def time_forward(
 
     with contextlib.ExitStack() as stack:
         return _time(candidates, prepare, cell.seq_len, budget_s)
-
-
-def is_rounded(candidate: Candidate) -> bool:
-    """Tell whether predictions come from a graph that was changed to round as a GPU does: it is not the one to time."""
-    return candidate.bundle.get_graph(GRAPH).precision in PRECISIONS[1:]
 
 
 def time_decode(

@@ -260,7 +260,7 @@ def test_the_bias_is_kept_apart_for_a_reason(
 
 
 def test_a_plan_without_the_range_that_it_needs_is_refused(write_product: ProductWriter) -> None:
-    with pytest.raises(ValueError, match="out has scheme int8 and no activation_max"):
+    with pytest.raises(ValueError, match="scheme int8 with activation_max=None"):
         quantize_product(write_product(make_product()[1]), ProductPlan("int8"))
 
 
