@@ -12,6 +12,7 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+ORACLES := $(VENV)/oracles
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint slow clean
@@ -22,16 +23,24 @@ help:
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v[:2] else f"Python {v[0]}.{v[1]} is too old; set PYTHON to 3.10 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[cpu,rtx,test,dev]'
+	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[cpu,openvino,rtx,test,dev]'
+	touch $@
+
+# What tests compare with and cannot be installed beside our packages: each release in a folder of its own.
+$(ORACLES)/.installed: tests/oracles.txt $(INSTALLED)
+	for release in $$(grep -v '^#' $<); do \
+	  test -d "$(ORACLES)/$$release" || \
+	  $(BIN)/python -m pip install $(PIP_ARGS) --quiet --no-deps --target "$(ORACLES)/$$release" "$$release" || exit 1; \
+	done
 	touch $@
 
 demo: $(INSTALLED)
 	$(BIN)/flash-export demo --output demo
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(ORACLES)/.installed
 	$(BIN)/python -m pytest -m 'not slow'
 
-slow: $(INSTALLED)
+slow: $(INSTALLED) $(ORACLES)/.installed
 	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)
