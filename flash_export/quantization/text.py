@@ -146,10 +146,10 @@ def _read_array(path: Path, cure: str) -> np.ndarray:
     content = io.BytesIO(read_bytes(path, InputError, cure, max_bytes=MAX_CALIBRATION_BYTES))
     try:
         is_first = npy.read_magic(content) == (1, 0)
-        shape, _, dtype = (npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0)(content)
+        shape, is_fortran, dtype = (npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0)(content)
     except (ValueError, TypeError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
         raise InputError(f"{path} cannot be read as .npy ({describe_reason(error)}); {cure}") from error
     data = content.read()
     if dtype.hasobject or min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(data):
         raise InputError(f"{path} should hold {dtype} {show(shape)}, but has {len(data):,} bytes of them; {cure}")
-    return np.frombuffer(data, dtype)
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C").ravel()

@@ -174,7 +174,10 @@ def test_state_of_no_known_model_is_not_saved(tmp_path: Path) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StateError, match=r"a\.state is missing; give a file that was saved as a state"):
+    with pytest.raises(
+        StateError,
+        match=r"a\.state cannot be read \(No such file or directory\); give a file",
+    ):
         State.load(tmp_path / "a.state", make_bundle(tmp_path))
 
 
