@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flash_export.errors import BundleError
+from flash_export.external_data import check_external_data
 from flash_export.manifest import GraphSpec, TensorSpec
 from flash_export.runtime.ort import OrtRunner
 
@@ -58,6 +59,7 @@ def read_foreign_graph(path: Path, graph: GraphSpec) -> ForeignGraph:
         raise BundleError(
             f"{path} cannot be read as ONNX ({' '.join(str(error).split())}); give an .onnx file"
         ) from error
+    check_external_data(path)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     masks = [value for value in inputs if _MASK_WORD in value.name.lower()]
