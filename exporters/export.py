@@ -120,7 +120,7 @@ def export_onnx(
         graphs = {name: replace(graph, precision=quantization.plan.scheme) for name, graph in graphs.items()}
         loaded = replace(loaded, provenance=quantization.provenance)
     provenance, facts = loaded.provenance, _describe_model(loaded.model, options, graphs)
-    with replace_folder(target) as staging:
+    with replace_folder(target, overwrite=force) as staging:
         start(2)
         loaded.model.save_pretrained(staging)
         _copy_heldout(loaded.folder, staging)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flash_export.bundle import ENGINE_FOLDER, MANIFEST_FILE, Bundle
+from flash_export.bundle import ENGINE_FOLDER, MANIFEST_FILE, Bundle, reads_bundles
 from flash_export.errors import BundleError
 from flash_export.exporters.analysis import GraphAnalysis, analyse_graph
 
@@ -51,10 +51,7 @@ def inspect_path(path: str | Path) -> Inspection:
     if not target.exists():
         raise BundleError(f"{target} does not exist; give a bundle folder, an .onnx file or an engine")
     if target.is_dir():
-        bundle = Bundle.open(target)
-        graphs = {name: analyse_graph(bundle.get_graph_path(name)) for name in bundle.manifest.graphs}
-        engines, quantization = tuple(bundle.list_engines()), bundle.read_quantization()
-        return Inspection("bundle", target, bundle.manifest, graphs, engines, quantization)
+        return _inspect_bundle(Bundle.open(target))
     if target.suffix == ".onnx":
         return Inspection("graph", target, None, {target.name: analyse_graph(target)}, ())
     folder = target.resolve().parent
@@ -69,3 +66,10 @@ def inspect_path(path: str | Path) -> Inspection:
         f"{target} is neither a bundle (a folder with {MANIFEST_FILE}), an .onnx file, nor an engine in a bundle's "
         f"{ENGINE_FOLDER} folder"
     )
+
+
+@reads_bundles
+def _inspect_bundle(bundle: Bundle) -> Inspection:
+    graphs = {name: analyse_graph(bundle.get_graph_path(name)) for name in bundle.manifest.graphs}
+    engines, quantization = tuple(bundle.list_engines()), bundle.read_quantization()
+    return Inspection("bundle", bundle.path, bundle.manifest, graphs, engines, quantization)

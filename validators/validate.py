@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import flash_export
-from flash_export.bundle import MANIFEST_FILE
+from flash_export.bundle import MANIFEST_FILE, reads_bundles
 from flash_export.config import ERROR_BUDGETS, QUANTIZATION_BUDGETS, Tolerance
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.files import hash_file
@@ -104,6 +104,7 @@ class Step:
     run: Callable[[], StepResult]
 
 
+@reads_bundles
 def validate_bundle(
     bundle: Bundle,
     options: ValidationOptions | None = None,

@@ -1,6 +1,7 @@
 """The ``flash-export`` command: a group whose commands parse, call the library, print and set the exit code.
 
-Exit codes: 0 all good; 1 a validation said no; 2 bad input or usage; 70 a fault of ours; 130 interrupted.
+Exit codes: 0 all good; 1 a validation said no; 2 bad input or usage; 70 a fault of ours; 130 interrupted by Ctrl-C, 143
+and 129 by SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from flash_export.cli.quantize import quantize_command
 from flash_export.cli.show_report import report_command
 from flash_export.cli.validate import validate_command
 from flash_export.errors import MAX_MESSAGE_CHARACTERS, FlashExportError, describe_reason, make_visible, shorten
+from flash_export.termination import get_exit_code, raise_terminations
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
-EXIT_INTERRUPTED = 130
 # The project URLs, by their well-known labels (https://packaging.python.org/specifications/well-known-project-urls).
 _REPORT_LABELS = ("issues", "bugtracker", "tracker", "source", "repository", "homepage")
 
@@ -47,14 +48,15 @@ class ErrorReportingGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; show a traceback only if ``--traceback`` was given."""
         try:
-            return super().invoke(ctx)
+            with raise_terminations():
+                return super().invoke(ctx)
         except click.UsageError as error:
             _report_usage_error(error)
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise  # click answers them: a closed pipe, as of '| head', is no error
-        except (KeyboardInterrupt, click.Abort):
+        except (KeyboardInterrupt, click.Abort) as interrupt:
             click.echo("Interrupted.", err=True)
-            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+            raise click.exceptions.Exit(get_exit_code(interrupt)) from None
         except Exception as error:
             if ctx.params.get("show_traceback"):
                 click.echo(traceback.format_exc(), err=True, nl=False)

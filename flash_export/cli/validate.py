@@ -118,7 +118,8 @@ def validate_command(
     opened = Bundle.open(bundle)
     with show_progress(stderr, "Validating") as progress:
         report = validate_bundle(opened, options, progress, journal_path=journal, resume=resume)
-    write_report(report, ReportFiles(folder / JSON_FILE, folder / HTML_FILE, junit_file))
+    with opened.lock():  # no one puts another bundle in the place of the one that the report is about
+        write_report(report, ReportFiles(folder / JSON_FILE, folder / HTML_FILE, junit_file))
     write_text(json_file, report.to_json())
     write_text(markdown_file, render_markdown(report))
     journal.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.bundle import reads_bundles
 from flash_export.errors import BundleError, ConfigError
 from flash_export.probes import LOGITS
 from flash_export.validators.backends import ENGINE_PREFIX, GRAPH, ORT_PROVIDERS
@@ -59,6 +60,7 @@ class BisectOptions:
             raise ConfigError(f"unknown backend {self.backend!r}; use one of {', '.join(ORT_PROVIDERS)}")
 
 
+@reads_bundles
 def bisect_bundle(
     bundle: Bundle,
     options: BisectOptions | None = None,

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.bundle import reads_bundles
 from flash_export.errors import ConfigError, InputError
 from flash_export.ranges.growth import fit_growth
 from flash_export.ranges.text import Text
@@ -60,6 +61,7 @@ class RangesOptions:
             raise ConfigError(f"seconds={self.seconds} is not usable; use more than 0")
 
 
+@reads_bundles
 def profile_ranges(
     bundle: Bundle, options: RangesOptions | None = None, progress: ProgressCallback | None = None
 ) -> RangesReport:
