@@ -18,6 +18,7 @@ from flash_export.manifest import FORMAT_VERSION, EngineManifest, GraphSpec, Man
 from flash_export.probes import PROBES_FILE, ProbeMap
 from flash_export.quantization_record import QuantizationRecord
 from flash_export.structure import find_mismatch
+from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
     from flash_export.models.base import ReferenceModel
@@ -69,7 +70,7 @@ class Bundle:
         try:
             return self.manifest.graphs[name]
         except KeyError:
-            known = ", ".join(self.manifest.graphs)
+            known = list_known(name, self.manifest.graphs)
             raise BundleError(f"{self.path} has no graph {name!r}; it has {known}") from None
 
     def get_graph_path(self, name: str = "forward") -> Path:

@@ -16,6 +16,7 @@ import numpy as np
 from flash_export.errors import ConfigError, InputError
 from flash_export.manifest import AxisRange
 from flash_export.runtime.inputs import check_axis
+from flash_export.suggest import list_known
 from flash_export.validators.latency import DEFAULT_BUDGET_S
 
 if TYPE_CHECKING:
@@ -256,7 +257,8 @@ def _read_plan(path: Path, batches: tuple[int, ...]) -> Plan:
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"plan {str(path)!r} cannot be read ({reason}); use quick, full, or a JSON file with seq_lens"
+            f"plan {str(path)!r} cannot be read ({reason}); use a JSON file with seq_lens, or one of "
+            f"{list_known(path, (QUICK, FULL))}"
         ) from error
     fields = ("seq_lens", "batches")
     if not isinstance(values, dict) or "seq_lens" not in values or set(values) - set(fields):

@@ -12,6 +12,7 @@ from flash_export.config import HELDOUT
 from flash_export.errors import InputError
 from flash_export.files import hash_file
 from flash_export.heldout import Heldout
+from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -122,7 +123,8 @@ def _read_tokens(path: Path, vocab_size: int) -> Int[np.ndarray, " n"]:
             tokens = np.frombuffer(path.read_bytes(), np.uint8)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(
-            f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); give text, or token ids as .npy"
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); give text, token ids as .npy, or "
+            f"{list_known(path, (HELDOUT,))}"
         ) from error
     if not np.issubdtype(tokens.dtype, np.integer):
         raise InputError(f"{path} holds {tokens.dtype}; give whole numbers, the token ids")
