@@ -11,7 +11,7 @@ from flash_export.config import BuildOptions, Flavour
 from flash_export.errors import EngineBuildError
 from flash_export.exporters.engine_facts import count_layer_dtypes, read_tensors
 from flash_export.exporters.engine_log import collect_errors, get_log
-from flash_export.exporters.engine_progress import BuildWatch, ProgressCallback, create_monitor
+from flash_export.exporters.engine_progress import BuildWatch, create_monitor
 from flash_export.exporters.flavour import CURRENT_TARGET, choose_flavour, choose_targets, import_flavour
 from flash_export.exporters.parser_errors import format_complaints, read_complaints
 from flash_export.exporters.profile import DEFAULT_CHUNK_SIZE, derive_profile, parse_profile
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from flash_export.bundle import Bundle
     from flash_export.manifest import GraphSpec, ProfileShapes
+    from flash_export.progress import ProgressCallback
 
 _TURING_REFUSAL = "FP32 GEMM is not supported"
 

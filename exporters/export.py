@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -33,38 +33,23 @@ from flash_export.files import hash_files, replace_folder
 from flash_export.manifest import Manifest, ModelFacts
 from flash_export.models.checkpoint import load_checkpoint
 from flash_export.probes import LOGITS, PROBES_FILE, Probe, ProbeMap
+from flash_export.progress import Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from torch import nn
 
     from flash_export.exporters.quantization.plan import Quantization
     from flash_export.manifest import GraphSpec
     from flash_export.models.base import ReferenceModel
+    from flash_export.progress import ProgressCallback
 
 FLOPS_SEQ_LEN = 1024
 VERSIONED_PACKAGES = ("flash-export", "torch", "onnx", "onnxscript", "onnx-ir", "numpy", "safetensors")
 
 
-@dataclass(frozen=True)
-class ExportStage:
-    """A step of the export, for progress display."""
-
-    index: int
-    total: int
-    text: str
-
-
-STAGES = (
-    "Loading the checkpoint",
-    "Measuring the ranges",
-    "Lowering",
-    "Tracing",
-    "Checking the promises",
-    "Writing",
-    "Hashing",
-)
+NUM_STEPS = 7
 
 
 def export_onnx(
@@ -75,8 +60,8 @@ def export_onnx(
     family: str | None = None,
     config: Mapping[str, Any] | None = None,
     force: bool = False,
-    on_stage: Callable[[ExportStage], None] | None = None,
     quantization: Quantization | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Bundle:
     """Export a checkpoint as a bundle.
 
@@ -87,8 +72,8 @@ def export_onnx(
         family: Model family of a foreign file.
         config: Constructor arguments of a foreign file, or fields to replace in a folder's config.
         force: Replace a bundle that is there, with its engines and reports.
-        on_stage: Called at the start of each step.
         quantization: What :func:`quantize_bundle` decided; None: nothing is quantized.
+        progress: Called before each step.
 
     Returns:
         The bundle, opened and checked.
@@ -101,16 +86,12 @@ def export_onnx(
     options = options or ExportOptions()
     target = Path(output)
     check_output(target, force=force)
-
-    def start(index: int) -> None:
-        if on_stage:
-            on_stage(ExportStage(index, len(STAGES), STAGES[index]))
-
-    start(0)
+    steps = Steps(progress, NUM_STEPS)
+    steps.begin("loading the checkpoint")
     if (Path(checkpoint) / MANIFEST_FILE).exists():
         Bundle.open(checkpoint)  # its config and weights are those that were exported
     loaded = load_checkpoint(checkpoint, family=family, config=config)
-    start(1)
+    steps.begin("measuring the ranges")
     precision, precision_facts = FP32, None
     if options.precision != "fp32":
         choice = choose_islands(loaded.model, loaded.folder, options)
@@ -121,14 +102,14 @@ def export_onnx(
         loaded = replace(loaded, provenance=quantization.provenance)
     provenance, facts = loaded.provenance, _describe_model(loaded.model, options, graphs)
     with replace_folder(target, overwrite=force) as staging:
-        start(2)
+        steps.begin("lowering")
         loaded.model.save_pretrained(staging)
         _copy_heldout(loaded.folder, staging)
         lowered = lower_model(loaded.model, precision)
         if quantization:
             join_projections(lowered)
         del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
-        start(3)
+        steps.begin("tracing")
         models, sizes = SplitModels(f"{GRAPH_FILE}.data"), {}
         for name, graph in graphs.items():
             module = build_graph_module(name, lowered)
@@ -140,19 +121,19 @@ def export_onnx(
             models.add(graph.file, traced.model)
             if name == FORWARD:
                 probes = _describe_probes(lowered, traced.probes)
-        start(4)
+        steps.begin("checking the promises")
         for name, graph in graphs.items():
             skeleton = models.skeletons[graph.file]
             check_promises(skeleton, sizes[name], graph.inputs, graph.outputs)
             # Where onnxruntime knows that two blocks have values of the same shape, it keeps one buffer for both all
             # the time: twice the memory of letting go of it in between.
             del skeleton.graph.value_info[:]
-        start(5)
+        steps.begin("writing")
         write_models(models, staging)
         (staging / PROBES_FILE).write_text(probes.to_json(), encoding="utf-8")
         if quantization:
             (staging / QUANTIZATION_FILE).write_text(quantization.record, encoding="utf-8")
-        start(6)
+        steps.begin("hashing")
         written = sorted(staging.iterdir())
         manifest = Manifest(
             versions=_read_versions(),

@@ -26,6 +26,7 @@ from flash_export.quantization_record import QuantizationRecord
 from flash_export.reading import build_record, read_json_object, read_record
 from flash_export.stamp import Stamp, check_stamp, take_stamp
 from flash_export.structure import show
+from flash_export.suggest import list_known
 from flash_export.temporary import remove_leftovers
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class Bundle:
         try:
             return self.manifest.graphs[name]
         except KeyError:
-            known = ", ".join(self.manifest.graphs)
+            known = list_known(name, self.manifest.graphs)
             raise BundleError(f"{self.path} has no graph {name!r}; it has {known}") from None
 
     def get_graph_path(self, name: str = "forward") -> Path:

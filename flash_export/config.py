@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from flash_export.errors import ConfigError
+from flash_export.suggest import list_known
 
 MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 23, 20
 DEFAULT_MAX_SEQ_LEN = 65536
@@ -46,8 +47,9 @@ class ExportOptions:
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise ConfigError(f"opset={self.opset} is not supported; use {MIN_OPSET} to {MAX_OPSET}")
         for name, known in (("precision", PRECISIONS), ("islands", ISLAND_MODES)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"{name}={value!r} is unknown; use one of {list_known(value, known)}")
         if self.precision == "fp32" and self.islands != "auto":
             raise ConfigError(f"islands={self.islands} needs half precision; add --precision fp16 or bf16")
         for name in ("max_seq_len", "max_batch"):
@@ -56,7 +58,7 @@ class ExportOptions:
         if self.batch is not None and self.batch < 1:
             raise ConfigError(f"batch={self.batch} is not usable; use a whole number of at least 1, or leave it out")
         if unknown := sorted(set(self.graphs) - set(GRAPHS)):
-            raise ConfigError(f"graphs has {', '.join(unknown)}; use {', '.join(GRAPHS)}")
+            raise ConfigError(f"graphs has {', '.join(unknown)}; use {list_known(unknown[0], GRAPHS)}")
         if self.graphs and GRAPHS[0] not in self.graphs:
             raise ConfigError(f"graphs={','.join(self.graphs)} lacks {GRAPHS[0]}, which validation needs; add it")
 
@@ -97,7 +99,7 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
         if self.scheme not in SCHEMES:
-            raise ConfigError(f"scheme={self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
+            raise ConfigError(f"scheme={self.scheme!r} is unknown; use one of {list_known(self.scheme, SCHEMES)}")
         if self.budget is not None and not 0 < self.budget < 1:
             raise ConfigError(f"budget={self.budget} is not usable; use a fraction between 0 and 1, such as 0.005")
         if self.block_size < MIN_BLOCK_SIZE or self.block_size & (self.block_size - 1):
@@ -263,7 +265,7 @@ class BuildOptions:
     def __post_init__(self) -> None:
         """Check what can be checked without a graph and without TensorRT."""
         if self.flavour not in (AUTO_FLAVOUR, *FLAVOURS):
-            known = ", ".join((AUTO_FLAVOUR, *FLAVOURS))
+            known = list_known(self.flavour, (AUTO_FLAVOUR, *FLAVOURS))
             raise ConfigError(f"flavour={self.flavour!r} is unknown; use one of {known}")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ConfigError(f"name={self.name!r} is not usable as a file name; use letters, digits, '.', '_' and '-'")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from flash_export.config import DECODE, PREFILL
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.manifest import TensorSpec
+from flash_export.suggest import describe_unknown
 from flash_export.temporary import create_temporary_folder
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ def list_backends(
         elif name == ENGINE_PREFIX or name in ORT_PROVIDERS or name in engines or name in streams:
             names[name] = None
         else:
-            known = ", ".join([*ORT_PROVIDERS, ENGINE_PREFIX, *engines, *streams])
-            raise ConfigError(f"unknown backend {name!r}; use one of {known}")
+            raise ConfigError(describe_unknown("backend", name, (*ORT_PROVIDERS, ENGINE_PREFIX, *engines, *streams)))
     foreign = [_describe_foreign(bundle, path, threads) for path in onnx_files]
     return [*(_describe_backend(bundle, name, engines, threads) for name in names), *foreign]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from flash_export.bundle import Bundle
     from flash_export.models.base import ReferenceModel
+    from flash_export.progress import ProgressCallback
     from flash_export.quantization_record import QuantizationRecord
     from flash_export.runtime.runner import Runner
     from flash_export.validators.accuracy import Limit
@@ -38,8 +40,7 @@ if TYPE_CHECKING:
     from flash_export.validators.footprint import FootprintRequest
     from flash_export.validators.plan import Cell
 
-    # Work done, work in all, and what comes next; the unit is tokens.
-    ProgressCallback = Callable[[int, int, str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,7 @@ def _open_backends(
         try:
             runner = stack.enter_context(backend.open())
         except BackendUnavailableError as error:
+            logger.debug("%s is skipped", backend.name, exc_info=True)
             skipped.append(Row(backend.name, backend.graph, None, None, False, "skipped", describe_exception(error)))
             continue
         if backend.device not in timed:

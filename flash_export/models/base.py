@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flash_export.errors import CheckpointError, ConfigError
+from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -47,7 +48,7 @@ class ModelConfig:
             choices = self.CHOICES.get(field.name)
             if choices is not None:
                 if value not in choices:
-                    raise ConfigError(f"{field.name}={value!r} is unknown; use one of {', '.join(choices)}")
+                    raise ConfigError(f"{field.name}={value!r} is unknown; use one of {list_known(value, choices)}")
             elif field.type == "bool":
                 if not isinstance(value, bool):
                     raise ConfigError(f"{field.name}={value!r} is not a boolean; use true or false")
@@ -89,7 +90,7 @@ class ModelConfig:
         if unknown := sorted(given.keys() - fields.keys()):
             raise ConfigError(
                 f"unknown config field {', '.join(unknown)} for model_type {cls.model_type!r}; "
-                f"known fields: {', '.join(fields)}"
+                f"known fields: {list_known(unknown[0], fields)}"
             )
         required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
         if missing := [name for name in required if name not in given]:

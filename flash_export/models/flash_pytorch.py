@@ -16,6 +16,7 @@ import torch
 from flash_export.errors import CheckpointError, ConfigError
 from flash_export.models.flash import FlashConfig
 from flash_export.models.gau import GauConfig
+from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -130,7 +131,7 @@ def _check_arguments(
             if value is not True:
                 raise ConfigError(f"{name}={value!r} is not supported; only models whose layers add their input are")
         elif name not in known and name not in IGNORED_ARGUMENTS:
-            accepted = ", ".join((*known, *told_by_weights, "expansion_factor"))
+            accepted = list_known(name, (*known, *told_by_weights, "expansion_factor"))
             raise ConfigError(f"unknown argument {name!r}; flash-pytorch's arguments are {accepted}")
     given = {name: value for name, value in arguments.items() if name in known}
     for name, value in given.items():

@@ -9,6 +9,7 @@ from flash_export.errors import ConfigError
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.flash_pytorch import import_flash, import_gau
 from flash_export.models.gau import GauConfig, GauModel
+from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,5 +57,5 @@ def get_family(name: object) -> Family:
         ConfigError: There is no such family.
     """
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ConfigError(f"unknown model family {name!r}; this version knows {', '.join(FAMILIES)}")
+        raise ConfigError(f"unknown model family {name!r}; this version knows {list_known(name, FAMILIES)}")
     return FAMILIES[name]

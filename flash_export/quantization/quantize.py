@@ -15,21 +15,22 @@ from flash_export.exporters.graphs import describe_graphs
 from flash_export.exporters.quantization.plan import Quantization
 from flash_export.exporters.quantization.trial import TrialGraph
 from flash_export.files import hash_file
+from flash_export.progress import Steps
 from flash_export.quantization.activations import list_lengths, record_activations
 from flash_export.quantization.judge import Judge
 from flash_export.quantization.rounding import list_roundings
 from flash_export.quantization.search import Candidate, Search
 from flash_export.quantization.text import CalibrationText
 from flash_export.quantization_record import FP32, ProductRecord, QuantizationRecord
+from flash_export.suggest import list_known
 from flash_export.temporary import create_temporary_folder
 from flash_export.validators.plan import get_axis
-from flash_export.validators.steps import Steps
 
 if TYPE_CHECKING:
     from flash_export.bundle import Bundle
+    from flash_export.progress import ProgressCallback
     from flash_export.quantization.rounding import Rounding
     from flash_export.quantization.search import Choice
-    from flash_export.validators.steps import ProgressCallback
 
 
 # Trace, record, all of them together, export, besides one a product; what the search adds is counted as it comes.
@@ -157,7 +158,7 @@ def _match(patterns: tuple[str, ...], names: list[str]) -> dict[str, str]:
     for pattern in patterns:
         matching = [name for name in names if fnmatchcase(name, pattern)]
         if not matching:
-            raise ConfigError(f"keep={pattern!r} names nothing; the products are {', '.join(names)}")
+            raise ConfigError(f"keep={pattern!r} names nothing; the products are {list_known(pattern, names)}")
         kept |= dict.fromkeys(matching, f"--keep {pattern}")
     return kept
 

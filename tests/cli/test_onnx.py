@@ -31,8 +31,8 @@ FOREIGN = ["--family", "flash", "--set", "group_size=16"]
 Prepare = Callable[[Path], list[str]]
 
 
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["onnx", *map(str, arguments)])
+def invoke(*arguments: str | Path, columns: int = 80) -> Result:
+    return CliRunner(env={"COLUMNS": str(columns)}).invoke(main, ["onnx", *map(str, arguments)])
 
 
 def list_tree(folder: Path) -> dict[str, bytes | None]:
@@ -95,18 +95,18 @@ def test_export_says_what_it_made(small_checkpoint: Path, small_bundle: Bundle) 
 
 
 @pytest.mark.usefixtures("traced")
-def test_summary_and_silence_on_stderr(place: Path) -> None:
-    result = invoke(place / "model", "-o", place / "out", "--max-seq-len", "512")
+def test_summary_and_what_comes_next(place: Path) -> None:
+    result = invoke(place / "model", "-o", place / "out", "--max-seq-len", "512", columns=500)
     assert result.exit_code == 0, result.output
-    assert result.stderr == ""
+    assert result.stderr == f"Next: flash-export validate {place / 'out'}\n"
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"Exported model.safetensors to {place / 'out'} (")
-    assert lines[1].startswith("  model   flash, vocab_size 17, dim 12, depth 2, hidden_dim 24, chunk_size 16")
-    assert lines[2] == "  inputs  input_ids int64 (batch, seq), attention_mask int64 (batch, seq)"
-    assert lines[3] == "  outputs logits float32 (batch, seq, 17)"
-    assert lines[4] == "  ranges  batch 1 to 64, seq 1 to 512"
-    assert lines[5].startswith("  graph   opset 20, fp32, ")
-    assert lines[5].endswith(" in each of 2 blocks")
+    assert lines[1].startswith("  model     flash, vocab_size 17, dim 12, depth 2, hidden_dim 24, chunk_size 16")
+    assert lines[2] == "  inputs    input_ids int64 (batch, seq), attention_mask int64 (batch, seq)"
+    assert lines[3] == "  outputs   logits float32 (batch, seq, 17)"
+    assert lines[4] == "  ranges    batch 1 to 64, seq 1 to 512"
+    assert lines[5].startswith("  nodes     ")
+    assert lines[5].endswith(" in each of 2 blocks; opset 20, fp32")
     assert len(lines) == 6
 
 

@@ -17,15 +17,11 @@ from flash_export.validators.ranges.measure import Range, measure_ranges
 from flash_export.validators.ranges.results import RangePoint, RangeRow, RangesReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from flash_export.bundle import Bundle
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.probes import Probe
+    from flash_export.progress import ProgressCallback
     from flash_export.runtime.runner import Runner
-
-    # Lengths done, lengths in all, and what comes next.
-    ProgressCallback = Callable[[int, int, str], None]
 
 DEFAULT_SECONDS = 60.0
 DEFAULT_WINDOWS = 4

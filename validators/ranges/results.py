@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flash_export.probes import Point
 from flash_export.ranges.growth import FP16_MAX
+from flash_export.strict_json import format_json
 from flash_export.validators.ranges.measure import SQUARES
 
 if TYPE_CHECKING:
@@ -102,12 +101,4 @@ class RangesReport:
 
     def to_json(self) -> str:
         """Return strict JSON; what is not finite in the model itself is null."""
-        return json.dumps(_drop_infinities(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
-
-
-def _drop_infinities(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {name: _drop_infinities(value) for name, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [_drop_infinities(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
+        return format_json(self)

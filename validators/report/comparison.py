@@ -6,8 +6,10 @@ by the intervals that hold their medians.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
+
+from flash_export.strict_json import format_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -132,6 +134,15 @@ class Comparison:
 
     def __bool__(self) -> bool:
         return not self.regressions and (self.after.passed or not self.before.passed)
+
+    def to_json(self) -> str:
+        """Return strict JSON; of the two reports, which bundles they are of and what they said."""
+        reports = {
+            name: {"bundle": report.bundle, "passed": report.passed}
+            for name, report in (("before", self.before), ("after", self.after))
+        }
+        changes = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in reports}
+        return format_json({"passed": bool(self), **reports, **changes})
 
 
 def compare_reports(before: ValidationReport, after: ValidationReport) -> Comparison:
