@@ -47,10 +47,10 @@ def bisect_command(
       flash-export bisect quantized/ --against BUNDLE
       flash-export bisect BUNDLE --json - | jq .finding
     """
-    from rich.console import Console
-
     from flash_export.bundle import Bundle
     from flash_export.files import write_file
+    from flash_export.printable import encode_text
+    from flash_export.terminal import open_console
     from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
     from flash_export.validators.bisect.html import render_bisection
     from flash_export.validators.bisect.summary import describe_finding
@@ -58,16 +58,16 @@ def bisect_command(
 
     options = BisectOptions(seq_len=seq_len, batch=batch, backend=backend, threads=threads)
     other = Bundle.open(against) if against is not None else None
-    stderr = Console(stderr=True)
+    stderr = open_console(stderr=True)
     with show_progress(stderr, "Bisecting") as progress:
         report = bisect_bundle(Bundle.open(bundle), options, against=other, progress=progress)
     text = report.to_json(describe_finding(report))
     if json_file is not None and json_file != STDOUT:
         write_file(Path(json_file), text.encode())
     if html_file is not None:
-        write_file(Path(html_file), render_bisection(report).encode())
+        write_file(Path(html_file), encode_text(render_bisection(report)))
     if json_file == STDOUT:
         click.echo(text, nl=False)
-    print_bisection(report, stderr if json_file == STDOUT else Console())
+    print_bisection(report, stderr if json_file == STDOUT else open_console())
     if not report:
         raise click.exceptions.Exit(EXIT_FAULT_FOUND)

@@ -109,11 +109,12 @@ def _show_warnings() -> Iterator[None]:
 @contextmanager
 def _show_progress() -> Iterator[ProgressCallback]:
     """Show a bar of the whole build and one of the innermost phase on stderr, if that is a terminal."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    from flash_export.terminal import open_console
+
+    console = open_console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 

@@ -55,9 +55,8 @@ def compare_command(
     """
     if json_file == markdown_file == STDOUT:
         raise click.UsageError("--json and --markdown both go to stdout; give one of them a file")
-    from rich.console import Console
-
     from flash_export.bundle import Bundle
+    from flash_export.terminal import open_console
     from flash_export.validators.trade_off.compare import DEFAULT_BUDGET_S, CompareOptions, compare_bundles
     from flash_export.validators.trade_off.html import render_trade_off
     from flash_export.validators.trade_off.markdown import render_trade_off_markdown
@@ -66,10 +65,10 @@ def compare_command(
     options = CompareOptions(seq_lens, batch, threads, windows, 0.0 if no_latency else DEFAULT_BUDGET_S)
     opened = [Bundle.open(path) for path in bundles]
     first = Bundle.open(reference) if reference is not None else None
-    stderr = Console(stderr=True)
+    stderr = open_console(stderr=True)
     with show_progress(stderr, "Comparing") as progress:
         trade = compare_bundles(opened, options, progress, reference=first)
     write_text(json_file, trade.to_json())
     write_text(html_file, render_trade_off(trade))
     write_text(markdown_file, render_trade_off_markdown(trade))
-    print_trade_off(trade, stderr if STDOUT in (json_file, html_file, markdown_file) else Console())
+    print_trade_off(trade, stderr if STDOUT in (json_file, html_file, markdown_file) else open_console())

@@ -102,9 +102,9 @@ def onnx_command(
     )
     config = parse_config(config_file, assignments)
 
-    from rich.console import Console
+    from flash_export.terminal import make_text, open_console
 
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with console.status("Loading PyTorch ..."):
         from flash_export.exporters.export import export_onnx
     with console.status("Starting ...") as status:
@@ -115,7 +115,7 @@ def onnx_command(
             family=family,
             config=config,
             force=force,
-            on_stage=lambda stage: status.update(f"[{stage.index + 1}/{stage.total}] {stage.text} ..."),
+            on_stage=lambda stage: status.update(make_text(f"[{stage.index + 1}/{stage.total}] {stage.text} ...")),
         )
     print_bundle(bundle)
 

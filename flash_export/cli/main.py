@@ -24,7 +24,9 @@ from flash_export.cli.profile_ranges import profile_ranges_command
 from flash_export.cli.quantize import quantize_command
 from flash_export.cli.show_report import report_command
 from flash_export.cli.validate import validate_command
-from flash_export.errors import FlashExportError
+from flash_export.errors import ConfigError, FlashExportError
+from flash_export.printable import escape_unprintable
+from flash_export.terminal import prepare_streams
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -34,7 +36,8 @@ class ErrorReportingGroup(click.Group):
     """A group that turns errors into one line on stderr and an exit code."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Parse the group's own arguments."""
+        """Parse the group's own arguments, once whatever is printed can be printed."""
+        prepare_streams()
         try:
             return super().make_context(*args, **kwargs)
         except click.UsageError as error:
@@ -63,7 +66,7 @@ class ErrorReportingGroup(click.Group):
                 message = (
                     f"internal error, {type(error).__name__}: {message}; see it whole with 'flash-export --traceback'"
                 )
-            click.echo(f"Error: {message}", err=True)
+            click.echo(f"Error: {escape_unprintable(message)}", err=True)
             raise click.exceptions.Exit(EXIT_BAD_INPUT) from None
 
 
@@ -72,7 +75,7 @@ def _report_usage_error(error: click.UsageError) -> NoReturn:
     if error.ctx is None or isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         raise error
     message = " ".join(error.format_message().split()).rstrip(".")
-    click.echo(f"Error: {message}; see '{error.ctx.command_path} --help'", err=True)
+    click.echo(f"Error: {escape_unprintable(message)}; see '{error.ctx.command_path} --help'", err=True)
     raise click.exceptions.Exit(error.exit_code) from None
 
 
@@ -95,6 +98,15 @@ def main(show_traceback: bool) -> None:
     # Idle threads of PyTorch would spin on the cores that the runtime it is compared with needs. OpenMP reads this
     # when it is loaded, so it is set before anything imports PyTorch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _check_current_folder()
+
+
+def _check_current_folder() -> None:
+    """Refuse to run in a folder that was removed: no relative path means anything there, and libraries do not load."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError("the current folder was removed; change to one that is there, and run it again") from error
 
 
 for _command in (

@@ -41,7 +41,7 @@ def show_progress(console: Console, title: str) -> Iterator[Callable[[int, int, 
     """Show a bar on a terminal while the block runs; what is yielded takes work done, work in all, and what is next."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=None)
 
@@ -93,11 +93,12 @@ def write_text(target: str | None, text: str) -> None:
         BundleError: The file cannot be written.
     """
     from flash_export.files import write_file
+    from flash_export.printable import encode_text, escape_unprintable
 
     if target == STDOUT:
-        click.echo(text, nl=False)
+        click.echo(escape_unprintable(text), nl=False)
     elif target is not None:
-        write_file(Path(target), text.encode())
+        write_file(Path(target), encode_text(text))
 
 
 def format_bytes(count: int) -> str:

@@ -44,19 +44,18 @@ def profile_ranges_command(
       flash-export profile-ranges BUNDLE --lengths 256,1024,4096 --all
       flash-export profile-ranges BUNDLE --json ranges.json
     """
-    from rich.console import Console
-
     from flash_export.bundle import Bundle
     from flash_export.files import write_file
+    from flash_export.terminal import open_console
     from flash_export.validators.ranges.profile import RangesOptions, profile_ranges
     from flash_export.validators.ranges.terminal import DEFAULT_ROWS, print_ranges
 
     options = RangesOptions(seq_lens=seq_lens, windows=windows, random=random, seconds=seconds, threads=threads)
-    stderr = Console(stderr=True)
+    stderr = open_console(stderr=True)
     with show_progress(stderr, "Measuring") as progress:
         report = profile_ranges(Bundle.open(bundle), options, progress)
     if json_file == STDOUT:
         click.echo(report.to_json(), nl=False)
     elif json_file is not None:
         write_file(Path(json_file), report.to_json().encode())
-    print_ranges(report, stderr if json_file == STDOUT else Console(), None if show_all else DEFAULT_ROWS)
+    print_ranges(report, stderr if json_file == STDOUT else open_console(), None if show_all else DEFAULT_ROWS)

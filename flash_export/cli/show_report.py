@@ -37,13 +37,12 @@ def report_command(
     """
     if other is not None and (html_file or junit_file):
         raise click.UsageError("--html and --junit show one report, and two were given; use --markdown")
-    from rich.console import Console
-
+    from flash_export.terminal import open_console
     from flash_export.validators.report.files import read_report
 
     first = read_report(report)
     second = None if other is None else read_report(other)
-    console = Console(stderr=markdown_file == STDOUT)
+    console = open_console(stderr=markdown_file == STDOUT)
     if second is None:
         from flash_export.validators.report.files import ReportFiles, write_report
         from flash_export.validators.report.markdown import render_markdown

@@ -91,9 +91,8 @@ def validate_command(
     """
     if json_file == markdown_file == STDOUT:
         raise click.UsageError("--json and --markdown both go to stdout; give one of them a file")
-    from rich.console import Console
-
     from flash_export.bundle import REPORT_FOLDER, Bundle
+    from flash_export.terminal import make_text, open_console
     from flash_export.validators.report.files import HTML_FILE, JSON_FILE, ReportFiles, write_report
     from flash_export.validators.report.markdown import render_markdown
     from flash_export.validators.report.terminal import print_report
@@ -112,7 +111,7 @@ def validate_command(
         latency_budget_s=0.0 if no_latency else None,
         compiled=compiled,
     )
-    stderr = Console(stderr=True)
+    stderr = open_console(stderr=True)
     folder = report_dir or bundle / REPORT_FOLDER
     journal = folder / JOURNAL_FILE
     opened = Bundle.open(bundle)
@@ -122,8 +121,8 @@ def validate_command(
     write_text(json_file, report.to_json())
     write_text(markdown_file, render_markdown(report))
     journal.unlink(missing_ok=True)
-    human = stderr if STDOUT in (json_file, markdown_file) else Console()
+    human = stderr if STDOUT in (json_file, markdown_file) else open_console()
     print_report(report, human)
-    human.print(f"Report: {folder / HTML_FILE}", highlight=False, soft_wrap=True)
+    human.print(make_text(f"Report: {folder / HTML_FILE}"), soft_wrap=True)
     if not report:
         raise click.exceptions.Exit(EXIT_VALIDATION_FAILED)

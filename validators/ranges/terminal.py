@@ -25,10 +25,8 @@ def print_ranges(report: RangesReport, console: Console, max_rows: int | None = 
     console.print(_build_table(report, report.rows[:max_rows]))
     if max_rows is not None and len(report.rows) > max_rows:
         console.print(make_text(f"and {len(report.rows) - max_rows} quantities with more room"))
-    lines = [
-        f"Measured on {report.text}, {report.seq_lens[0]} to {report.seq_lens[-1]} tokens; |x| is the largest magnitude, "
-        "in the scale of the graph."
-    ]
+    lengths = f"{report.seq_lens[0]} to {report.seq_lens[-1]} tokens"
+    lines = [f"Measured on {report.text}, {lengths}; |x| is the largest magnitude, in the scale of the graph."]
     lines += [f"Not measured: {report.stopped}"] if report.stopped else []
     for line in (*lines, *describe_held(report)):
         console.print(make_text(line), soft_wrap=True)
