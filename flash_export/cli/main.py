@@ -27,8 +27,16 @@ from flash_export.cli.profile_ranges import profile_ranges_command
 from flash_export.cli.quantize import quantize_command
 from flash_export.cli.show_report import report_command
 from flash_export.cli.validate import validate_command
-from flash_export.errors import MAX_MESSAGE_CHARACTERS, FlashExportError, describe_reason, make_visible, shorten
+from flash_export.errors import (
+    MAX_MESSAGE_CHARACTERS,
+    ConfigError,
+    FlashExportError,
+    describe_reason,
+    make_visible,
+    shorten,
+)
 from flash_export.suggest import suggest
+from flash_export.terminal import prepare_streams
 from flash_export.termination import get_exit_code, raise_terminations
 
 EXIT_BAD_INPUT = 2
@@ -76,7 +84,8 @@ class CommandGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Parse the group's own arguments."""
+        """Parse the group's own arguments, once whatever is printed can be printed."""
+        prepare_streams()
         try:
             return super().make_context(*args, **kwargs)
         except click.UsageError as error:
@@ -160,6 +169,15 @@ def main(show_traceback: bool) -> None:
     # Idle threads of PyTorch would spin on the cores that the runtime it is compared with needs. OpenMP reads this
     # when it is loaded, so it is set before anything imports PyTorch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _check_current_folder()
+
+
+def _check_current_folder() -> None:
+    """Refuse to run in a folder that was removed: no relative path means anything there, and libraries do not load."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConfigError("the current folder was removed; change to one that is there, and run it again") from error
 
 
 for _commands in SECTIONS.values():

@@ -290,7 +290,7 @@ def test_damaged_bytes_are_one_line_or_harmless(
 
 
 def test_installed_script(bundle: Bundle, tmp_path: Path) -> None:
-    command = [SCRIPT, "inspect", bundle.path, "--json", "-", "-q"]
+    command: list[str | Path] = [SCRIPT, "inspect", bundle.path, "--json", "-", "-q"]
     good = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (good.returncode, good.stderr) == (0, "")
     assert json.loads(good.stdout) == read_json(bundle.path)
