@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from flash_export.import_record import ImportRecord
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -173,6 +175,7 @@ class Manifest:
         files: sha256 of every other file of the export, by name.
         model: Facts about the model that readers want without loading it.
         precision: How half precision was kept in range; None for fp32.
+        imported: What was assumed, chosen and repaired when the weights were read.
         format_version: Version of this layout.
     """
 
@@ -182,6 +185,7 @@ class Manifest:
     files: dict[str, str]
     model: ModelFacts | None = None
     precision: PrecisionFacts | None = None
+    imported: ImportRecord = field(default_factory=ImportRecord)
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -199,6 +203,7 @@ class Manifest:
             files=values["files"],
             model=ModelFacts(**values["model"]) if values.get("model") else None,
             precision=PrecisionFacts.from_dict(values["precision"]) if values.get("precision") else None,
+            imported=ImportRecord.from_dict(values["imported"]) if "imported" in values else ImportRecord(),
             format_version=values["format_version"],
         )
 

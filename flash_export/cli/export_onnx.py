@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     multiple=True,
     help="One config value; overrides --config. Repeatable.",
 )
+@click.option("--library-version", metavar="VERSION", help="Release of flash-pytorch that made a weights file.")
+@click.option("--weights-key", metavar="KEY", help="Which weights of a file that holds several, such as model_ema.")
+@click.option("--assume-defaults", is_flag=True, help="Take flash-pytorch's defaults for what weights do not tell.")
 @click.option(
     "--opset",
     type=click.IntRange(MIN_OPSET, MAX_OPSET),
@@ -67,6 +70,9 @@ def onnx_command(
     family: str | None,
     config_file: str | None,
     assignments: tuple[str, ...],
+    library_version: str | None,
+    weights_key: str | None,
+    assume_defaults: bool,
     opset: int,
     max_seq_len: int,
     max_batch: int,
@@ -80,12 +86,12 @@ def onnx_command(
     """Export CHECKPOINT as a bundle: ONNX graphs, weights, manifest.
 
     CHECKPOINT is a folder with config.json and model.safetensors, or a weights file of flash-pytorch (.pt, .pth,
-    .bin, .ckpt, .safetensors) with --family and that library's constructor arguments.
+    .bin, .ckpt, .safetensors, or the .index.json of several) with --family and that library's constructor arguments.
 
     \b
     Examples:
       flash-export onnx my-model/ -o bundle/
-      flash-export onnx model.pt -o bundle/ --family flash --set causal=true --set group_size=256
+      flash-export onnx model.pt -o bundle/ --family flash --set causal=true --set group_size=256 --assume-defaults
       flash-export onnx model.pt -o bundle/ --family flash --config arguments.json --opset 18 --max-seq-len 8192
       flash-export onnx my-model/ -o bundle/ --graphs forward --batch 1
       flash-export onnx my-model/ -o bundle/ --precision fp16 --max-seq-len 16384
@@ -114,6 +120,9 @@ def onnx_command(
             options=options,
             family=family,
             config=config,
+            library_version=library_version,
+            weights_key=weights_key,
+            assume_defaults=assume_defaults,
             force=force,
             on_stage=lambda stage: status.update(f"[{stage.index + 1}/{stage.total}] {stage.text} ..."),
         )
@@ -122,6 +131,7 @@ def onnx_command(
 
 def print_bundle(bundle: Bundle) -> None:
     """Print what an export made."""
+    from flash_export.cli.inspect_path import format_import
     from flash_export.exporters.analysis import analyse_graph
 
     graph = bundle.get_graph()
@@ -132,6 +142,8 @@ def print_bundle(bundle: Bundle) -> None:
     config = bundle.read_config()
     fields = [f"{name} {value}" for name, value in config.items() if name != "model_type"]
     click.echo(f"  {'model':<8}{', '.join([config['model_type'], *fields])}")
+    for label, text in format_import(bundle.manifest.imported):
+        click.echo(f"  {label:<8}{text}")
     if (facts := bundle.manifest.model) and facts.state_bytes:
         graphs = ", ".join(bundle.manifest.graphs)
         click.echo(f"  {'graphs':<8}{graphs}, with a state of {format_bytes(facts.state_bytes)} a row at any length")

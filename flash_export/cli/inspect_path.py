@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from flash_export.exporters.analysis import GraphAnalysis
     from flash_export.exporters.inspection import Inspection
+    from flash_export.import_record import ImportRecord
     from flash_export.manifest import EngineManifest, Manifest, PrecisionFacts, ProfileShapes, TensorSpec
     from flash_export.quantization_record import QuantizationRecord
 
@@ -64,6 +65,7 @@ def format_inspection(inspection: Inspection) -> Iterator[str]:
 def _format_manifest(manifest: Manifest) -> Iterator[str]:
     checkpoint = manifest.checkpoint
     yield f"from      {checkpoint['source']} ({checkpoint['format']}, sha256 {checkpoint['sha256'][:12]}...)"
+    yield from (f"{label:<10}{text}" for label, text in format_import(manifest.imported))
     if model := manifest.model:
         yield f"model     {model.model_type}, {model.num_parameters:,} parameters, {model.num_blocks} blocks"
         work = ", ".join(f"{flops:,} at {seq_len} tokens" for seq_len, flops in model.flops_per_token.items())
@@ -77,6 +79,17 @@ def _format_manifest(manifest: Manifest) -> Iterator[str]:
         yield from format_precision(manifest.precision)
     yield f"made by   {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}"
     yield f"files     {len(manifest.files)}, all with the sha256 that the manifest says"
+
+
+def format_import(record: ImportRecord) -> Iterator[tuple[str, str]]:
+    """Yield a label and a text for each thing that was assumed, chosen or repaired when the weights were read."""
+    if choice := record.describe_choice():
+        yield "weights", choice
+    if record.library_version:
+        yield "release", f"of {record.library_version}, as given"
+    if record.assumed:
+        yield "assumed", f"{record.assumptions}: the library's defaults, which nobody gave and weights do not tell"
+    yield from (("note", note) for note in record.notes)
 
 
 def _format_quantization(record: QuantizationRecord) -> str:
