@@ -24,7 +24,7 @@ from flash_export.exporters.islands import choose_islands
 from flash_export.exporters.lowering.pieces import join_projections
 from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.registry import lower_model
-from flash_export.exporters.promises import check_promises
+from flash_export.exporters.promises import check_promises, check_traced_sizes
 from flash_export.exporters.quantization.rewrite import quantize_graph
 from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
@@ -125,21 +125,21 @@ def export_onnx(
             join_projections(lowered)
         del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
         steps.begin("tracing")
-        models, sizes = SplitModels(f"{GRAPH_FILE}.data"), {}
+        models = SplitModels(f"{GRAPH_FILE}.data")
         for name, graph in graphs.items():
             module = build_graph_module(name, lowered)
-            block_size = quantization.plan.block_size if quantization else None
-            sizes[name] = choose_traced_sizes(module, window, graph, block_size)
-            traced = trace_model(module, graph, sizes[name])
+            sizes = choose_traced_sizes(module, window, graph)
+            traced = trace_model(module, graph, sizes)
+            check_traced_sizes(traced.model, sizes)
             if quantization:
                 quantize_graph(traced.model, quantization.plan)
             models.add(graph.file, traced.model)
             if name == FORWARD:
                 probes = _describe_probes(lowered, traced.probes)
         steps.begin("checking the promises")
-        for name, graph in graphs.items():
+        for graph in graphs.values():
             skeleton = models.skeletons[graph.file]
-            check_promises(skeleton, sizes[name], graph.inputs, graph.outputs)
+            check_promises(skeleton, graph.inputs, graph.outputs)
             # Where onnxruntime knows that two blocks have values of the same shape, it keeps one buffer for both all
             # the time: twice the memory of letting go of it in between.
             del skeleton.graph.value_info[:]

@@ -98,7 +98,7 @@ def onnx_command(
     Examples:
       flash-export onnx MODEL -o BUNDLE
       flash-export onnx model.pt -o BUNDLE --family flash --config arguments.json
-      flash-export onnx model.pt -o BUNDLE --family gau --set causal=true --assume-defaults
+      flash-export onnx model.pt -o BUNDLE --family gau --assume-defaults
       flash-export onnx MODEL -o BUNDLE --opset 18 --max-seq-len 8192
       flash-export onnx MODEL -o BUNDLE --graphs forward --batch 1
       flash-export onnx MODEL -o BUNDLE --precision fp16 --max-seq-len 16384
