@@ -139,15 +139,16 @@ def _get_mode(path: Path, is_kind: Callable[[int], bool], default: int) -> int:
 
 
 def _finish_folder(folder: Path) -> None:
-    """Flush everything in a folder, and let all read the files that were written into it.
+    """Flush what was written into a folder, and let all read the new files.
 
-    A file with several links was there before; its permissions are not ours to change.
+    A file with several links was there before: it is on the disk, and its permissions are not ours to change.
     """
     for path in folder.rglob("*"):
         found = path.lstat()
         if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
             path.chmod(_FILE_MODE)  # safetensors makes files that only their owner can read
-        if not path.is_symlink():
+            flush_file(path)
+        elif stat.S_ISDIR(found.st_mode):
             flush_file(path)
     flush_file(folder)
 

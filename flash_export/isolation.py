@@ -1,14 +1,13 @@
 """Where Python may import from: never from the current folder or a bundle, which may hold files of anyone.
 
-What this file imports itself is loaded whenever Python starts, so that the path can be mended before anything else is
-looked for on it.
+What this file imports is loaded whenever Python starts, so that the path can be mended before anything else is looked
+for on it.
 """
-
-from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # type checkers take it for that of typing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +20,7 @@ _BOOTSTRAP = (
 )
 
 
-def list_import_folders(untrusted: Sequence[str] = ()) -> list[str]:
+def list_import_folders(untrusted: "Sequence[str]" = ()) -> list[str]:
     """Return ``sys.path`` as absolute paths, without the current folder and whatever lies in an untrusted one.
 
     The folder that this package was imported from stays, be it the current one: code from there is running already.
@@ -42,7 +41,7 @@ def list_import_folders(untrusted: Sequence[str] = ()) -> list[str]:
     return folders
 
 
-def run_module(module: str, text: str, *, untrusted: Sequence[str] = (), timeout_s: float) -> CompletedProcess[str]:
+def run_module(module: str, text: str, *, untrusted: "Sequence[str]" = (), timeout_s: float) -> "CompletedProcess[str]":
     """Run a module of this package in a fresh process and wait for it.
 
     Args:
