@@ -10,16 +10,18 @@ if TYPE_CHECKING:
 
 
 def suggest(name: object, known: Iterable[str]) -> str:
-    """Return a remark with the known name that a mistyped one is nearest to, whatever its case; empty if none is near.
+    """Return a remark with the known name that a mistyped one is nearest to; empty if none is near.
+
+    Case does not count, nor do the dashes of an option.
 
     >>> suggest("FP-16", ("fp32", "fp16", "bf16"))
     ' (did you mean fp16?)'
     >>> suggest("trt", ("ort-cpu", "eager"))
     ''
     """
-    by_lower = {choice.lower(): choice for choice in known}
-    matches = get_close_matches(str(name).lower(), by_lower, n=1)
-    return f" (did you mean {by_lower[matches[0]]}?)" if matches else ""
+    by_word = {choice.lower().lstrip("-"): choice for choice in known}
+    matches = get_close_matches(str(name).lower().lstrip("-"), by_word, n=1)
+    return f" (did you mean {by_word[matches[0]]}?)" if matches else ""
 
 
 def list_known(name: object, known: Iterable[str]) -> str:

@@ -68,7 +68,7 @@ def trt_command(
     Examples:
       flash-export trt BUNDLE
       flash-export trt BUNDLE --profile 1x1:1x512:4x4096
-      flash-export trt BUNDLE --profile 1x1:1x256:1x1024 --profile 8x1:8x256:8x1024
+      flash-export trt BUNDLE --profile 1x1:1x64:1x512 --profile 8x1:8x64:8x512
       flash-export trt BUNDLE --compute-capability 8.9 --name ada
       flash-export trt BUNDLE --flavour tensorrt --force
     """

@@ -54,9 +54,9 @@ def compare_command(
     \b
     Examples:
       flash-export compare fp32/ fp16/ int8/
-      flash-export compare bundles/* --reference bundles/fp32 --html trade-off.html
+      flash-export compare bundles/* --reference bundles/fp32 --html loss.html
       flash-export compare fp32/ int4/ --seq-len 256,4096 --threads 2
-      flash-export compare fp32/ int8/ --no-latency --json - | jq '.entries[].quality'
+      flash-export compare fp32/ int8/ --json - | jq '.entries[].quality'
     """
     from flash_export.bundle import Bundle
     from flash_export.validators.trade_off.compare import DEFAULT_BUDGET_S, CompareOptions, compare_bundles

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from flash_export.progress import ProgressCallback
 
-FIRST_LINE_S = 5.0  # what is done sooner needs no line
+FIRST_LINE_S = 20.0  # what is done sooner needs no line
 LINE_INTERVAL_S = 60.0
 MIN_LOGGED_S = 0.01
 FIRST_STAGE = "loading"

@@ -66,7 +66,7 @@ def quantize_command(
     Examples:
       flash-export quantize BUNDLE -o BUNDLE-int8
       flash-export quantize BUNDLE -o BUNDLE-int4 --scheme int4 --budget 1%
-      flash-export quantize BUNDLE -o OUT --calibration text.txt --keep 'layers.0.*'
+      flash-export quantize BUNDLE -o OUT --calibration a.txt --keep 'layers.0.*'
     """
     from flash_export.bundle import Bundle
     from flash_export.quantization.quantize import quantize_bundle

@@ -50,7 +50,7 @@ def report_command(
       flash-export report BUNDLE/reports/report.json
       flash-export report report.json --html report.html --junit junit.xml
       flash-export report before.json after.json
-      flash-export report before.json after.json --markdown - >> $GITHUB_STEP_SUMMARY
+      flash-export report a.json b.json --markdown - >> $GITHUB_STEP_SUMMARY
     """
     if other is not None and (html_file or junit_file):
         raise click.UsageError("--html and --junit show one report, and two were given; use --markdown")

@@ -286,12 +286,13 @@ def test_damaged_bytes_are_one_line_or_harmless(
     if result.exit_code:
         check_refused(result, "damaged.onnx ", "damaged")
     else:
-        assert result.stderr.startswith("Next: flash-export validate BUNDLE --onnx ")
+        assert result.stderr.splitlines()[-1].startswith("Next: flash-export validate BUNDLE --onnx ")
 
 
 def test_installed_script(bundle: Bundle, tmp_path: Path) -> None:
-    command: list[str | Path] = [SCRIPT, "inspect", bundle.path, "--json", "-", "-q"]
-    good = subprocess.run(command, capture_output=True, text=True, check=False)
+    good = subprocess.run(
+        [SCRIPT, "inspect", bundle.path, "--json", "-", "-q"], capture_output=True, text=True, check=False
+    )
     assert (good.returncode, good.stderr) == (0, "")
     assert json.loads(good.stdout) == read_json(bundle.path)
     bad = subprocess.run([SCRIPT, "inspect", tmp_path / "none"], capture_output=True, text=True, check=False)

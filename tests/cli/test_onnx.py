@@ -32,8 +32,8 @@ FOREIGN = ["--family", "flash", "--set", "group_size=16", "--assume-defaults"]
 Prepare = Callable[[Path], list[str]]
 
 
-def invoke(*arguments: str | Path, columns: int = 80) -> Result:
-    return CliRunner(env={"COLUMNS": str(columns)}).invoke(main, ["onnx", *map(str, arguments)])
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner(env={"COLUMNS": "500"}).invoke(main, ["onnx", *map(str, arguments)])
 
 
 def list_tree(folder: Path) -> dict[str, bytes | None]:
@@ -97,7 +97,7 @@ def test_export_says_what_it_made(small_checkpoint: Path, small_bundle: Bundle) 
 
 @pytest.mark.usefixtures("traced")
 def test_summary_and_what_comes_next(place: Path) -> None:
-    result = invoke(place / "model", "-o", place / "out", "--max-seq-len", "512", columns=500)
+    result = invoke(place / "model", "-o", place / "out", "--max-seq-len", "512")
     assert result.exit_code == 0, result.output
     assert result.stderr == f"Next: flash-export validate {place / 'out'}\n"
     lines = result.stdout.splitlines()
@@ -283,6 +283,11 @@ BAD_INPUTS: dict[str, tuple[Prepare, str]] = {
         "unknown model family 'mamba'; this version knows flash, gau",
     ),
     "wrong family": (give_options("--family", "gau"), "--family gau, but"),
+    "mistyped argument": (
+        give_foreign_options(*FOREIGN, "--set", "grop_size=16"),
+        "laplace_attn_fn, reduce_group_non_causal_attn, dim, ",
+        "(did you mean group_size?)",
+    ),
     "unknown argument": (give_foreign_options(*FOREIGN, "--set", "heads=8"), "unknown argument 'heads'"),
     "argument against the weights": (
         give_foreign_options(*FOREIGN, "--set", "depth=3"),
@@ -339,7 +344,7 @@ def test_bad_input_leaves_an_old_bundle_whole(place: Path, bundle: Bundle, name:
 
 
 def test_bad_input_to_the_installed_script(place: Path) -> None:
-    arguments = [str(SCRIPT), "onnx", *give_truncated(".pt", 0.5)(place), "-o", str(place / "out")]
+    arguments = [str(SCRIPT), "onnx", *give_truncated(".pt", 0.5)(place), "-o", str(place / "out"), "--quiet"]
     with nothing_written(place):
         result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
@@ -441,7 +446,7 @@ def test_full_disk_leaves_the_old_bundle(
 
 def test_write_error_of_the_system_leaves_the_old_bundle(place: Path, bundle: Bundle) -> None:
     """Not simulated: the system refuses to write more than 4 KiB into one file."""
-    arguments = [str(SCRIPT), "onnx", str(place / "model"), "-o", str(bundle.path), "--force"]
+    arguments = [str(SCRIPT), "onnx", str(place / "model"), "-o", str(bundle.path), "--force", "--quiet"]
     with nothing_written(place):
         result = subprocess.run(
             ["sh", "-c", 'ulimit -f 8; exec "$@"', "sh", *arguments], capture_output=True, text=True, check=False
