@@ -28,6 +28,7 @@ from flash_export.files import hash_file
 from flash_export.manifest import ProfileShapes, TensorSpec
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
+from flash_export.termination import Terminated, raise_terminations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -305,19 +306,25 @@ def raise_sigint(*_progress: object) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+def raise_sigterm(*_progress: object) -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
 def raise_stop(*_progress: object) -> None:
     raise StopIteration
 
 
 @pytest.mark.parametrize(
-    ("stop", "expected"), [(raise_sigint, KeyboardInterrupt), (raise_stop, StopIteration)], ids=["ctrl-c", "callback"]
+    ("stop", "expected"),
+    [(raise_sigint, KeyboardInterrupt), (raise_sigterm, Terminated), (raise_stop, StopIteration)],
+    ids=["ctrl-c", "terminated", "callback"],
 )
 def test_stopped_build_stores_nothing(
     write_graph_bundle: BundleFactory, stop: Callable[[int, int, str], None], expected: type[BaseException]
 ) -> None:
     bundle = write_graph_bundle(RELU)
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(expected):
+    with pytest.raises(expected), raise_terminations():
         build_engine(bundle, options=ADA, progress=stop)
     assert bundle.list_engines() == []
     assert signal.getsignal(signal.SIGINT) is handler

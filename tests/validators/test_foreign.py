@@ -101,6 +101,14 @@ def test_graph_traced_with_padding_is_as_good_as_ours(bundle: Bundle, tmp_path: 
     assert report.diagnosis == ()
 
 
+def test_weights_from_elsewhere_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    model = onnx.ModelProto()
+    model.graph.initializer.add(name="w").external_data.add(key="location", value="../secret")
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(BundleError, match=r"foreign.onnx takes weights from '../secret', which is not part of it"):
+        read_foreign_graph(tmp_path / "foreign.onnx", bundle.get_graph())
+
+
 def test_file_that_takes_something_else_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no graph")
     with pytest.raises(BundleError, match="cannot be read as ONNX"):
