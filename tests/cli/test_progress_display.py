@@ -6,11 +6,13 @@ import io
 import logging
 import sys
 import time
-
-import pytest
+from typing import TYPE_CHECKING
 
 from flash_export.cli import progress_display
 from flash_export.cli.progress_display import show_progress
+
+if TYPE_CHECKING:
+    import pytest
 
 PATIENCE_S = 30.0
 
