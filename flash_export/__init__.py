@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flash_export.config import ExportOptions as ExportOptions
     from flash_export.config import QuantizeOptions as QuantizeOptions
     from flash_export.config import Tolerance as Tolerance
+    from flash_export.doctor import diagnose as diagnose
     from flash_export.errors import FlashExportError as FlashExportError
     from flash_export.exporters.engine import build_engine as build_engine
     from flash_export.exporters.export import export_onnx as export_onnx
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from flash_export.validators.report.files import read_report as read_report
     from flash_export.validators.trade_off.compare import CompareOptions as CompareOptions
     from flash_export.validators.trade_off.compare import compare_bundles as compare_bundles
+    from flash_export.validators.validate import ValidationOptions as ValidationOptions
     from flash_export.validators.validate import validate_bundle as validate_bundle
 
 __version__ = "0.1.0"
@@ -55,10 +57,12 @@ _MODULES = {
     "SamplingOptions": "flash_export.runtime.sampling",
     "State": "flash_export.runtime.state",
     "Tolerance": "flash_export.config",
+    "ValidationOptions": "flash_export.validators.validate",
     "bisect_bundle": "flash_export.validators.bisect.bisect",
     "build_engine": "flash_export.exporters.engine",
     "compare_bundles": "flash_export.validators.trade_off.compare",
     "compare_reports": "flash_export.validators.report.comparison",
+    "diagnose": "flash_export.doctor",
     "export_onnx": "flash_export.exporters.export",
     "inspect_path": "flash_export.exporters.inspection",
     "load_checkpoint": "flash_export.models.checkpoint",

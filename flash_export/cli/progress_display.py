@@ -69,7 +69,7 @@ def _print_lines(title: str) -> Iterator[ProgressCallback]:
 
     def update(done: int, total: int, label: str) -> None:
         nonlocal stage
-        stage = f"{done / total:.0%}, {label}"
+        stage = f"{done / total if total else 1:.0%}, {label}"
 
     def print_lines() -> None:
         interval = FIRST_LINE_S

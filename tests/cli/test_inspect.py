@@ -99,6 +99,15 @@ def test_text_of_a_bundle(bundle: Bundle) -> None:
     assert rows["operators"].startswith(f"{operator} {count}, ")
 
 
+def test_text_fits_80_columns(bundle: Bundle, engine: EngineManifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bundle.path)
+    for path in (".", "model.onnx", f"engines/{engine.name}.engine"):
+        result = CliRunner(env={"COLUMNS": "80"}).invoke(main, ["inspect", path])
+        assert result.exit_code == 0, result.output
+        assert [line for line in result.stdout.splitlines() if len(line) > 80] == []
+        assert result.stdout.split() == inspect(path).stdout.split(), "wrapping loses words"
+
+
 def test_a_quantized_bundle_says_what_that_costs(bundle: Bundle, int8_bundle: Bundle) -> None:
     record = int8_bundle.read_quantization()
     assert record is not None

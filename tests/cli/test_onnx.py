@@ -283,11 +283,7 @@ BAD_INPUTS: dict[str, tuple[Prepare, str]] = {
         "unknown model family 'mamba'; this version knows flash, gau",
     ),
     "wrong family": (give_options("--family", "gau"), "--family gau, but"),
-    "mistyped argument": (
-        give_foreign_options(*FOREIGN, "--set", "grop_size=16"),
-        "laplace_attn_fn, reduce_group_non_causal_attn, dim, ",
-        "(did you mean group_size?)",
-    ),
+    "mistyped argument": (give_foreign_options(*FOREIGN, "--set", "grop_size=16"), "(did you mean group_size?)"),
     "unknown argument": (give_foreign_options(*FOREIGN, "--set", "heads=8"), "unknown argument 'heads'"),
     "argument against the weights": (
         give_foreign_options(*FOREIGN, "--set", "depth=3"),

@@ -6,11 +6,13 @@ import io
 import logging
 import sys
 import time
-
-import pytest
+from typing import TYPE_CHECKING
 
 from flash_export.cli import progress_display
 from flash_export.cli.progress_display import show_progress
+
+if TYPE_CHECKING:
+    import pytest
 
 PATIENCE_S = 30.0
 
@@ -38,6 +40,8 @@ def test_without_a_terminal_a_line_says_what_is_under_way(
         assert wait_for("Quantizing: loading, after ", capsys)
         progress(1, 4, "layers.0.out")
         assert wait_for("Quantizing: 25%, layers.0.out, after ", capsys)
+        progress(0, 0, "done")
+        assert wait_for("Quantizing: 100%, done, after ", capsys), "nothing was to be done"
     capsys.readouterr()
     time.sleep(0.01)
     assert capsys.readouterr().err == "", "it goes on after the end"
