@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from flash_export.validators.report.files import read_report as read_report
     from flash_export.validators.trade_off.compare import CompareOptions as CompareOptions
     from flash_export.validators.trade_off.compare import compare_bundles as compare_bundles
+    from flash_export.validators.validate import ValidationOptions as ValidationOptions
     from flash_export.validators.validate import validate_bundle as validate_bundle
 
 __version__ = "0.1.0"
@@ -57,6 +58,7 @@ _MODULES = {
     "SamplingOptions": "flash_export.runtime.sampling",
     "State": "flash_export.runtime.state",
     "Tolerance": "flash_export.config",
+    "ValidationOptions": "flash_export.validators.validate",
     "bisect_bundle": "flash_export.validators.bisect.bisect",
     "build_engine": "flash_export.exporters.engine",
     "compare_bundles": "flash_export.validators.trade_off.compare",
