@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from typing import TYPE_CHECKING
@@ -61,13 +62,12 @@ def test_command_is_understood(place: str, words: list[str], tmp_path: Path, mon
     for name in words:
         if name.endswith(".txt"):  # what the command opens while it parses
             (tmp_path / name).touch()
-    try:
-        _parse(words)
-    except click.MissingParameter as error:
-        assert place.endswith(".md"), error
-        assert isinstance(error.param, click.Argument), error  # prose names a command without what it works on
-    except click.exceptions.Exit as done:  # --help, --version
-        assert done.exit_code == 0
+    with contextlib.suppress(click.exceptions.Exit):  # --help, --version
+        try:
+            _parse(words)
+        except click.MissingParameter as error:  # prose names a command without what it works on
+            if not (place.endswith(".md") and isinstance(error.param, click.Argument)):
+                raise
 
 
 def _parse(words: list[str]) -> None:
