@@ -78,7 +78,7 @@ def test_installed_demo_runs_with_what_the_metadata_asks_for(wheel: Path, tmp_pa
     python = _install_alone(wheel, tmp_path / "bare")
     neutral = tmp_path / "neutral"
     neutral.mkdir()
-    command: list[str | Path] = [python.with_name("flash-export"), "demo", "--model", model, "--max-seq-len", "256"]
+    command = [str(python.with_name("flash-export")), "demo", "--model", model, "--max-seq-len", "256"]
 
     done = subprocess.run(command, cwd=neutral, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
 

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import BackendUnavailableError, BundleError, describe_reason
+from flash_export.install import get_install_command
 from flash_export.runtime.inputs import check_inputs
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _import_onnxruntime() -> ModuleType:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise BackendUnavailableError(
-            "onnxruntime is not installed; pip install 'flash-export[cpu]' (or [gpu])"
+            f"onnxruntime is not installed; {get_install_command('cpu')} (or [gpu])"
         ) from error
 
 
@@ -121,7 +122,7 @@ def _open_session(
     wanted = PROVIDERS[provider]
     if wanted not in (available := ort.get_available_providers()):
         raise BackendUnavailableError(
-            f"this onnxruntime has no {wanted}, only {', '.join(available)}; pip install 'flash-export[gpu]' in place "
+            f"this onnxruntime has no {wanted}, only {', '.join(available)}; {get_install_command('gpu')} in place "
             "of the CPU build"
         )
     options = ort.SessionOptions()

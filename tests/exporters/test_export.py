@@ -34,7 +34,10 @@ MAX_NODES = {"bidirectional": 45, "causal": 50, "chunk-sums": 49}
 CASES: dict[str, tuple[ModelConfig, ExportOptions]] = {
     "flash": (FlashConfig(**SIZES, chunk_size=8), ExportOptions()),
     "flash-causal": (FlashConfig(**SIZES, chunk_size=8, causal=True), ExportOptions()),
-    "flash-causal-mask": (FlashConfig(**SIZES, chunk_size=8, causal=True), ExportOptions(mask=True, opset=18)),
+    "flash-causal-mask": (
+        FlashConfig(**SIZES, chunk_size=8, causal=True),
+        ExportOptions(mask=True, opset=18, graphs=("forward",)),
+    ),
     "flash-no-mask": (FlashConfig(**SIZES, chunk_size=8), ExportOptions(mask=False, opset=19)),
     "flash-laplace-layernorm": (
         FlashConfig(**SIZES, chunk_size=8, attention_fn="laplace", norm_type="layernorm"),
@@ -42,7 +45,7 @@ CASES: dict[str, tuple[ModelConfig, ExportOptions]] = {
     ),
     "flash-causal-laplace": (
         FlashConfig(**SIZES, chunk_size=8, causal=True, attention_fn="laplace", shift_tokens=False),
-        ExportOptions(opset=22),
+        ExportOptions(opset=22, graphs=("forward",)),
     ),
     "flash-chunk-sums": (
         FlashConfig(**SIZES, chunk_size=8, sum_over_chunks=False, mask_divisor="padded"),

@@ -56,7 +56,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         folder / "bundle",
         family="flash",
         config={"group_size": CHUNK, "causal": True},
-        options=ExportOptions(max_seq_len=64),
+        options=ExportOptions(max_seq_len=64, graphs=("forward",)),
     )
 
 
