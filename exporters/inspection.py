@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flash_export.bundle import ENGINE_FOLDER, MANIFEST_FILE, Bundle
 from flash_export.errors import BundleError
 from flash_export.exporters.analysis import GraphAnalysis, analyse_graph
+from flash_export.printable import format_path
 
 if TYPE_CHECKING:
     from flash_export.manifest import EngineManifest, Manifest
@@ -38,7 +39,7 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return {**dataclasses.asdict(self), "path": str(self.path)}
+        return {**dataclasses.asdict(self), "path": format_path(self.path)}
 
 
 def inspect_path(path: str | Path) -> Inspection:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import BundleError
-from flash_export.files import hash_file, hash_files, replace_folder
+from flash_export.files import check_utf8, hash_file, hash_files, replace_folder
 from flash_export.manifest import FORMAT_VERSION, EngineManifest, GraphSpec, Manifest
 from flash_export.probes import PROBES_FILE, ProbeMap
 from flash_export.quantization_record import QuantizationRecord
@@ -45,8 +45,10 @@ class Bundle:
 
         Raises:
             BundleError: The folder is no bundle, a file is missing, or a file was changed.
+            ConfigError: The path is no UTF-8.
         """
         folder = Path(path)
+        check_utf8(folder)
         manifest = _read_manifest(folder)
         for name in manifest.files:
             if not (folder / name).is_file():

@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flash_export.errors import BundleError
+from flash_export.errors import BundleError, ConfigError
+from flash_export.printable import format_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,6 +24,20 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _HASH_BLOCK_BYTES = 1 << 20
 _RANDOM_NAME = "?" * 8  # the part that tempfile draws
+
+
+def check_utf8(path: Path) -> None:
+    """Refuse a path that safetensors, onnxruntime and TensorRT cannot open.
+
+    Raises:
+        ConfigError: It has bytes that are no UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{format_path(path)} is no UTF-8, and the libraries that read models cannot open such a path; rename it"
+        ) from error
 
 
 def hash_file(path: Path) -> str:
@@ -83,7 +98,9 @@ def replace_folder(target: Path) -> Iterator[Path]:
 
     Raises:
         BundleError: ``target`` is the current folder, the folder beside it cannot be written, or the disk is full.
+        ConfigError: Its path is no UTF-8.
     """
+    check_utf8(target)
     target = target.resolve()  # a symbolic link keeps its place, and what it points to is replaced
     if target == Path.cwd():
         raise BundleError(f"{target} is the current folder, which cannot be replaced; give the name of a folder in it")

@@ -10,6 +10,7 @@ import click
 
 from flash_export.cli.options import format_bytes
 from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
+from flash_export.printable import escape_unprintable, format_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,9 +41,9 @@ def inspect_command(path: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(inspection.to_dict(), indent=2))
         return
-    click.echo(f"{inspection.kind} {inspection.path}")
+    click.echo(f"{inspection.kind} {format_path(inspection.path)}")
     for line in format_inspection(inspection):
-        click.echo(f"  {line}")
+        click.echo(f"  {escape_unprintable(line)}")
 
 
 def format_inspection(inspection: Inspection) -> Iterator[str]:

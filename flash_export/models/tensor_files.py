@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from flash_export.errors import CheckpointError
+from flash_export.files import check_utf8
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: The file is missing, damaged, of an unknown kind, or holds more than tensors.
+        ConfigError: Its path is no UTF-8.
     """
+    check_utf8(path)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; give a checkpoint folder or a weights file")
     if path.suffix == ".safetensors":

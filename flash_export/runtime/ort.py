@@ -121,8 +121,8 @@ def _open_session(
     wanted = PROVIDERS[provider]
     if wanted not in (available := ort.get_available_providers()):
         raise BackendUnavailableError(
-            f"this onnxruntime has no {wanted}, only {', '.join(available)}; pip install 'flash-export[gpu]' in place "
-            "of the CPU build"
+            f"this onnxruntime has no {wanted}, only {', '.join(available)}; on a machine with an NVIDIA GPU, pip "
+            "install 'flash-export[gpu]' in place of the CPU build"
         )
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL  # failures are raised; the log would repeat them on stderr

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from flash_export.errors import StateError
-from flash_export.files import write_file
+from flash_export.files import check_utf8, write_file
 from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 
 if TYPE_CHECKING:
@@ -166,7 +166,9 @@ class State:
 
         Raises:
             StateError: The file is missing, damaged, of another format version or of another model than the bundle's.
+            ConfigError: Its path is no UTF-8.
         """
+        check_utf8(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
