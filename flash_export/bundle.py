@@ -17,7 +17,7 @@ from typing_extensions import ParamSpec
 from flash_export.config import SCHEMES
 from flash_export.errors import BundleError
 from flash_export.external_data import check_external_data
-from flash_export.files import hash_file, hash_files, link_folder, replace_folder
+from flash_export.files import check_utf8, hash_file, hash_files, link_folder, replace_folder
 from flash_export.locks import lock_folder
 from flash_export.manifest import FORMAT_VERSION, EngineManifest, GraphSpec, Manifest
 from flash_export.plain_tree import check_plain_tree
@@ -92,8 +92,10 @@ class Bundle:
         Raises:
             BundleError: The folder is no bundle, a file is missing or was changed, something in the folder is no plain
                 file or folder, or a graph takes its weights from elsewhere.
+            ConfigError: The path is no UTF-8.
         """
         folder = Path(path)
+        check_utf8(folder)
         if folder.is_dir():
             check_plain_tree(folder)
             remove_leftovers(folder, folder / ENGINE_FOLDER, folder / REPORT_FOLDER, folder.resolve().parent, None)

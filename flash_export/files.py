@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flash_export.errors import BundleError
+from flash_export.errors import BundleError, ConfigError
 from flash_export.locks import lock_folder
+from flash_export.printable import format_path
 from flash_export.temporary import create_temporary_folder, open_temporary_file
 
 if TYPE_CHECKING:
@@ -24,6 +25,20 @@ _RENAME_EXCHANGE = 2
 _HASH_BLOCK_BYTES = 1 << 20
 # What everyone may do with what is new; what takes the place of something keeps the permissions of that.
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
+
+
+def check_utf8(path: Path) -> None:
+    """Refuse a path that safetensors, onnxruntime and TensorRT cannot open.
+
+    Raises:
+        ConfigError: It has bytes that are no UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{format_path(path)} is no UTF-8, and the libraries that read models cannot open such a path; rename it"
+        ) from error
 
 
 def hash_file(path: Path) -> str:
@@ -89,7 +104,9 @@ def replace_folder(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
     Raises:
         BundleError: ``target`` is the current folder, the folder beside it cannot be written, the disk is full, or
             another process was first.
+        ConfigError: Its path is no UTF-8.
     """
+    check_utf8(target)
     target = target.resolve()  # a symbolic link keeps its place, and what it points to is replaced
     if target == Path.cwd():
         raise BundleError(f"{target} is the current folder, which cannot be replaced; give the name of a folder in it")

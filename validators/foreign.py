@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.errors import BundleError
 from flash_export.external_data import check_external_data
+from flash_export.files import check_utf8
 from flash_export.manifest import GraphSpec, TensorSpec
 from flash_export.runtime.ort import OrtRunner
 
@@ -50,7 +51,9 @@ def read_foreign_graph(path: Path, graph: GraphSpec) -> ForeignGraph:
 
     Raises:
         BundleError: The file is no ONNX, or does not take token ids, and perhaps a mask.
+        ConfigError: Its path is no UTF-8.
     """
+    check_utf8(path)
     from flash_export.graph_files import read_graph
 
     model = read_graph(path)

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from flash_export.errors import CheckpointError
-from flash_export.files import hash_file
+from flash_export.files import check_utf8, hash_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,9 @@ def read_weights(path: Path) -> WeightsFile:
 
     Raises:
         CheckpointError: The file is missing, damaged, of an unknown kind, or holds what could run code.
+        ConfigError: Its path is no UTF-8.
     """
+    check_utf8(path)
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; give a checkpoint folder or a weights file")
     if path.name.endswith(INDEX_SUFFIX):

@@ -122,8 +122,8 @@ def _open_session(
     wanted = PROVIDERS[provider]
     if wanted not in (available := ort.get_available_providers()):
         raise BackendUnavailableError(
-            f"this onnxruntime has no {wanted}, only {', '.join(available)}; {get_install_command('gpu')} in place "
-            "of the CPU build"
+            f"this onnxruntime has no {wanted}, only {', '.join(available)}; on a machine with an NVIDIA GPU, "
+            f"{get_install_command('gpu')} in place of the CPU build"
         )
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL  # failures are raised; the log would repeat them on stderr

@@ -118,10 +118,10 @@ def build_error_plot(report: ValidationReport) -> Plot | None:
             for row in broken
         )
         series.append(Series("failed without a number", "bad", marks=marks, swatch="cross"))
-    own = "Below the grey edge is what PyTorch itself is off by in this precision. " if has_noise(rows) else ""
+    floor = "Below the grey edge is what PyTorch itself is off by in this precision. " if has_noise(rows) else ""
     return Plot(
         "Error by length",
-        f"Largest difference from exact arithmetic, over all batch sizes. {own}The dashed line is the limit, and a "
+        f"Largest difference from exact arithmetic, over all batch sizes. {floor}The dashed line is the limit, and a "
         "cross a check that failed.",
         "largest error / largest logit",
         x_ticks,

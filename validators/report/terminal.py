@@ -76,6 +76,7 @@ def _print_backend(report: ValidationReport, backend: BackendSummary, console: C
         return (*(errors if shows_noise else errors[::2]), *times)
 
     headings = [*(_ERRORS if shows_noise else _ERRORS[::2]), *(_TIMES if is_timed else ())]
+    lines: list[list[str | Text]]
     if is_grouped:
         headings = ["tokens", "checks", "result", *headings]
         lines = [
