@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import BackendUnavailableError, BundleError, describe_reason
@@ -101,6 +102,8 @@ class OrtRunner:
 
 
 def _import_onnxruntime() -> ModuleType:
+    # From 1.2x on it keeps a device id and a database of events in ~/.cache, and a file in TMPDIR, unless told not to.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
