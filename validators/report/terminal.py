@@ -134,6 +134,8 @@ def _format_footprint(footprint: Footprint | None) -> Text | None:
 
 
 def _list_facts(report: ValidationReport, summary: Summary) -> Iterator[str]:
+    if report.caveat:
+        yield report.caveat
     if summary.worst is not None:
         multiple = compute_noise_multiple(summary.worst)
         own = "" if multiple is None else f"{format_factor(multiple)}x the eager model's own, "
