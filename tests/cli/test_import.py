@@ -81,9 +81,8 @@ def test_export_and_inspect_tell_it(exported: tuple[Result, Bundle]) -> None:
 
 def test_passed_validation_tells_it(exported: tuple[Result, Bundle], tmp_path: Path) -> None:
     _, bundle = exported
-    result = invoke(
-        "validate", bundle.path, "--seq-lens", "5,33", "--backend", "ort-cpu", "--json", tmp_path / "r.json"
-    )
+    backend = ("--backend", "ort-cpu", "--no-latency", "--report", tmp_path, "--json", tmp_path / "r.json")
+    result = invoke("validate", bundle.path, "--seq-lens", "5,33", *backend)
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "r.json").read_text())["environment"]["assumed"] == ASSUMED_TEXT
     assert f"Assumed: {ASSUMED_TEXT}." in " ".join(result.output.split())
