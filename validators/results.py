@@ -123,6 +123,14 @@ class ValidationReport:
     def __bool__(self) -> bool:
         return self.passed
 
+    @property
+    def caveat(self) -> str | None:
+        """What both sides of the comparison share, so that no check can find it wrong; None if nothing was assumed."""
+        assumed = self.environment.get("assumed")
+        if not assumed:
+            return None
+        return f"Assumed: {assumed}. Original and exported model share this, so that no check can find it wrong."
+
     def count(self, status: Status) -> int:
         """Return the number of rows with this status."""
         return sum(row.status == status for row in self.rows)

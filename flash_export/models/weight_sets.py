@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_DEPTH = 64
-MAX_ENTRIES = 1_000_000
+MAX_ENTRIES = 200_000
 MAX_SETS = 100
 MAX_EXPANDED_BYTES = 1 << 30
 # What wrappers insert into the names of a model's own tensors.
@@ -138,25 +138,26 @@ def _name_tensors(values: object, path: Path) -> dict[str, Tensor]:
 def _walk(values: object, path: Path) -> Iterator[tuple[tuple[str, ...], Tensor]]:
     """Yield every tensor with the keys that lead to it, in the file's order."""
     pending: list[tuple[tuple[str, ...], object]] = [((), values)]
+    barren: set[int] = set()  # ids of containers without tensors, which may be large and shared
     entries = 0
     while pending:
         parts, value = pending.pop()
         if isinstance(value, torch.Tensor):
             yield parts, value
             continue
-        if isinstance(value, Mapping):
-            children = [(str(name), child) for name, child in value.items()]
-        elif isinstance(value, list | tuple):
-            children = [(str(index), child) for index, child in enumerate(value)]
-        else:
+        if id(value) in barren:
             continue
+        items = value.items() if isinstance(value, Mapping) else enumerate(cast("Sequence[object]", value))
+        children = [(name, child) for name, child in items if isinstance(child, Mapping | list | tuple | torch.Tensor)]
+        if not children:
+            barren.add(id(value))
         entries += len(children)
         if len(parts) >= MAX_DEPTH or entries > MAX_ENTRIES:
             raise CheckpointError(
-                f"{path} is nested more than {MAX_DEPTH} deep, or has more than {MAX_ENTRIES} entries; "
+                f"{path} is nested more than {MAX_DEPTH} deep, or has more than {MAX_ENTRIES:,} entries; "
                 "save model.state_dict() alone"
             )
-        pending.extend(((*parts, name), child) for name, child in reversed(children))
+        pending.extend(((*parts, str(name)), child) for name, child in reversed(children))
 
 
 def _choose_key(keys: Sequence[str], wanted: str | None, path: Path) -> str:

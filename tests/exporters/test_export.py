@@ -44,7 +44,7 @@ CASES: dict[str, tuple[ModelConfig, ExportOptions]] = {
         ExportOptions(opset=21),
     ),
     "flash-causal-laplace": (
-        FlashConfig(**SIZES, chunk_size=8, causal=True, attention_fn="laplace", shift_tokens=False),
+        FlashConfig(**SIZES, chunk_size=8, causal=True, attention_fn="laplace_wide", shift_tokens=False),
         ExportOptions(opset=22, graphs=("forward",)),
     ),
     "flash-chunk-sums": (
@@ -53,7 +53,7 @@ CASES: dict[str, tuple[ModelConfig, ExportOptions]] = {
     ),
     "gau": (GauConfig(**SIZES), ExportOptions()),
     "gau-causal": (GauConfig(**SIZES, causal=True, norm_type="scalenorm"), ExportOptions(opset=18)),
-    "gau-laplace": (GauConfig(**SIZES, attention_fn="laplace"), ExportOptions(opset=23)),
+    "gau-laplace": (GauConfig(**SIZES, attention_fn="laplace_wide"), ExportOptions(opset=23)),
 }
 
 

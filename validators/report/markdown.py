@@ -65,7 +65,7 @@ def _list_lines(report: ValidationReport, summary: Summary) -> Iterator[str]:
     plan = report.environment.get("plan")
     of_plan = "" if plan is None else f", plan {escape(str(plan))}"
     yield f"Validation of {escape(report.bundle)}{of_plan}: **{summary.counts}**."
-    for sentence in report.diagnosis:
+    for sentence in (*report.diagnosis, *([report.caveat] if report.caveat else [])):
         yield from ("", f"> **{escape(sentence)}**")
     yield ""
     headings = ["Backend", "Result", "Checks", "Error"] + (["x PyTorch's own"] if has_noise(report.rows) else [])

@@ -139,6 +139,8 @@ def _format_footprint(footprint: Footprint | None) -> Text | None:
 
 
 def _list_facts(report: ValidationReport, summary: Summary) -> Iterator[str]:
+    if report.caveat:
+        yield report.caveat
     bits = report.bits_per_byte or {}
     if bits and report.is_quantized:
         yield _describe_bits(report, bits)
