@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,18 +16,49 @@ HALF_PRECISIONS = ("fp16", "bf16")
 STATE_PREFIX, NEW_STATE_PREFIX = "state.", "new_state."
 
 
+ContentKind = Literal["token ids", "lengths"]
+TOKEN_IDS: ContentKind = "token ids"
+LENGTHS: ContentKind = "lengths"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an integer input holds, and so which values it may have.
+
+    Attributes:
+        kind: ``token ids``, or ``lengths``: the number of real tokens of each row.
+        min: Least value.
+        max: Largest value; a string stands for the size of that axis.
+    """
+
+    kind: ContentKind
+    min: int
+    max: int | str
+
+    @classmethod
+    def from_vocabulary(cls, vocab_size: int) -> Content:
+        """Describe token ids of a vocabulary of this size."""
+        return cls(TOKEN_IDS, 0, vocab_size - 1)
+
+
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, numpy dtype name and shape of a graph input or output; symbolic axes are strings."""
+    """Name, numpy dtype name and shape of a graph input or output; symbolic axes are strings.
+
+    Attributes:
+        content: Which values an integer input may have; None: any.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    content: Content | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TensorSpec:
         """Rebuild from JSON."""
-        return cls(values["name"], values["dtype"], tuple(values["shape"]))
+        content = values.get("content")
+        return cls(values["name"], values["dtype"], tuple(values["shape"]), Content(**content) if content else None)
 
 
 @dataclass(frozen=True)
@@ -71,14 +102,27 @@ class GraphSpec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GraphSpec:
         """Rebuild from JSON."""
+        inputs, outputs = (tuple(map(TensorSpec.from_dict, values[kind])) for kind in ("inputs", "outputs"))
         return cls(
             file=values["file"],
             opset=values["opset"],
             precision=values["precision"],
-            inputs=tuple(map(TensorSpec.from_dict, values["inputs"])),
-            outputs=tuple(map(TensorSpec.from_dict, values["outputs"])),
+            inputs=_add_vocabulary(inputs, outputs),
+            outputs=outputs,
             axes={name: AxisRange(**bounds) for name, bounds in values["axes"].items()},
         )
+
+
+def _add_vocabulary(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Return the inputs with what a bundle of an older version does not say: there are as many ids as logits."""
+    vocab_size = next((spec.shape[-1] for spec in outputs if spec.name == "logits" and spec.shape), None)
+    if not isinstance(vocab_size, int):
+        return inputs
+    content = Content.from_vocabulary(vocab_size)
+    return tuple(
+        dataclasses.replace(spec, content=content) if spec.name == "input_ids" and spec.content is None else spec
+        for spec in inputs
+    )
 
 
 @dataclass(frozen=True)
