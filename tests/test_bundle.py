@@ -21,6 +21,7 @@ from flash_export.errors import BundleError
 from flash_export.files import hash_file, hash_files, replace_folder
 from flash_export.manifest import (
     AxisRange,
+    Content,
     EngineManifest,
     GraphSpec,
     Manifest,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-INPUT = TensorSpec("input_ids", "int64", ("batch", "seq"))
+INPUT = TensorSpec("input_ids", "int64", ("batch", "seq"), Content.from_vocabulary(256))
 OUTPUT = TensorSpec("logits", "float32", ("batch", "seq", 256))
 GRAPH = GraphSpec("model.onnx", 20, "fp32", (INPUT,), (OUTPUT,), {"batch": AxisRange(1, 64), "seq": AxisRange(1, 4096)})
 JUNK = st.sampled_from((None, True, -1, 1.5, "junk", [], ["junk"], {}, {"junk": 1}))
@@ -57,6 +58,13 @@ def bundle(tmp_path: Path) -> Bundle:
     )
     (folder / "manifest.json").write_text(manifest.to_json())
     return Bundle.open(folder)
+
+
+def test_older_bundle_has_as_many_ids_as_logits(bundle: Bundle) -> None:
+    values = read_manifest(bundle.path)
+    del values["graphs"]["forward"]["inputs"][0]["content"]
+    (bundle.path / "manifest.json").write_text(json.dumps(values))
+    assert Bundle.open(bundle.path).get_graph().inputs[0].content == Content("token ids", 0, 255)
 
 
 def describe_engine(bundle: Bundle, plan: bytes, **changes: Any) -> EngineManifest:
@@ -225,7 +233,8 @@ def test_any_damage_to_a_manifest_is_a_bundle_error_or_harmless(bundle: Bundle, 
     except BundleError:
         pass
     else:
-        assert json.loads(opened.manifest.to_json()) == json.loads(path.read_text())
+        is_restored = opened.manifest == bundle.manifest  # what an older version did not write down
+        assert is_restored or json.loads(opened.manifest.to_json()) == json.loads(path.read_text())
     finally:
         path.write_text(text)
 

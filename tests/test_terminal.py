@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import io
 import sys
-
-import pytest
+from typing import TYPE_CHECKING
 
 from flash_export.terminal import make_table, make_text, open_console, prepare_streams
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_console_prints_strings_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,12 +70,16 @@ def read_foreign_graph(path: Path, graph: GraphSpec) -> ForeignGraph:
     names = {"input_ids": tokens[0].name, "logits": model.graph.output[0].name}
     if masks:
         names["attention_mask"] = masks[0].name
+    ids = next(spec.content for spec in graph.inputs if spec.name == "input_ids")
     try:
         spec = GraphSpec(
             file=path.name,
             opset=max((opset.version for opset in model.opset_import if not opset.domain), default=0),
             precision=graph.precision,
-            inputs=tuple(TensorSpec(value.name, _read_dtype(value), ("batch", "seq")) for value in inputs),
+            inputs=tuple(
+                TensorSpec(value.name, _read_dtype(value), ("batch", "seq"), None if value in masks else ids)
+                for value in inputs
+            ),
             outputs=tuple(
                 TensorSpec(value.name, _read_dtype(value), graph.outputs[0].shape) for value in model.graph.output
             ),

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from flash_export.bundle import Bundle
 from flash_export.cli.main import main
 from flash_export.config import ExportOptions
-from flash_export.exporters import export
+from flash_export.exporters import export, serialization
 from flash_export.exporters.export import export_onnx
 from flash_export.models.flash import FlashConfig, FlashModel
 
@@ -32,7 +32,8 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_export_that_another_one_overtakes(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, force: bool
 ) -> None:
-    target, write_models, overtaken = tmp_path / "bundle", export.write_models, []
+    target, write_models = tmp_path / "bundle", serialization.write_models
+    overtaken: list[bool] = []
 
     def overtake(*arguments: object) -> None:
         if not overtaken:
