@@ -75,7 +75,7 @@ def test_export_and_inspect_tell_it(exported: tuple[Result, Bundle]) -> None:
         assert f"assumed {ASSUMED_TEXT}: the library's defaults, which nobody gave and weights do not tell" in words
         assert "note left out, beside the model in the file: optimizer (1 tensor)" in words
         assert "note frequencies, stored rounded to half precision, were recomputed" in words
-    report = json.loads(invoke("inspect", bundle.path, "--json").stdout)
+    report = json.loads(invoke("inspect", bundle.path, "--json", "-").stdout)
     assert report["manifest"]["imported"]["assumed"] == ASSUMED
 
 

@@ -37,7 +37,7 @@ main(sys.argv[3:])
 FLUSH = ("os", "fsync")
 TRIAL = ("flash_export.exporters.quantization.trial", "TrialGraph.write")
 COMMANDS = {
-    "generate": (FLUSH, "generate {bundle} --prompt a --max-tokens 1 --threads 1 --save-state {folder}/text.state"),
+    "generate": (FLUSH, "generate {bundle} --tokens 97 --max-tokens 1 --threads 1 --save-state {folder}/text.state"),
     "validate": (FLUSH, "validate {bundle} --seq-lens 1 --batch 1 --backend ort-cpu --no-latency --threads 1"),
     "onnx": (FLUSH, "onnx {bundle} -o {folder}/new --max-seq-len 16"),
     "quantize": (TRIAL, "quantize {bundle} -o {folder}/new"),

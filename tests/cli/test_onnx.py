@@ -297,11 +297,14 @@ BAD_INPUTS: dict[str, tuple[Prepare, str]] = {
     "set without name": (give_foreign_options("--family", "flash", "--set", "=1"), "write --set causal=true"),
     "config not there": (
         give_foreign_options("--family", "flash", "--config", "none.json"),
-        "--config none.json cannot be read as JSON (No such file or directory); give a file with a JSON object",
+        "none.json cannot be read (No such file or directory); give --config a file with a JSON object",
     ),
     "config not JSON": (give_config_file("causal: true"), "arguments.json cannot be read as JSON"),
     "config nested too deeply": (give_config_file("[" * 100_000), "arguments.json cannot be read as JSON"),
-    "config no object": (give_config_file("[1]"), "arguments.json holds list; give a file with a JSON object"),
+    "config no object": (
+        give_config_file("[1]"),
+        "arguments.json holds list, not a JSON object; give --config",
+    ),
     "folder without config": (give_folder_without("config.json"), "has no readable config.json (No such file"),
     "folder without weights": (give_folder_without("model.safetensors"), "model.safetensors does not exist"),
     "folder config not JSON": (give_folder_config("{"), "config.json is not JSON"),

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from flash_export.validators.trade_off.results import TradeOff
 
 NASTY = (
-    "x[/red]y", "[bold", "[1, 2]", ":smile:", "\\[a]", "|`*_~", "a\nb", "a\r\nb", "\udcff", "\ud800", "\x1b[31m", "\x00",
-    "\x9b",
+    "x[/red]y", "[bold", "[1, 2]", ":smile:", "\\[a]", "|`*_~", "a\nb", "a\r\nb", "\udcff", "\ud800", "\x1b[31m",
+    "\x00", "\x9b",
     "</title></script><script>alert(1)</script>", '"><svg onload="x">', "'&amp;<b>", "]]>", "<!--", "{{ 7 * 7 }}",
     "{% raw %}", "%s{0}", "$x$", "@someone", "#1", "é字🙂",
 )  # fmt: skip
