@@ -111,3 +111,32 @@ def test_cuda_session_runs(path: Path) -> None:
         pytest.skip("this onnxruntime has no CUDA provider")
     with OrtRunner(GRAPH, path, provider="cuda") as runner:
         assert runner.run({"input_ids": np.ones((1, 3), dtype=np.int64)})["logits"].tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_sums_of_int8_products_do_not_saturate(tmp_path: Path) -> None:
+    """On x86 without VNNI, onnxruntime's own choice makes 0.5 of this 64."""
+    size = 64
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["rounded", "step", "zero"], ["activation"]),
+        helper.make_node("DequantizeLinear", ["w", "step", "zero"], ["weight"]),
+        helper.make_node("MatMul", ["activation", "weight"], ["logits"]),
+    ]
+    constants = [
+        helper.make_tensor("step", TensorProto.FLOAT, [], [1 / 127]),
+        helper.make_tensor("zero", TensorProto.INT8, [], [0]),
+        helper.make_tensor("w", TensorProto.INT8, [size, 4], [127] * 4 * size),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", size])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])
+    graph = helper.make_graph(nodes, "g", [x], [logits], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "int8.onnx")
+    spec = dataclasses.replace(
+        GRAPH,
+        inputs=(TensorSpec("x", "float32", ("batch", size)),),
+        outputs=(TensorSpec("logits", "float32", ("batch", 4)),),
+    )
+    with OrtRunner(spec, tmp_path / "int8.onnx") as runner:
+        found = runner.run({"x": np.ones((1, size), np.float32)})["logits"]
+    np.testing.assert_allclose(found, size, rtol=1e-5)

@@ -78,6 +78,7 @@ def run(model: onnx.ModelProto | Path, inputs: Mapping[str, np.ndarray]) -> np.n
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.x64quantprecision", "1")  # without VNNI, sums saturate
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
     (found,) = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"]).run(None, dict(inputs))
     return np.asarray(found)
@@ -164,10 +165,10 @@ def test_onnxruntime_has_a_product_in_few_bits_for_every_one(traced: Traced, sch
     assert found["DequantizeLinear"] == found["Gemm"] == found["MatMulInteger"] == 0
 
 
-def test_two_terms_are_two_products_in_few_bits(traced: Traced, tmp_path: Path) -> None:
+def test_two_terms_are_one_product_in_few_bits(traced: Traced, tmp_path: Path) -> None:
     products = traced.trial.products
     found = count_fused(traced.trial.write(tmp_path, plan_all("int8-two-terms", products)), tmp_path)
-    assert found["MatMulIntegerToFloat"] == 2 * len(products)
+    assert found["MatMulIntegerToFloat"] == len(products)
     assert found["DequantizeLinear"] == found["Gemm"] == 0
 
 
@@ -265,7 +266,7 @@ def test_a_bias_of_a_matrix_makes_no_gemm_with_a_weight_in_fp32(
     model = quantize_product(write_product(weight, bias), make_plan(way, len(weight), float(np.abs(x).max())))
     found = count_fused(model, tmp_path)
     assert found["Gemm"] == found["DequantizeLinear"] == 0
-    assert found["MatMulIntegerToFloat"] == (2 if way.endswith("terms") else 1)
+    assert found["MatMulIntegerToFloat"] == 1
     assert measure_error(model, x, x @ weight + bias) < 0.02
 
 
