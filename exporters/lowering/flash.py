@@ -110,8 +110,7 @@ class QuadraticAttention(nn.Module):
         slope, shift = get_score_line(config.attention_fn)
         bias = precision.narrow(layer.rel_pos_bias(config.chunk_size) * slope - shift, "scores")
         if config.causal:
-            hidden = max(HIDDEN_SCORE, torch.finfo(bias.dtype).min)
-            bias = bias.masked_fill(~build_causal_mask(config.chunk_size, bias.device), hidden)
+            bias = bias.masked_fill(~build_causal_mask(config.chunk_size, bias.device), HIDDEN_SCORE)
         self.bias = nn.Buffer(bias)
 
     def forward(

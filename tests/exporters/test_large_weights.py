@@ -1,0 +1,85 @@
+"""Weights of any size: wherever the eager model is finite, the graph is, and no further from float64 than eager is."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flash_export.config import ERROR_BUDGETS, ExportOptions
+from flash_export.exporters.export import export_onnx
+from flash_export.exporters.lowering.registry import lower_model
+from flash_export.models.flash import FlashConfig, FlashModel
+from flash_export.models.gau import GauConfig, GauModel
+from flash_export.runtime.ort import OrtRunner
+from flash_export.validators.validate import ValidationOptions, validate_bundle
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flash_export.models.base import ReferenceModel
+
+SIZES = {"dim": 8, "depth": 2, "hidden_dim": 12, "qk_dim": 8, "causal": True}
+FAMILIES = ("flash", "gau")
+FUNCTIONS = ("relu2", "laplace")
+
+
+def build_model(family: str, attention_fn: str, factor: float, seed: int = 0) -> ReferenceModel:
+    torch.manual_seed(seed)
+    if family == "flash":
+        model: ReferenceModel = FlashModel(FlashConfig(19, chunk_size=4, attention_fn=attention_fn, **SIZES))
+    else:
+        model = GauModel(GauConfig(19, attention_fn=attention_fn, **SIZES))
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.5).mul_(factor)
+    return model.requires_grad_(requires_grad=False).eval()
+
+
+def run(model: torch.nn.Module, ids: torch.Tensor) -> np.ndarray:
+    with torch.inference_mode():
+        logits: torch.Tensor = model(ids)
+    return logits.double().numpy()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(FAMILIES),
+    st.sampled_from(FUNCTIONS),
+    st.integers(-40, 10),
+    st.integers(1, 11),
+    st.integers(0, 2**16),
+)
+def test_lowered_model_is_finite_and_right_where_eager_is(
+    family: str, attention_fn: str, power: int, seq_len: int, seed: int
+) -> None:
+    model = build_model(family, attention_fn, 10.0**power, seed)
+    ids = torch.randint(0, 19, (1, seq_len), generator=torch.Generator().manual_seed(seed))
+    eager, exact = run(model, ids), run(copy.deepcopy(model).double(), ids)
+    if not (np.isfinite(eager).all() and np.isfinite(exact).all()):
+        return
+    lowered, scale = run(lower_model(model), ids), float(np.abs(exact).max())
+    noise = float(np.abs(eager - exact).max())
+    assert np.isfinite(lowered).all()
+    # A token hidden badly would be off by as much as the whole output; a few tokens have little noise by chance.
+    assert np.abs(lowered - exact).max() <= max(ERROR_BUDGETS["fp32"].compute_limit(scale, noise), 1e-3 * scale)
+
+
+@pytest.mark.parametrize("attention_fn", FUNCTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_large_scores_do_not_see_the_future(family: str, attention_fn: str, tmp_path: Path) -> None:
+    build_model(family, attention_fn, 1e3).save_pretrained(tmp_path / "model")
+    bundle = export_onnx(tmp_path / "model", tmp_path / "bundle", options=ExportOptions(max_seq_len=16, max_batch=3))
+    ids = np.array([[3, 1, 4, 1, 5, 9, 2, 6]])
+    other = np.concatenate((ids[:, :3], ids[:, 3:] + 1), axis=1)
+    mask = {"attention_mask": np.ones_like(ids)} if bundle.get_graph().has_mask else {}
+    with OrtRunner(bundle.get_graph(), bundle.get_graph_path()) as runner:
+        before, after = (runner.run({"input_ids": tokens, **mask})["logits"][:, :3] for tokens in (ids, other))
+    np.testing.assert_array_equal(before, after)
+    options = ValidationOptions(seq_lens=(1, 3, 4, 5, 11), batches=(1, 3), backends=("ort-cpu",), latency_budget_s=0.0)
+    report = validate_bundle(bundle, options)
+    assert report, [(row.check, row.seq_len, row.reason) for row in report.rows if row.status == "failed"]
