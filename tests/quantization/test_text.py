@@ -147,7 +147,7 @@ BAD_TEXTS: dict[str, tuple[Callable[[Path], str], int, str]] = {
     "an archive": (
         give_archive,
         256,
-        r"ids.npz is an archive or an array, not text; give text, token ids as .npy, or heldout",
+        r"ids.npz is an archive or an array, not text; give text, token ids as .npy, or h",
     ),
     "an array called text": (give_file("a.txt", b"\x93NUMPY" * 20), 256, "is an archive or an array, not text"),
     "numbers with a point": (give_ids(np.zeros(100)), 256, "holds float64; give whole numbers, the token ids"),
