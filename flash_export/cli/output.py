@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 STDOUT = "-"
 LABEL_WIDTH = 10
+NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 logger = logging.getLogger("flash_export")
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "numpy")
 
@@ -112,10 +113,13 @@ def _describe_versions() -> str:
 
 
 def wrap_row(label: str, value: str, indent: int = 0) -> list[str]:
-    """Return the lines of a label and its value; a value that is too long for the terminal goes on below itself."""
+    """Return the lines of a label and its value; a value that is too long for the terminal goes on below itself.
+
+    No line ends at a no-break space, which is shown as a plain one.
+    """
     width = shutil.get_terminal_size().columns
     start = f"{'':{indent}}{label:<{LABEL_WIDTH - 1}} "
-    return textwrap.wrap(
+    lines = textwrap.wrap(
         value,
         width,
         initial_indent=start,
@@ -123,6 +127,7 @@ def wrap_row(label: str, value: str, indent: int = 0) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [line.replace(NO_BREAK_SPACE, " ") for line in lines]
 
 
 def format_command(*arguments: str | Path) -> str:
