@@ -124,14 +124,14 @@ def onnx_command(
 
 def print_export(bundle: Bundle, inspection: Inspection, output: Output) -> None:
     """Print what an export made."""
-    from flash_export.cli.inspect_path import count_nodes, format_precision, join_pairs, join_values
+    from flash_export.cli.inspect_path import count_nodes, format_precision, join_values
 
     manifest, graph, analysis = bundle.manifest, bundle.get_graph(), inspection.graphs[FORWARD]
     size = sum((bundle.path / name).stat().st_size for name in manifest.files)
     output.echo(f"Exported {manifest.checkpoint['source']} to {bundle.path} ({format_bytes(size)})")
     config = bundle.read_config()
-    fields = {name: value for name, value in config.items() if name != "model_type"}
-    output.echo_rows([("model", f"{config['model_type']}, {join_pairs(fields)}")], indent=2)
+    fields = [f"{name} {value}" for name, value in config.items() if name != "model_type"]
+    output.echo_rows([("model", ", ".join([config["model_type"], *fields]))], indent=2)
     if (facts := manifest.model) and facts.state_bytes:
         state = f"with a state of {format_bytes(facts.state_bytes)} per row at any length"
         output.echo_rows([("graphs", f"{', '.join(manifest.graphs)}, {state}")], indent=2)

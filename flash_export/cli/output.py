@@ -50,11 +50,13 @@ class Output:
         quiet: Whether nothing but products and errors is shown.
         verbose: Whether the log shows versions, times and tracebacks of what was skipped.
         stdout_is_taken: Whether a product goes to stdout, so that text for people has to go to stderr.
+        is_step: Whether this is a step of a longer command, which says itself what comes next.
     """
 
     quiet: bool = False
     verbose: bool = False
     stdout_is_taken: bool = False
+    is_step: bool = False
 
     @property
     def console(self) -> Console:
@@ -76,7 +78,7 @@ class Output:
 
     def suggest_next(self, *arguments: str | Path) -> None:
         """Show the command that comes next, in a form that a shell takes."""
-        if not self.quiet:
+        if not self.quiet and not self.is_step:
             click.echo(f"Next: {format_command(*arguments)}", err=True)
 
     def show_progress(self, title: str) -> contextlib.AbstractContextManager[ProgressCallback]:
