@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from flash_export.bundle import ENGINE_FOLDER
+from flash_export.bundle import reads_bundles
 from flash_export.config import BuildOptions, Flavour
-from flash_export.errors import BundleError, EngineBuildError
+from flash_export.errors import EngineBuildError
 from flash_export.exporters.engine_facts import count_layer_dtypes, read_tensors
 from flash_export.exporters.engine_log import collect_errors, get_log
 from flash_export.exporters.engine_progress import BuildWatch, create_monitor
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 _TURING_REFUSAL = "FP32 GEMM is not supported"
 
 
+@reads_bundles
 def build_engine(
     bundle: Bundle, *, options: BuildOptions | None = None, progress: ProgressCallback | None = None
 ) -> EngineManifest:
@@ -53,7 +53,8 @@ def build_engine(
     """
     options = options or BuildOptions()
     graph = bundle.get_graph(options.graph)
-    _check_name_is_free(bundle, options)
+    if not options.overwrite:
+        bundle.check_engine_name(options.engine_name)
     profiles = tuple(parse_profile(text, graph) for text in options.profiles) or (
         derive_profile(graph, _read_chunk_size(bundle)),
     )
@@ -97,23 +98,13 @@ def build_engine(
         build_seconds=round(time.perf_counter() - started, 3),
         size_bytes=len(content),
     )
-    bundle.write_engine(engine, content)
+    bundle.write_engine(engine, content, overwrite=options.overwrite)
     return engine
-
-
-def _check_name_is_free(bundle: Bundle, options: BuildOptions) -> None:
-    path = bundle.path / ENGINE_FOLDER / f"{options.engine_name}.json"
-    if path.exists() and not options.overwrite:
-        raise BundleError(
-            f"{bundle.path} already has an engine {options.engine_name!r}; "
-            "replace it with --force, or choose another --name"
-        )
 
 
 def _read_chunk_size(bundle: Bundle) -> int:
     """Return the chunk size of the model; families without chunks have none in their config."""
-    config = json.loads((bundle.path / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("chunk_size", DEFAULT_CHUNK_SIZE))
+    return int(bundle.read_config().get("chunk_size", DEFAULT_CHUNK_SIZE))
 
 
 def _parse_graph(parser: Any, path: Path, flavour: Flavour) -> None:

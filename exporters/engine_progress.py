@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from flash_export.termination import TERMINATIONS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
@@ -62,21 +64,27 @@ class BuildWatch:
 
     @contextmanager
     def catch_interrupt(self) -> Iterator[None]:
-        """Turn Ctrl-C into a cancelled build.
+        """Turn Ctrl-C, and other signals whose handler raises, into a cancelled build.
 
-        Python allows signal handlers in the main thread only; elsewhere Ctrl-C is not ours to handle.
+        Python allows signal handlers in the main thread only; elsewhere signals are not ours to handle.
         """
-
-        def remember(_signal: int, _frame: FrameType | None) -> None:
-            self.error = KeyboardInterrupt()
-
         is_main = threading.current_thread() is threading.main_thread()
-        previous = signal.signal(signal.SIGINT, remember) if is_main else None
+        numbers = (signal.SIGINT, *TERMINATIONS) if is_main else ()
+        handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+
+        def remember(number: int, frame: FrameType | None) -> None:
+            try:
+                handlers[signal.Signals(number)](number, frame)
+            except BaseException as error:
+                self.error = error
+
+        for number in handlers:
+            signal.signal(number, remember)
         try:
             yield
         finally:
-            if is_main:
-                signal.signal(signal.SIGINT, previous)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def raise_error(self) -> None:
         """Raise whatever stopped the build."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flash_export.config import AUTO_FLAVOUR, FLAVOURS, FP8, TENSORRT, TENSORRT_RTX, BuildOptions, Flavour
 from flash_export.errors import BackendUnavailableError, ConfigError
+from flash_export.install import get_install_command
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def import_flavour(flavour: Flavour) -> Any:
     Raises:
         BackendUnavailableError: It is not installed, or its libraries cannot be loaded.
     """
-    cure = f"pip install 'flash-export[{flavour.extra}]'"
+    cure = get_install_command(flavour.extra)
     try:
         return importlib.import_module(flavour.module)
     except ModuleNotFoundError as error:

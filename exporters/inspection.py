@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flash_export.bundle import ENGINE_FOLDER, MANIFEST_FILE, Bundle
+from flash_export.bundle import ENGINE_FOLDER, MANIFEST_FILE, Bundle, reads_bundles
 from flash_export.errors import BundleError
 from flash_export.exporters.analysis import GraphAnalysis, analyse_graph
 from flash_export.strict_json import format_json
@@ -41,6 +41,7 @@ class Inspection:
         return format_json(self)
 
 
+@reads_bundles
 def inspect_bundle(bundle: Bundle) -> Inspection:
     """Inspect a bundle that is open.
 

@@ -6,24 +6,39 @@ compiled or shipped later is what was exported.
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, replace
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from typing_extensions import ParamSpec
+
+from flash_export.config import SCHEMES
 from flash_export.errors import BundleError
-from flash_export.files import hash_file, hash_files, replace_folder
+from flash_export.external_data import check_external_data
+from flash_export.files import check_utf8, hash_file, hash_files, link_folder, replace_folder
+from flash_export.locks import lock_folder
 from flash_export.manifest import FORMAT_VERSION, EngineManifest, GraphSpec, Manifest
+from flash_export.plain_tree import check_plain_tree
 from flash_export.probes import PROBES_FILE, ProbeMap
 from flash_export.quantization_record import QuantizationRecord
-from flash_export.structure import find_mismatch
+from flash_export.reading import build_record, read_json_object, read_record
+from flash_export.stamp import Stamp, check_stamp, take_stamp
+from flash_export.structure import show
 from flash_export.suggest import list_known
+from flash_export.temporary import remove_leftovers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from flash_export.models.base import ReferenceModel
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
 MANIFEST_FILE = "manifest.json"
 QUANTIZATION_FILE = "quantization.json"
 GRAPH_FILE = "model.onnx"
@@ -31,6 +46,33 @@ HELDOUT_TEXT_FILE = "heldout.txt"
 HELDOUT_FILE = "heldout.json"
 ENGINE_FOLDER = "engines"
 REPORT_FOLDER = "reports"
+# What is read of a bundle besides its graphs; one that the manifest does not name was added later.
+_KNOWN_FILES = (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    PROBES_FILE,
+    QUANTIZATION_FILE,
+    HELDOUT_FILE,
+    HELDOUT_TEXT_FILE,
+)
+_EXPORT_AGAIN, _BUILD_AGAIN, _QUANTIZE_AGAIN = "export the bundle again", "build the engine again", "quantize it again"
+
+
+@dataclass(frozen=True)
+class _ConfigFields:
+    """What is asked of ``config.json`` where PyTorch, and with it the config classes, is not loaded."""
+
+    model_type: str
+    vocab_size: int = 1
+    depth: int = 1
+    chunk_size: int = 1
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        for name in ("vocab_size", "depth", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted 1 or more")
 
 
 @dataclass(frozen=True)
@@ -39,19 +81,45 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    stamp: Stamp | None = field(default=None, compare=False, repr=False)  # None: made without a look at the files
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
         """Read the manifest and check the sha256 of every file it names.
 
+        What killed processes left in the bundle, beside it or among the system's temporary files is removed first.
+
         Raises:
-            BundleError: The folder is no bundle, a file is missing, or a file was changed.
+            BundleError: The folder is no bundle, a file is missing or was changed, something in the folder is no plain
+                file or folder, or a graph takes its weights from elsewhere.
+            ConfigError: The path is no UTF-8.
         """
         folder = Path(path)
+        check_utf8(folder)
+        if folder.is_dir():
+            check_plain_tree(folder)
+            remove_leftovers(folder, folder / ENGINE_FOLDER, folder / REPORT_FOLDER, folder.resolve().parent, None)
+        before = take_stamp(folder, MANIFEST_FILE)
+        try:
+            bundle = cls._read(folder)
+        except BundleError as error:
+            check_stamp(folder, before, error)
+            raise
+        check_stamp(folder, before)
+        return replace(bundle, stamp=take_stamp(folder, MANIFEST_FILE, bundle.manifest.files))
+
+    @classmethod
+    def _read(cls, folder: Path) -> Bundle:
         manifest = _read_manifest(folder)
         for name in manifest.files:
             if not (folder / name).is_file():
                 raise BundleError(f"{folder / name} is missing, but {MANIFEST_FILE} names it; export the bundle again")
+        for name in _KNOWN_FILES:
+            if name not in manifest.files and (folder / name).exists():
+                raise BundleError(
+                    f"{folder / name} is not of this export: {MANIFEST_FILE} does not name it; remove it, or "
+                    f"{_EXPORT_AGAIN}"
+                )
         hashes = hash_files([folder / name for name in manifest.files])
         for (name, expected), actual in zip(manifest.files.items(), hashes, strict=True):
             if actual != expected:
@@ -59,7 +127,52 @@ class Bundle:
                     f"{folder / name} was changed after the export: sha256 {actual[:12]}..., the manifest says "
                     f"{expected[:12]}...; export the bundle again"
                 )
+        for graph in manifest.graphs.values():
+            check_external_data(folder / graph.file, manifest.files)
         return cls(folder, manifest)
+
+    def check_unchanged(self, cause: Exception | None = None) -> None:
+        """Look whether the files are still those that were opened, without reading more of them than the manifest.
+
+        Args:
+            cause: What went wrong with them, if anything did.
+
+        Raises:
+            BundleError: They were replaced.
+        """
+        if self.stamp is not None:
+            check_stamp(self.path, self.stamp, cause)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Let what the block finds in the bundle, errors too, count only if it is still the one that was opened.
+
+        Raises:
+            BundleError: It was replaced.
+        """
+        try:
+            yield
+        except Exception as error:
+            self.check_unchanged(error)
+            raise
+        self.check_unchanged()
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from changing the bundle while the block does.
+
+        Raises:
+            BundleError: It was replaced, or another process did not let go of it.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock_folder(self.path))
+            except OSError as error:
+                self.check_unchanged(error)
+                raise
+            self.check_unchanged()
+            check_plain_tree(self.path)
+            yield
 
     def get_graph(self, name: str = "forward") -> GraphSpec:
         """Return the contract of a graph.
@@ -78,8 +191,17 @@ class Bundle:
         return self.path / self.get_graph(name).file
 
     def read_config(self) -> dict[str, Any]:
-        """Return the model's config as ``config.json`` has it, ``model_type`` first."""
-        return _read_json(self.path / CONFIG_FILE)
+        """Return the model's config as ``config.json`` has it, ``model_type`` first.
+
+        Raises:
+            BundleError: It cannot be read, or has values that no model has.
+        """
+        path = self.path / CONFIG_FILE
+        values = read_json_object(path, BundleError, _EXPORT_AGAIN)
+        known = {field.name for field in fields(_ConfigFields)}
+        asked = {name: value for name, value in values.items() if name in known}
+        build_record(path, asked, _ConfigFields, BundleError, _EXPORT_AGAIN)
+        return values
 
     def read_probes(self) -> ProbeMap:
         """Return where the forward graph computes which quantity of the model.
@@ -93,10 +215,7 @@ class Bundle:
                 f"{self.path} has no {PROBES_FILE}, which says where the graph can be read, because an older version "
                 "exported it; export it again"
             )
-        values = _read_json(path)
-        if mismatch := find_mismatch(values, ProbeMap):
-            raise BundleError(f"{path} is damaged: {mismatch}; export the bundle again")
-        return ProbeMap.from_dict(values)
+        return read_record(path, ProbeMap, BundleError, _EXPORT_AGAIN)
 
     def read_quantization(self) -> QuantizationRecord | None:
         """Return how the bundle was quantized; None if it was not.
@@ -106,10 +225,15 @@ class Bundle:
         """
         if QUANTIZATION_FILE not in self.manifest.files:
             return None
-        values = _read_json(self.path / QUANTIZATION_FILE)
-        if mismatch := find_mismatch(values, QuantizationRecord):
-            raise BundleError(f"{self.path / QUANTIZATION_FILE} is damaged: {mismatch}; quantize the bundle again")
-        return QuantizationRecord.from_dict(values)
+        path = self.path / QUANTIZATION_FILE
+        record = read_record(path, QuantizationRecord, BundleError, _QUANTIZE_AGAIN)
+        for name, graph in self.manifest.graphs.items():
+            if graph.precision != record.scheme:
+                raise BundleError(
+                    f"{path} says {record.scheme}, {MANIFEST_FILE} says {graph.precision} of the graph {show(name)}; "
+                    f"{_QUANTIZE_AGAIN}"
+                )
+        return record
 
     def load_model(self) -> ReferenceModel:
         """Build the reference model, in evaluation mode and fp32, with the bundled weights."""
@@ -140,60 +264,86 @@ class Bundle:
             raise BundleError(f"{path} was built from another graph than this bundle's; build the engine again")
         return path
 
-    def write_engine(self, engine: EngineManifest, plan: bytes) -> None:
-        """Store an engine and its manifest in one step, replacing an engine of that name.
+    def check_engine_name(self, name: str) -> None:
+        """Look whether an engine can be stored under a name.
+
+        Raises:
+            BundleError: There is one of that name.
+        """
+        if (self.path / ENGINE_FOLDER / f"{name}.json").exists():
+            raise BundleError(
+                f"{self.path} already has an engine {name!r}; replace it with --force, or choose another --name"
+            )
+
+    def write_engine(self, engine: EngineManifest, plan: bytes, *, overwrite: bool = True) -> None:
+        """Store an engine and its manifest in one step.
 
         The folder of engines is exchanged for one with the new pair in it, the others being hard links: a killed run
         leaves the old pair or the new one.
 
+        Args:
+            engine: The manifest.
+            plan: The engine.
+            overwrite: Whether an engine of that name is replaced.
+
         Raises:
-            BundleError: The folder cannot be written, or the disk is full; the engines are then as they were.
+            BundleError: The folder cannot be written, the disk is full, there is an engine of that name, or the bundle
+                was replaced; the engines are then as they were.
         """
-        folder = self.path / ENGINE_FOLDER
-        with replace_folder(folder) as staging:
-            for path in folder.glob("*") if folder.is_dir() else ():
-                if path.stem != engine.name:
-                    os.link(path, staging / path.name)
-            (staging / f"{engine.name}.engine").write_bytes(plan)
-            (staging / f"{engine.name}.json").write_text(engine.to_json(), encoding="utf-8")
+        folder, files = self.path / ENGINE_FOLDER, (f"{engine.name}.engine", f"{engine.name}.json")
+        with self.lock():
+            if not overwrite:
+                self.check_engine_name(engine.name)
+            with replace_folder(folder) as staging:
+                link_folder(folder, staging, files)
+                (staging / files[0]).write_bytes(plan)
+                (staging / files[1]).write_text(engine.to_json(), encoding="utf-8")
+
+
+def reads_bundles(function: Callable[P, T]) -> Callable[P, T]:
+    """Wrap a function so that what it says of bundles counts only if none was replaced while it ran.
+
+    Its bundles are its arguments of this type, alone or in a list or tuple.
+    """
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with ExitStack() as stack:
+            for value in (*args, *kwargs.values()):
+                for one in value if isinstance(value, list | tuple) else (value,):
+                    if isinstance(one, Bundle):
+                        stack.enter_context(one.hold())
+            return function(*args, **kwargs)
+
+    return run
 
 
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a folder; give the folder that 'flash-export onnx' wrote")
-    if not path.is_file():
+    if not path.exists():
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_FILE}; make one with 'flash-export onnx'")
-    values = _read_json(path)
+    values = read_json_object(path, BundleError, _EXPORT_AGAIN)
     if values.get("format_version") != FORMAT_VERSION:
         raise BundleError(
-            f"{path} has format_version {values.get('format_version')!r}, this version reads {FORMAT_VERSION}; "
-            "export the bundle again"
+            f"{path} has format_version {show(values.get('format_version'))}, this version reads {FORMAT_VERSION}; "
+            f"{_EXPORT_AGAIN}"
         )
-    if mismatch := find_mismatch(values, Manifest):
-        raise BundleError(f"{path} is damaged: {mismatch}; export the bundle again")
-    manifest = Manifest.from_dict(values)
-    if outside := [name for name in manifest.files if Path(name).name != name]:
-        raise BundleError(f"{path} is damaged: {outside[0]!r} is not a file of the bundle; export the bundle again")
-    if unhashed := [graph.file for graph in manifest.graphs.values() if graph.file not in manifest.files]:
-        raise BundleError(f"{path} is damaged: it has no sha256 of {unhashed[0]}; export the bundle again")
+    manifest = build_record(path, values, Manifest, BundleError, _EXPORT_AGAIN)
+    is_quantized = QUANTIZATION_FILE in manifest.files
+    for name, graph in manifest.graphs.items():
+        if (graph.precision in SCHEMES) != is_quantized:
+            has = "has" if is_quantized else "has no"
+            raise BundleError(
+                f"{path} is damaged: the graph {show(name)} is {graph.precision}, but the bundle {has} "
+                f"{QUANTIZATION_FILE}; {_EXPORT_AGAIN}"
+            )
     return manifest
 
 
 def _read_engine_manifest(path: Path) -> EngineManifest:
-    values = _read_json(path)
-    if mismatch := find_mismatch(values, EngineManifest):
-        raise BundleError(f"{path} is damaged: {mismatch}; build the engine again")
-    if values["name"] != path.stem:
-        raise BundleError(f"{path} describes the engine {values['name']!r}; build the engine again")
-    return EngineManifest.from_dict(values)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be read as JSON ({error}); make it again") from error
-    if not isinstance(values, dict):
-        raise BundleError(f"{path} holds {type(values).__name__}, not a JSON object; make it again")
-    return values
+    engine = read_record(path, EngineManifest, BundleError, _BUILD_AGAIN)
+    if engine.name != path.stem:
+        raise BundleError(f"{path} describes the engine {show(engine.name)}; {_BUILD_AGAIN}")
+    return engine

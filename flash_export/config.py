@@ -124,6 +124,7 @@ class Tolerance:
 
     atol: float = 0.0
     rtol: float = 1e-4
+    noise_ratio: None = None
     kl_bits: None = None
     bits_change: None = None
 
@@ -139,6 +140,10 @@ class Tolerance:
     def compute_own_limit(self, scale: float, noise: float) -> float:
         """Return how much two of a backend's own runs that compute the same may differ."""
         return self.compute_limit(scale, noise)
+
+    def describe(self) -> dict[str, str]:
+        """Say it by name, for reports."""
+        return {"tolerance": f"{self.atol:g} and {self.rtol:g} of the largest logit"}
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,11 @@ class ErrorBudget:
         """Return how much two of a backend's own runs that compute the same may differ."""
         return self.compute_limit(scale, noise)
 
+    def describe(self) -> dict[str, str]:
+        """Say it by name, for reports."""
+        limit = {"error_limit": f"{self.noise_ratio:g} times the eager model's own error"}
+        return limit if self.bits_change is None else {**limit, "accepted_loss": f"{self.bits_change:.2%}"}
+
 
 @dataclass(frozen=True)
 class QuantizationBudget:
@@ -189,6 +199,7 @@ class QuantizationBudget:
     own_error: float
     kl_bits: float
     bits_change: float
+    noise_ratio: None = None
 
     def compute_limit(self, scale: float, noise: float) -> float:
         """Return the largest accepted absolute error; ``noise`` does not matter."""
@@ -197,6 +208,14 @@ class QuantizationBudget:
     def compute_own_limit(self, scale: float, noise: float) -> float:
         """Return how much two runs may differ; ``noise`` does not matter."""
         return self.own_error * scale
+
+    def describe(self) -> dict[str, str]:
+        """Say it by name, for reports."""
+        return {
+            "error_limit": f"{self.error:.0%} of the largest logit",
+            "divergence_limit": f"{self.kl_bits:g} bits per position",
+            "accepted_loss": f"{self.bits_change:.2%}",
+        }
 
 
 # docs/validation.md says how these were chosen. The floor is four units in the last place of the precision.

@@ -1,33 +1,80 @@
-"""What the manifests of a bundle and of an engine say, as frozen dataclasses with a JSON form."""
+"""What the manifests of a bundle and of an engine say, as frozen dataclasses with a JSON form.
+
+What holds for every manifest is checked when one is made, so that no reader of its fields has to.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from flash_export.config import FORWARD, PRECISIONS, SCHEMES
+from flash_export.import_record import ImportRecord
+from flash_export.structure import show
 
 FORMAT_VERSION = 1
 HALF_PRECISIONS = ("fp16", "bf16")
+MAX_SIZE = 2**31 - 1  # of an axis: what TensorRT and onnxruntime count with
+# The names that numpy, and ml_dtypes beside it, give the types of ONNX and TensorRT.
+DTYPES = (
+    *("bool", "int4", "int8", "int16", "int32", "int64", "uint4", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"),
+)
+PROVENANCE = ("source", "format", "sha256")
 # Names of what a graph carries from run to run: as its input, and as its output.
 STATE_PREFIX, NEW_STATE_PREFIX = "state.", "new_state."
 
 
+ContentKind = Literal["token ids", "lengths"]
+TOKEN_IDS: ContentKind = "token ids"
+LENGTHS: ContentKind = "lengths"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an integer input holds, and so which values it may have.
+
+    Attributes:
+        kind: ``token ids``, or ``lengths``: the number of real tokens of each row.
+        min: Least value.
+        max: Largest value; a string stands for the size of that axis.
+    """
+
+    kind: ContentKind
+    min: int
+    max: int | str
+
+    @classmethod
+    def from_vocabulary(cls, vocab_size: int) -> Content:
+        """Describe token ids of a vocabulary of this size."""
+        return cls(TOKEN_IDS, 0, vocab_size - 1)
+
+
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, numpy dtype name and shape of a graph input or output; symbolic axes are strings."""
+    """Name, numpy dtype name and shape of a graph input or output; symbolic axes are strings.
+
+    Attributes:
+        content: Which values an integer input may have; None: any.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    content: Content | None = None
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TensorSpec:
-        """Rebuild from JSON."""
-        return cls(values["name"], values["dtype"], tuple(values["shape"]))
+    def __post_init__(self) -> None:
+        """Check that it can be a tensor of a graph."""
+        if self.dtype not in DTYPES:
+            raise ValueError(f"{self.name} has the unknown dtype {show(self.dtype)}")
+        if not self.shape:
+            raise ValueError(f"{self.name} has an empty shape, wanted one axis at least")
+        for size in self.shape:
+            if isinstance(size, int) and not 1 <= size <= MAX_SIZE:
+                raise ValueError(f"{self.name} has an axis of size {size}, wanted 1 to {MAX_SIZE}")
 
 
 @dataclass(frozen=True)
@@ -36,6 +83,11 @@ class AxisRange:
 
     min: int
     max: int
+
+    def __post_init__(self) -> None:
+        """Check that there is a size in it."""
+        if not 1 <= self.min <= self.max <= MAX_SIZE:
+            raise ValueError(f"{self.min} to {self.max} is no range of sizes, wanted 1 to {MAX_SIZE} in rising order")
 
     def __contains__(self, value: int) -> bool:
         """Tell whether a size is allowed."""
@@ -53,6 +105,23 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     axes: dict[str, AxisRange]
 
+    def __post_init__(self) -> None:
+        """Check that its parts fit each other."""
+        if self.precision not in (*PRECISIONS, *SCHEMES):
+            raise ValueError(f"precision is {show(self.precision)}, wanted {', '.join((*PRECISIONS, *SCHEMES))}")
+        for kind, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
+            if not specs:
+                raise ValueError(f"{kind} is empty, wanted one at least")
+            if len({spec.name for spec in specs}) < len(specs):
+                raise ValueError(f"{kind} has a name twice")
+        named = {size for spec in self.inputs for size in spec.shape if isinstance(size, str)}
+        if unknown := sorted(named - self.axes.keys()):
+            raise ValueError(f"axis {show(unknown[0])} has no range")
+        for spec in self.state_inputs:
+            if any(isinstance(size, str) for size in spec.shape[1:]):
+                raise ValueError(f"{spec.name} has an axis of no fixed size beside the batch")
+        object.__setattr__(self, "inputs", _add_vocabulary(self.inputs, self.outputs))
+
     @property
     def is_half(self) -> bool:
         """Whether the graph computes in half precision; on a CPU, its rounding is spelled out."""
@@ -68,17 +137,17 @@ class GraphSpec:
         """Whether the graph takes an ``attention_mask``."""
         return any(spec.name == "attention_mask" for spec in self.inputs)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> GraphSpec:
-        """Rebuild from JSON."""
-        return cls(
-            file=values["file"],
-            opset=values["opset"],
-            precision=values["precision"],
-            inputs=tuple(map(TensorSpec.from_dict, values["inputs"])),
-            outputs=tuple(map(TensorSpec.from_dict, values["outputs"])),
-            axes={name: AxisRange(**bounds) for name, bounds in values["axes"].items()},
-        )
+
+def _add_vocabulary(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Return the inputs with what a bundle of an older version does not say: there are as many ids as logits."""
+    vocab_size = next((spec.shape[-1] for spec in outputs if spec.name == "logits" and spec.shape), None)
+    if not isinstance(vocab_size, int):
+        return inputs
+    content = Content.from_vocabulary(vocab_size)
+    return tuple(
+        dataclasses.replace(spec, content=content) if spec.name == "input_ids" and spec.content is None else spec
+        for spec in inputs
+    )
 
 
 @dataclass(frozen=True)
@@ -127,6 +196,11 @@ class Horizon:
     seq_len: int
     interval: tuple[int | None, ...]
 
+    def __post_init__(self) -> None:
+        """Check that the interval has two ends."""
+        if len(self.interval) != 2:
+            raise ValueError(f"interval has {len(self.interval)} ends, wanted 2")
+
 
 @dataclass(frozen=True)
 class PrecisionFacts:
@@ -148,19 +222,6 @@ class PrecisionFacts:
     text: str | None
     seq_lens: tuple[int, ...]
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> PrecisionFacts:
-        """Rebuild from JSON."""
-        horizon = values["horizon"]
-        return cls(
-            precision=values["precision"],
-            mode=values["mode"],
-            islands=tuple(Island(**island) for island in values["islands"]),
-            horizon=Horizon(**{**horizon, "interval": tuple(horizon["interval"])}) if horizon else None,
-            text=values["text"],
-            seq_lens=tuple(values["seq_lens"]),
-        )
-
 
 @dataclass(frozen=True)
 class Manifest:
@@ -173,6 +234,7 @@ class Manifest:
         files: sha256 of every other file of the export, by name.
         model: Facts about the model that readers want without loading it.
         precision: How half precision was kept in range; None for fp32.
+        imported: What was assumed, chosen and repaired when the weights were read.
         format_version: Version of this layout.
     """
 
@@ -182,25 +244,23 @@ class Manifest:
     files: dict[str, str]
     model: ModelFacts | None = None
     precision: PrecisionFacts | None = None
+    imported: ImportRecord = field(default_factory=ImportRecord)
     format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Check that what it names is there, and lies in the bundle."""
+        if odd := [name for name in self.files if name in ("", ".", "..") or re.search(r"[/\\\x00-\x1f]", name)]:
+            raise ValueError(f"{show(odd[0])} is not a file of the bundle")
+        if unhashed := [graph.file for graph in self.graphs.values() if graph.file not in self.files]:
+            raise ValueError(f"it has no sha256 of {unhashed[0]}")
+        if missing := [name for name in PROVENANCE if name not in self.checkpoint]:
+            raise ValueError(f"checkpoint.{missing[0]} is missing")
+        if FORWARD in self.graphs and len(self.graphs[FORWARD].inputs[0].shape) < 2:
+            raise ValueError(f"the first input of {FORWARD} has no axis for the length")
 
     def to_json(self) -> str:
         """Return the text of ``manifest.json``."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
-        """Rebuild from JSON."""
-        graphs = {name: GraphSpec.from_dict(graph) for name, graph in values["graphs"].items()}
-        return cls(
-            versions=values["versions"],
-            graphs=graphs,
-            checkpoint=values["checkpoint"],
-            files=values["files"],
-            model=ModelFacts(**values["model"]) if values.get("model") else None,
-            precision=PrecisionFacts.from_dict(values["precision"]) if values.get("precision") else None,
-            format_version=values["format_version"],
-        )
 
 
 @dataclass(frozen=True)
@@ -211,10 +271,13 @@ class ProfileShapes:
     opt: tuple[int, ...]
     max: tuple[int, ...]
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ProfileShapes:
-        """Rebuild from JSON."""
-        return cls(tuple(values["min"]), tuple(values["opt"]), tuple(values["max"]))
+    def __post_init__(self) -> None:
+        """Check that they are shapes of one rank, in rising order."""
+        if not len(self.min) == len(self.opt) == len(self.max) > 0:
+            raise ValueError(f"min, opt and max have {len(self.min)}, {len(self.opt)} and {len(self.max)} axes")
+        for sizes in zip(self.min, self.opt, self.max, strict=True):
+            if not 1 <= sizes[0] <= sizes[1] <= sizes[2] <= MAX_SIZE:
+                raise ValueError(f"{sizes} are no sizes from 1 to {MAX_SIZE} in rising order")
 
 
 @dataclass(frozen=True)
@@ -253,22 +316,14 @@ class EngineManifest:
     build_seconds: float = 0.0
     size_bytes: int = 0
 
+    def __post_init__(self) -> None:
+        """Check that it can be run: it has inputs, outputs, and profiles that say which shapes the inputs may have."""
+        if not (self.inputs and self.outputs and self.profiles):
+            raise ValueError("inputs, outputs or profiles is empty, wanted one at least of each")
+        for spec, profile in ((spec, profile) for spec in self.inputs for profile in self.profiles):
+            if spec.name not in profile or len(profile[spec.name].min) != len(spec.shape):
+                raise ValueError(f"a profile has no shapes of {spec.name} with {len(spec.shape)} axes")
+
     def to_json(self) -> str:
         """Return the text of ``engines/NAME.json``."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EngineManifest:
-        """Rebuild from JSON."""
-        return cls(
-            **{
-                **values,
-                "targets": tuple(values["targets"]),
-                "profiles": tuple(
-                    {name: ProfileShapes.from_dict(shapes) for name, shapes in profile.items()}
-                    for profile in values["profiles"]
-                ),
-                "inputs": tuple(map(TensorSpec.from_dict, values["inputs"])),
-                "outputs": tuple(map(TensorSpec.from_dict, values["outputs"])),
-            }
-        )

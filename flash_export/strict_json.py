@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flash_export.printable import format_path
+
 
 def format_json(values: object) -> str:
     """Return the text of a JSON file: dataclasses become objects, paths strings, and what is not finite ``null``.
@@ -27,5 +29,5 @@ def _make_strict(values: Any) -> Any:
     if isinstance(values, (list, tuple)):
         return [_make_strict(value) for value in values]
     if isinstance(values, Path):
-        return str(values)
+        return format_path(values)
     return None if isinstance(values, float) and not math.isfinite(values) else values

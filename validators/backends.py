@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flash_export.config import DECODE, PREFILL
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.manifest import TensorSpec
 from flash_export.suggest import describe_unknown
+from flash_export.temporary import create_temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from flash_export.bundle import Bundle
     from flash_export.manifest import EngineManifest, ProfileShapes
@@ -168,8 +168,8 @@ def _open_stream(bundle: Bundle, runtime: str, threads: int | None) -> Runner:
 def _reload_state(bundle: Bundle, state: State) -> State:
     from flash_export.runtime.state import State
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state.safetensors"
+    with create_temporary_folder() as folder:
+        path = folder / "state.safetensors"
         state.save(path)
         return State.load(path, bundle)
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from flash_export.isolation import run_module
+from flash_export.structure import build
 from flash_export.validators.backends import ONNX_PREFIX
 from flash_export.validators.memory import describe_lack_of_memory
 from flash_export.validators.plan import QUICK, Cell, get_axis, get_probe_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from flash_export.manifest import GraphSpec
@@ -70,11 +71,6 @@ class Footprint:
     shape_change_ms: float | None = None
     peak_bytes: int | None = None
     peak_seq_len: int | None = None
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Footprint:
-        """Rebuild from JSON."""
-        return cls(**{**values, "shapes": tuple(ShapeCost(**shape) for shape in values.get("shapes", ()))})
 
 
 @dataclass(frozen=True)
@@ -147,18 +143,9 @@ def measure_footprint(request: FootprintRequest, *, timeout_s: float = _TIMEOUT_
     """Measure a backend in a fresh process; what goes wrong there becomes the reason."""
     if not request.seq_lens:
         return Footprint(request.backend, "not measured: the backend takes no length of the plan")
-    paths = os.pathsep.join(map(os.path.abspath, sys.path))
+    untrusted = (request.bundle, *map(os.path.dirname, request.onnx_files))
     try:
-        process = subprocess.run(
-            [sys.executable, "-m", PROCESS_MODULE],
-            input=json.dumps(asdict(request)),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            env={**os.environ, "PYTHONPATH": paths},
-            cwd=request.bundle,  # Python looks for modules where it runs, and this folder holds none
-            check=False,
-        )
+        process = run_module(PROCESS_MODULE, json.dumps(asdict(request)), untrusted=untrusted, timeout_s=timeout_s)
     except subprocess.TimeoutExpired:
         return Footprint(request.backend, f"not measured: it took more than {timeout_s:g} s")
     if process.returncode:
@@ -167,4 +154,4 @@ def measure_footprint(request: FootprintRequest, *, timeout_s: float = _TIMEOUT_
             request.backend,
             f"not measured: its process ended with exit code {process.returncode} ({detail[:_REASON_CHARACTERS]})",
         )
-    return Footprint.from_dict(json.loads(process.stdout.splitlines()[-1]))
+    return build(json.loads(process.stdout.splitlines()[-1]), Footprint)

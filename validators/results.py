@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from flash_export.validators.footprint import Footprint
-from flash_export.validators.latency import Percentiles
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from flash_export.config import SCHEMES
+from flash_export.validators.footprint import Footprint  # noqa: TC001 (its fields are read as a schema)
+from flash_export.validators.latency import Percentiles  # noqa: TC001
 
 REPORT_FORMAT_VERSION = 2
 
@@ -38,7 +36,8 @@ class Row:
         inputs: What the tokens are: ``random`` or ``text``.
         max_abs_error: Largest absolute difference from the reference in float64; of an invariance: of the two runs.
         max_rel_error: The same as a fraction of the largest expected magnitude.
-        noise: The eager model's own error in the graph's precision, as such a fraction.
+        noise: The eager model's own error in the graph's precision, as such a fraction; None in a report of a
+            quantized bundle, because no eager model has its precision.
         tolerance: Largest accepted ``max_abs_error``.
         top1_agreement: Fraction of positions whose most likely token is the reference's.
         kl_bits: Mean Kullback-Leibler divergence of the predicted distribution from the reference's, in bits a
@@ -76,13 +75,6 @@ class Row:
     def __bool__(self) -> bool:
         return self.status == "passed"
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Row:
-        """Rebuild from JSON."""
-        latencies = ("latency_ms", "eager_latency_ms", "compiled_latency_ms")
-        found = {name: Percentiles(**values[name]) for name in latencies if values.get(name) is not None}
-        return cls(**{**values, **found})
-
 
 @dataclass(frozen=True)
 class ValidationReport:
@@ -105,6 +97,24 @@ class ValidationReport:
     footprints: tuple[Footprint, ...] = ()
     format_version: int = REPORT_FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        """Drop the noise of a quantized bundle: it would be that of fp32, which its error has nothing to do with."""
+        if self.is_quantized:
+            rows = tuple(row if row.noise is None else dataclasses.replace(row, noise=None) for row in self.rows)
+            object.__setattr__(self, "rows", rows)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the graph computes in few bits, so that it loses something by design."""
+        return self.environment.get("precision") in SCHEMES
+
+    @property
+    def bits_change(self) -> float | None:
+        """Largest change of the bits per byte from the eager model's, as a fraction; None where none was measured."""
+        bits = self.bits_per_byte or {}
+        changes = [value / bits["eager"] - 1 for name, value in bits.items() if name != "eager" and bits.get("eager")]
+        return max(changes, default=None)
+
     @property
     def passed(self) -> bool:
         """Whether at least one row passed and none failed; a skipped row proves nothing."""
@@ -112,6 +122,14 @@ class ValidationReport:
 
     def __bool__(self) -> bool:
         return self.passed
+
+    @property
+    def caveat(self) -> str | None:
+        """What both sides of the comparison share, so that no check can find it wrong; None if nothing was assumed."""
+        assumed = self.environment.get("assumed")
+        if not assumed:
+            return None
+        return f"Assumed: {assumed}. Original and exported model share this, so that no check can find it wrong."
 
     def count(self, status: Status) -> int:
         """Return the number of rows with this status."""
@@ -124,14 +142,3 @@ class ValidationReport:
     def to_json(self) -> str:
         """Return the text of ``report.json``: strict JSON, so without NaN and infinity."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ValidationReport:
-        """Rebuild from the JSON form."""
-        given = {name: value for name, value in values.items() if name != "passed"}
-        lists = {
-            "rows": tuple(map(Row.from_dict, given["rows"])),
-            "diagnosis": tuple(given.get("diagnosis", ())),
-            "footprints": tuple(map(Footprint.from_dict, given.get("footprints", ()))),
-        }
-        return cls(**{**given, **lists})

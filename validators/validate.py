@@ -9,11 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import flash_export
-from flash_export.bundle import MANIFEST_FILE
+from flash_export.bundle import MANIFEST_FILE, reads_bundles
 from flash_export.config import ERROR_BUDGETS, QUANTIZATION_BUDGETS, Tolerance
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.files import hash_file
 from flash_export.heldout import Heldout
+from flash_export.printable import format_path
 from flash_export.validators.backends import GRAPH, list_backends
 from flash_export.validators.bits_per_byte import compare_bits_per_byte
 from flash_export.validators.cells import CellChecker, OpenBackend, describe_exception
@@ -105,6 +106,7 @@ class Step:
     run: Callable[[], StepResult]
 
 
+@reads_bundles
 def validate_bundle(
     bundle: Bundle,
     options: ValidationOptions | None = None,
@@ -130,7 +132,8 @@ def validate_bundle(
     """
     options = options or ValidationOptions()
     graph = bundle.get_graph(GRAPH)
-    limit = options.get_limit(graph.precision, bundle.read_quantization())
+    quantization = bundle.read_quantization()
+    limit = options.get_limit(graph.precision, quantization)
     precision = graph.precision if graph.precision in ERROR_BUDGETS else "fp32"
     check_lengths(graph, options.seq_lens, options.batches)
     if options.max_seq_len is not None:
@@ -152,12 +155,14 @@ def validate_bundle(
         steps = list(_list_steps(plan, checker, opened, heldout, bundle, limit))
         steps += _list_footprints(plan, checker, opened, bundle, options)
         results = list(_run_steps(steps, journal, progress))
-        environment = describe_environment(bundle, model, options.threads) | {"plan": plan.name}
+        environment = describe_environment(bundle, model, options.threads) | {"plan": plan.name} | limit.describe()
+        if quantization is not None:
+            environment["loss_when_quantized"] = f"{quantization.loss:.2%} on {quantization.text}"
     order = {backend.name: index for index, backend in enumerate(backends)}
     rows = sorted((row for result in results for row in result.rows), key=lambda row: order[row.backend])
     bits = next((result.bits_per_byte for result in results if result.bits_per_byte), None)
     return ValidationReport(
-        str(bundle.path),
+        format_path(bundle.path),
         environment,
         (*rows, *skipped),
         bits,

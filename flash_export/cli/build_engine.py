@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,7 +97,7 @@ def _list_facts(bundle: Bundle, engine: EngineManifest) -> Iterable[tuple[str, s
     from flash_export.bundle import ENGINE_FOLDER
 
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in engine.layer_dtypes.items())
-    depth = json.loads((bundle.path / "config.json").read_text(encoding="utf-8")).get("depth")
+    depth = bundle.read_config().get("depth")
     blocks = f", {engine.num_layers / depth:.0f} per block with what is around the {depth}" if depth else ""
     return {
         "engine": str(bundle.path / ENGINE_FOLDER / f"{engine.name}.engine"),

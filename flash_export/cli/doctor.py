@@ -39,17 +39,18 @@ def doctor_command(output: Output) -> Diagnosis:
 
 def _print_table(diagnosis: Diagnosis, console: Console) -> None:
     from rich.table import Table
-    from rich.text import Text
+
+    from flash_export.terminal import make_text
 
     table = Table("", "status", "version", "here", "to do", box=None, pad_edge=False)
     for finding in diagnosis.findings:
         status = finding.status.value
         table.add_row(
             finding.name,
-            Text(status, style=_STYLES[status]),
+            make_text((status, _STYLES[status])),
             finding.version,
-            Text(finding.detail),
-            Text(finding.cure),
+            make_text(finding.detail),
+            make_text(finding.cure),
         )
     console.print(table)
     console.print("Models can be exported here." if diagnosis else "No model can be exported here.", style="bold")

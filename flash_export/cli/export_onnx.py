@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     multiple=True,
     help="One config value; overrides --config. Repeatable.",
 )
+@click.option("--library-version", metavar="VERSION", help="Release of flash-pytorch that made a weights file.")
+@click.option("--weights-key", metavar="KEY", help="Which weights of a file that holds several, such as model_ema.")
+@click.option("--assume-defaults", is_flag=True, help="Take flash-pytorch's defaults for what weights do not tell.")
 @click.option(
     "--opset",
     type=click.IntRange(MIN_OPSET, MAX_OPSET),
@@ -73,6 +76,9 @@ def onnx_command(
     family: str | None,
     config_file: str | None,
     assignments: tuple[str, ...],
+    library_version: str | None,
+    weights_key: str | None,
+    assume_defaults: bool,
     opset: int,
     max_seq_len: int,
     max_batch: int,
@@ -86,13 +92,13 @@ def onnx_command(
     """Export CHECKPOINT as a bundle: ONNX graphs, weights, manifest.
 
     CHECKPOINT is a folder with config.json and model.safetensors, or a weights file of flash-pytorch (.pt, .pth,
-    .bin, .ckpt, .safetensors) with --family and that library's constructor arguments.
+    .bin, .ckpt, .safetensors, or the .index.json of several) with --family and that library's constructor arguments.
 
     \b
     Examples:
       flash-export onnx MODEL -o BUNDLE
       flash-export onnx model.pt -o BUNDLE --family flash --config arguments.json
-      flash-export onnx model.pt -o BUNDLE --family gau --set causal=true
+      flash-export onnx model.pt -o BUNDLE --family gau --assume-defaults
       flash-export onnx MODEL -o BUNDLE --opset 18 --max-seq-len 8192
       flash-export onnx MODEL -o BUNDLE --graphs forward --batch 1
       flash-export onnx MODEL -o BUNDLE --precision fp16 --max-seq-len 16384
@@ -114,7 +120,16 @@ def onnx_command(
         from flash_export.exporters.inspection import inspect_bundle
 
         bundle = export_onnx(
-            checkpoint, target, options=options, family=family, config=config, force=force, progress=progress
+            checkpoint,
+            target,
+            options=options,
+            family=family,
+            config=config,
+            library_version=library_version,
+            weights_key=weights_key,
+            assume_defaults=assume_defaults,
+            force=force,
+            progress=progress,
         )
         inspection = inspect_bundle(bundle)
     print_export(bundle, inspection, output)
@@ -124,7 +139,7 @@ def onnx_command(
 
 def print_export(bundle: Bundle, inspection: Inspection, output: Output) -> None:
     """Print what an export made."""
-    from flash_export.cli.inspect_path import count_nodes, format_precision, join_values
+    from flash_export.cli.inspect_path import count_nodes, format_import, format_precision, join_values
 
     manifest, graph, analysis = bundle.manifest, bundle.get_graph(), inspection.graphs[FORWARD]
     size = sum((bundle.path / name).stat().st_size for name in manifest.files)
@@ -132,6 +147,7 @@ def print_export(bundle: Bundle, inspection: Inspection, output: Output) -> None
     config = bundle.read_config()
     fields = [f"{name} {value}" for name, value in config.items() if name != "model_type"]
     output.echo_rows([("model", ", ".join([config["model_type"], *fields]))], indent=2)
+    output.echo_rows(format_import(manifest.imported), indent=2)
     if (facts := manifest.model) and facts.state_bytes:
         state = f"with a state of {format_bytes(facts.state_bytes)} per row at any length"
         output.echo_rows([("graphs", f"{', '.join(manifest.graphs)}, {state}")], indent=2)

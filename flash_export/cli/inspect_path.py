@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flash_export.cli.output import Output
     from flash_export.exporters.analysis import GraphAnalysis
     from flash_export.exporters.inspection import Inspection
+    from flash_export.import_record import ImportRecord
     from flash_export.manifest import EngineManifest, Manifest, PrecisionFacts, ProfileShapes, TensorSpec
     from flash_export.quantization_record import QuantizationRecord
 
@@ -73,6 +74,7 @@ def _choose_next(inspection: Inspection) -> tuple[str | Path, ...]:
 def _format_manifest(manifest: Manifest) -> Rows:
     checkpoint = manifest.checkpoint
     yield "from", f"{checkpoint['source']} ({checkpoint['format']}, sha256 {checkpoint['sha256'][:12]}...)"
+    yield from format_import(manifest.imported)
     if model := manifest.model:
         yield "model", f"{model.model_type}, {model.num_parameters:,} parameters, {model.num_blocks} blocks"
         work = ", ".join(f"{flops:,} at {seq_len} tokens" for seq_len, flops in model.flops_per_token.items())
@@ -86,6 +88,17 @@ def _format_manifest(manifest: Manifest) -> Rows:
         yield from format_precision(manifest.precision)
     yield "made by", join_pairs(manifest.versions)
     yield "files", f"{len(manifest.files)}, all with the sha256 that the manifest says"
+
+
+def format_import(record: ImportRecord) -> Rows:
+    """Yield a row for each thing that was assumed, chosen or repaired when the weights were read."""
+    if choice := record.describe_choice():
+        yield "weights", choice
+    if record.library_version:
+        yield "release", f"of {record.library_version}, as given"
+    if record.assumed:
+        yield "assumed", f"{record.assumptions}: the library's defaults, which nobody gave and weights do not tell"
+    yield from (("note", note) for note in record.notes)
 
 
 def _format_quantization(record: QuantizationRecord) -> Rows:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from flash_export import __version__
+from flash_export.printable import encode_text, escape_unprintable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -61,14 +62,14 @@ class Output:
     @property
     def console(self) -> Console:
         """What tables are printed on."""
-        from rich.console import Console
+        from flash_export.terminal import open_console
 
-        return Console(stderr=self.stdout_is_taken, quiet=self.quiet)
+        return open_console(stderr=self.stdout_is_taken, quiet=self.quiet)
 
     def echo(self, text: str = "") -> None:
         """Show text for people."""
         if not self.quiet:
-            click.echo(text, err=self.stdout_is_taken)
+            click.echo(escape_unprintable(text), err=self.stdout_is_taken)
 
     def echo_rows(self, rows: Iterable[tuple[str, str]], indent: int = 0) -> None:
         """Show labels with their values, see :func:`wrap_row`."""
@@ -79,7 +80,7 @@ class Output:
     def suggest_next(self, *arguments: str | Path) -> None:
         """Show the command that comes next, in a form that a shell takes."""
         if not self.quiet and not self.is_step:
-            click.echo(f"Next: {format_command(*arguments)}", err=True)
+            click.echo(escape_unprintable(f"Next: {format_command(*arguments)}"), err=True)
 
     def show_progress(self, title: str) -> contextlib.AbstractContextManager[ProgressCallback]:
         """Show on stderr how far a long piece of work is; the block is given what has to be called before each step."""
@@ -103,7 +104,7 @@ class Output:
 
 class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(f"{record.levelname.capitalize()}: {self.format(record)}", err=True)
+        click.echo(escape_unprintable(f"{record.levelname.capitalize()}: {self.format(record)}"), err=True)
 
 
 def _describe_versions() -> str:
@@ -150,9 +151,9 @@ def write_text(target: str | Path | None, text: str) -> None:
     from flash_export.files import write_file
 
     if target == STDOUT:
-        click.echo(text, nl=False)
+        click.echo(escape_unprintable(text), nl=False)
     elif target is not None:
-        write_file(Path(target), text.encode())
+        write_file(Path(target), encode_text(text))
 
 
 def format_bytes(count: int) -> str:

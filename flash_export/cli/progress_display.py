@@ -47,11 +47,12 @@ def show_progress(title: str, *, quiet: bool) -> Iterator[ProgressCallback]:
 
 @contextlib.contextmanager
 def _show_bar(title: str) -> Iterator[ProgressCallback]:
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from flash_export.terminal import open_console
+
     columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=open_console(stderr=True), transient=True) as bar:
         task = bar.add_task(FIRST_STAGE, total=None)
 
         def update(done: int, total: int, label: str) -> None:

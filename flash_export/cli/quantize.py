@@ -98,25 +98,26 @@ def parse_share(text: str) -> float:
 
 def print_record(bundle: Bundle, record: QuantizationRecord, console: Console) -> None:
     """Print what was done and why."""
-    from rich.table import Table
+    from flash_export.terminal import make_table, make_text
 
-    title = f"{record.scheme}, by {record.predictions:,} predictions on {record.text}"
-    table = Table(title=title, title_justify="left")
-    for column in ("product", "computed in"):
-        table.add_column(column, no_wrap=True)
-    for column in ("weights", "alone it loses"):
-        table.add_column(column, no_wrap=True, justify="right")
-    for product in record.products:
-        cost = "" if product.sensitivity is None else f"{product.sensitivity:.3%}"
-        table.add_row(product.name, describe_product(product), f"{product.weights:,}", cost)
-    console.print(table)
+    console.print(make_text((f"{record.scheme}, by {record.predictions:,} predictions on {record.text}", "italic")))
+    rows = [
+        (
+            product.name,
+            describe_product(product),
+            f"{product.weights:,}",
+            "" if product.sensitivity is None else f"{product.sensitivity:.3%}",
+        )
+        for product in record.products
+    ]
+    console.print(make_table(("product", "computed in", "weights", "alone it loses"), rows, align="ll"))
     for product in record.products:
         if product.reason is not None:
-            console.print(f"{product.name}: {describe_product(product)}, because {product.reason}", highlight=False)
+            console.print(make_text(f"{product.name}: {describe_product(product)}, because {product.reason}"))
     bits = "" if record.bits is None else f": {record.bits:.4f} bits a prediction, fp32 {record.reference_bits:.4f}"
-    console.print(f"Loss {record.loss:.2%}, accepted {record.budget:.2%}{bits}")
-    console.print(f"{record.quantized_share:.0%} of the weights in few bits")
-    console.print(f"Bundle: {bundle.path}", highlight=False)
+    console.print(make_text(f"Loss {record.loss:.2%}, accepted {record.budget:.2%}{bits}"))
+    console.print(make_text(f"{record.quantized_share:.0%} of the weights in few bits"))
+    console.print(make_text(f"Bundle: {bundle.path}"), soft_wrap=True)
 
 
 def describe_product(product: ProductRecord) -> str:

@@ -122,7 +122,8 @@ def validate_command(
     ctx.meta[RESUMABLE] = journal
     with output.show_progress("Validating") as progress:
         report = validate_bundle(opened, options, progress, journal_path=journal, resume=resume)
-    write_report(report, ReportFiles(folder / JSON_FILE, folder / HTML_FILE, junit_file))
+    with opened.lock():  # no one puts another bundle in the place of the one that the report is about
+        write_report(report, ReportFiles(folder / JSON_FILE, folder / HTML_FILE, junit_file))
     write_text(markdown_file, render_markdown(report))
     journal.unlink(missing_ok=True)
     print_report(report, output.console)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flash_export.bundle import MANIFEST_FILE
+from flash_export.bundle import MANIFEST_FILE, reads_bundles
 from flash_export.config import FORWARD, INT4, SCHEME_OPSETS, ExportOptions, QuantizeOptions
 from flash_export.errors import ConfigError
 from flash_export.exporters.export import check_output, export_onnx
@@ -24,6 +23,7 @@ from flash_export.quantization.search import Candidate, Search
 from flash_export.quantization.text import CalibrationText
 from flash_export.quantization_record import FP32, ProductRecord, QuantizationRecord
 from flash_export.suggest import list_known
+from flash_export.temporary import create_temporary_folder
 from flash_export.validators.plan import get_axis
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _OTHER_STEPS = 4
 
 
+@reads_bundles
 def quantize_bundle(
     bundle: Bundle,
     output: str | Path,
@@ -83,8 +84,8 @@ def quantize_bundle(
     sizes = {product.name: product.weight.size for product in trial.products}
     kept = _match(options.keep, list(sizes))
     steps.total = _OTHER_STEPS + len(sizes)
-    with tempfile.TemporaryDirectory() as folder:
-        path = trial.write(Path(folder))
+    with create_temporary_folder() as folder:
+        path = trial.write(folder)
         steps.begin("ranges of the activations")
         widest = 4 * sum(len(product.weight) for product in trial.products)
         seq_lens = list_lengths(len(text.tokens), longest, widest)

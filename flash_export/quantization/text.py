@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.lib import format as npy
 
 from flash_export.config import HELDOUT
-from flash_export.errors import InputError
+from flash_export.errors import InputError, describe_reason
 from flash_export.files import hash_file
 from flash_export.heldout import Heldout
+from flash_export.reading import read_bytes
+from flash_export.structure import show
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
@@ -23,6 +28,9 @@ BYTES = 256
 WINDOW = 1024
 MAX_WINDOWS = 64
 MIN_TOKENS = 64
+MAX_CALIBRATION_BYTES = 1 << 30
+# The first bytes of .zip, and so of .npz; of .gz, .npy and .xz.
+_ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"\x93NUMPY", b"\xfd7zXZ")
 
 
 @dataclass(frozen=True)
@@ -112,20 +120,16 @@ def _make_window(tokens: Int[np.ndarray, " seq"], is_causal: bool) -> Window:
 
 
 def _read_tokens(path: Path, vocab_size: int) -> Int[np.ndarray, " n"]:
-    try:
-        if path.suffix == ".npy":
-            tokens = np.load(path, allow_pickle=False).ravel()
-        elif vocab_size < BYTES:
-            raise InputError(
-                f"{path} is text, but the model has {vocab_size} tokens, not bytes; give token ids as .npy"
-            )
-        else:
-            tokens = np.frombuffer(path.read_bytes(), np.uint8)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); give text, token ids as .npy, or "
-            f"{list_known(path, (HELDOUT,))}"
-        ) from error
+    cure = f"give text, token ids as .npy, or {list_known(path, (HELDOUT,))}"
+    if path.suffix == ".npy":
+        tokens = _read_array(path, cure)
+    elif vocab_size < BYTES:
+        raise InputError(f"{path} is text, but the model has {vocab_size} tokens, not bytes; give token ids as .npy")
+    else:
+        text = read_bytes(path, InputError, cure, max_bytes=MAX_CALIBRATION_BYTES)
+        if text.startswith(_ARCHIVES):
+            raise InputError(f"{path} is an archive or an array, not text; {cure}")
+        tokens = np.frombuffer(text, np.uint8)
     if not np.issubdtype(tokens.dtype, np.integer):
         raise InputError(f"{path} holds {tokens.dtype}; give whole numbers, the token ids")
     if len(tokens) < MIN_TOKENS:
@@ -136,3 +140,17 @@ def _read_tokens(path: Path, vocab_size: int) -> Int[np.ndarray, " n"]:
             "of its own tokenizer"
         )
     return tokens.astype(np.int64)
+
+
+def _read_array(path: Path, cure: str) -> np.ndarray:
+    """Read a ``.npy`` that has as many bytes as its header says: numpy would allocate first, whatever that is."""
+    content = io.BytesIO(read_bytes(path, InputError, cure, max_bytes=MAX_CALIBRATION_BYTES))
+    try:
+        is_first = npy.read_magic(content) == (1, 0)
+        shape, is_fortran, dtype = (npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0)(content)
+    except (ValueError, TypeError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
+        raise InputError(f"{path} cannot be read as .npy ({describe_reason(error)}); {cure}") from error
+    data = content.read()
+    if dtype.hasobject or min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(data):
+        raise InputError(f"{path} should hold {dtype} {show(shape)}, but has {len(data):,} bytes of them; {cure}")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C").ravel()

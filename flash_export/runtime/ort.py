@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
-from flash_export.errors import BackendUnavailableError, BundleError
+from flash_export.errors import BackendUnavailableError, BundleError, describe_reason
+from flash_export.install import get_install_command
 from flash_export.runtime.inputs import check_inputs
 
 if TYPE_CHECKING:
@@ -100,11 +102,13 @@ class OrtRunner:
 
 
 def _import_onnxruntime() -> ModuleType:
+    # From 1.2x on it keeps a device id and a database of events in ~/.cache, and a file in TMPDIR, unless told not to.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise BackendUnavailableError(
-            "onnxruntime is not installed; pip install 'flash-export[cpu]' (or [gpu])"
+            f"onnxruntime is not installed; {get_install_command('cpu')} (or [gpu])"
         ) from error
 
 
@@ -121,8 +125,8 @@ def _open_session(
     wanted = PROVIDERS[provider]
     if wanted not in (available := ort.get_available_providers()):
         raise BackendUnavailableError(
-            f"this onnxruntime has no {wanted}, only {', '.join(available)}; pip install 'flash-export[gpu]' in place "
-            "of the CPU build"
+            f"this onnxruntime has no {wanted}, only {', '.join(available)}; on a machine with an NVIDIA GPU, "
+            f"{get_install_command('gpu')} in place of the CPU build"
         )
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL  # failures are raised; the log would repeat them on stderr
@@ -145,12 +149,13 @@ def _open_session(
             model = _rewrite_graph(path, inner_values, spells_rounding=spells_rounding)
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         session = ort.InferenceSession(model, options, providers=[(wanted, _PROVIDER_OPTIONS[provider])])
+    except BundleError:
+        raise
     except Exception as error:  # onnxruntime's exceptions have no common base below Exception
         if not path.is_file():
             raise BundleError(f"{path} is missing; export the bundle again") from error
-        detail = " ".join(str(error).split())
         raise BundleError(
-            f"{path} cannot be loaded by onnxruntime {ort.__version__} ({detail}); export it again"
+            f"{path} cannot be loaded by onnxruntime {ort.__version__} ({describe_reason(error)}); export it again"
         ) from error
     session.disable_fallback()
     if wanted not in (active := session.get_providers()):
@@ -171,9 +176,10 @@ def _rewrite_graph(path: Path, exposed: Sequence[str], *, spells_rounding: bool)
     """
     import onnx
 
+    from flash_export.graph_files import read_graph
     from flash_export.runtime.half_on_cpu import spell_rounding
 
-    model = onnx.load(path, load_external_data=False)
+    model = read_graph(path, weights=True)
     if spells_rounding:
         model = spell_rounding(model)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)
@@ -182,7 +188,7 @@ def _rewrite_graph(path: Path, exposed: Sequence[str], *, spells_rounding: bool)
 
 def list_values(path: Path) -> set[str]:
     """Return the names of all values that the nodes of a graph compute."""
-    import onnx
+    from flash_export.graph_files import read_graph
 
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = read_graph(path).graph
     return {name for node in graph.node for name in node.output}

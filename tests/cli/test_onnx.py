@@ -21,13 +21,14 @@ from click.testing import CliRunner, Result
 from flash_export.bundle import Bundle
 from flash_export.cli.main import main
 from flash_export.exporters.tracing import TracedGraph
+from flash_export.import_record import ImportRecord
 from flash_export.models.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCRIPT = Path(sys.executable).parent / "flash-export"
-FOREIGN = ["--family", "flash", "--set", "group_size=16"]
+FOREIGN = ["--family", "flash", "--set", "group_size=16", "--assume-defaults"]
 Prepare = Callable[[Path], list[str]]
 
 
@@ -113,11 +114,18 @@ def test_summary_and_what_comes_next(place: Path) -> None:
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("by_file", [False, True])
 def test_foreign_file_with_its_arguments(place: Path, by_file: bool) -> None:
-    (place / "arguments.json").write_text('{"group_size": 99, "causal": false}')
-    config = ["--config", str(place / "arguments.json")] if by_file else []
-    result = invoke(place / "model.pt", "-o", place / "out", "--family", "flash", *config, "--set", "group_size=16")
+    rest = {"causal": False, "shift_tokens": True, "laplace_attn_fn": False, "reduce_group_non_causal_attn": True}
+    (place / "arguments.json").write_text(json.dumps({"group_size": 99, **rest}))
+    given = (
+        ["--config", str(place / "arguments.json")]
+        if by_file
+        else [part for name, value in rest.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    )
+    result = invoke(place / "model.pt", "-o", place / "out", "--family", "flash", *given, "--set", "group_size=16")
     assert result.exit_code == 0, result.output
+    assert "assumed" not in result.output
     bundle = Bundle.open(place / "out")
+    assert bundle.manifest.imported == ImportRecord()
     assert bundle.load_model().config == load_checkpoint(place / "model").model.config
     assert bundle.manifest.checkpoint["source"] == "model.pt"
     assert bundle.manifest.checkpoint["format"] == "flash-pytorch"
@@ -289,11 +297,14 @@ BAD_INPUTS: dict[str, tuple[Prepare, str]] = {
     "set without name": (give_foreign_options("--family", "flash", "--set", "=1"), "write --set causal=true"),
     "config not there": (
         give_foreign_options("--family", "flash", "--config", "none.json"),
-        "--config none.json cannot be read as JSON (No such file or directory); give a file with a JSON object",
+        "none.json cannot be read (No such file or directory); give --config a file with a JSON object",
     ),
     "config not JSON": (give_config_file("causal: true"), "arguments.json cannot be read as JSON"),
     "config nested too deeply": (give_config_file("[" * 100_000), "arguments.json cannot be read as JSON"),
-    "config no object": (give_config_file("[1]"), "arguments.json holds list; give a file with a JSON object"),
+    "config no object": (
+        give_config_file("[1]"),
+        "arguments.json holds list, not a JSON object; give --config",
+    ),
     "folder without config": (give_folder_without("config.json"), "has no readable config.json (No such file"),
     "folder without weights": (give_folder_without("model.safetensors"), "model.safetensors does not exist"),
     "folder config not JSON": (give_folder_config("{"), "config.json is not JSON"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +56,11 @@ def test_it_writes_a_bundle_and_says_what_each_product_became(masked_byte_bundle
     assert result.stderr == f"Next: flash-export validate {output}\n"
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     assert lines[0] == f"int8, by {record.predictions:,} predictions on held-out text"
-    rows = {
-        cells[0]: cells[1:] for line in lines if len(cells := [cell.strip() for cell in line.strip("│").split("│")]) > 3
-    }
+    rows = [re.sub(" +", " ", line) for line in lines]
     for product in record.products:
         cost = "" if product.sensitivity is None else f"{product.sensitivity:.3%}"
-        assert rows[product.name] == [describe_product(product), f"{product.weights:,}", cost]
-    assert rows["head"] == ["fp32", "8,224", ""]
+        assert f"{product.name} {describe_product(product)} {product.weights:,} {cost}".rstrip() in rows
+    assert "head fp32 8,224" in rows
     assert lines[-4] == "head: fp32, because --keep head"
     assert lines[-3].startswith(f"Loss {record.loss:.2%}, accepted 0.50%: {record.bits:.4f} bits a pred")
     assert lines[-2] == f"{record.quantized_share:.0%} of the weights in few bits"

@@ -28,6 +28,7 @@ from flash_export.files import hash_file
 from flash_export.manifest import ProfileShapes, TensorSpec
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
+from flash_export.termination import Terminated, raise_terminations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,7 +81,7 @@ RELU = make_model([helper.make_node("Relu", ["x"], ["y"], name="only")])
 def test_exported_models_build(tmp_path: Path, config: FlashConfig | GauConfig) -> None:
     model = FlashModel(config) if isinstance(config, FlashConfig) else GauModel(config)
     model.save_pretrained(tmp_path / "checkpoint")
-    bundle = export_onnx(tmp_path / "checkpoint", tmp_path / "bundle")
+    bundle = export_onnx(tmp_path / "checkpoint", tmp_path / "bundle", options=ExportOptions(graphs=("forward",)))
 
     engine = build_engine(bundle, options=ADA)
 
@@ -305,19 +306,25 @@ def raise_sigint(*_progress: object) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
+def raise_sigterm(*_progress: object) -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
 def raise_stop(*_progress: object) -> None:
     raise StopIteration
 
 
 @pytest.mark.parametrize(
-    ("stop", "expected"), [(raise_sigint, KeyboardInterrupt), (raise_stop, StopIteration)], ids=["ctrl-c", "callback"]
+    ("stop", "expected"),
+    [(raise_sigint, KeyboardInterrupt), (raise_sigterm, Terminated), (raise_stop, StopIteration)],
+    ids=["ctrl-c", "terminated", "callback"],
 )
 def test_stopped_build_stores_nothing(
     write_graph_bundle: BundleFactory, stop: Callable[[int, int, str], None], expected: type[BaseException]
 ) -> None:
     bundle = write_graph_bundle(RELU)
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(expected):
+    with pytest.raises(expected), raise_terminations():
         build_engine(bundle, options=ADA, progress=stop)
     assert bundle.list_engines() == []
     assert signal.getsignal(signal.SIGINT) is handler
@@ -346,7 +353,7 @@ def test_killed_while_writing_leaves_the_old_engine(write_graph_bundle: BundleFa
 
 def test_missing_package_names_the_extra(write_graph_bundle: BundleFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(BackendUnavailableError, match=r"TensorRT-RTX is not installed.*'flash-export\[rtx\]'"):
+    with pytest.raises(BackendUnavailableError, match=r"TensorRT-RTX is not installed.*pip install .*\[rtx\]"):
         build_engine(write_graph_bundle(RELU), options=ADA)
 
 
@@ -403,14 +410,14 @@ def test_unusable_options_are_refused(options: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp16", "float16"), pytest.param("bf16", "bfloat16", marks=pytest.mark.slow)]
 )
-def test_exported_half_precision_is_compiled_as_such(precision: str, dtype: str, tmp_path: Path) -> None:
+def test_exported_half_precision_is_compiled_as_such(
+    precision: str, dtype: str, causal_byte_bundle: Bundle, tmp_path: Path
+) -> None:
     """Of the same model in fp32, no layer has that dtype."""
-    model = FlashModel(FlashConfig(**SIZES, chunk_size=16, causal=True))
-    model.save_pretrained(tmp_path / "checkpoint")
+    plain = Bundle.open(shutil.copytree(causal_byte_bundle.path, tmp_path / "fp32"))
+    half = export_onnx(plain.path, tmp_path / "half", options=ExportOptions(precision=precision, max_seq_len=64))
     counts = {}
-    for name in ("fp32", precision):
-        options = ExportOptions(precision=name, max_seq_len=64)
-        bundle = export_onnx(tmp_path / "checkpoint", tmp_path / name, options=options)
+    for name, bundle in (("fp32", plain), (precision, half)):
         for graph in bundle.manifest.graphs:
             engine = build_engine(bundle, options=replace(ADA, graph=graph))
             counts[name, graph] = engine.layer_dtypes

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from flash_export.errors import BackendUnavailableError, BundleError, InputError
+from flash_export.install import get_install_command
 from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
 from flash_export.runtime.ort import OrtRunner
 
@@ -78,7 +80,7 @@ def test_graph_with_other_names_than_the_manifest_is_refused(path: Path) -> None
 
 def test_missing_onnxruntime_says_what_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(BackendUnavailableError, match=r"pip install 'flash-export\[cpu\]' \(or \[gpu\]\)"):
+    with pytest.raises(BackendUnavailableError, match=re.escape(f"{get_install_command('cpu')} (or [gpu])")):
         OrtRunner(GRAPH, path)
 
 

@@ -20,13 +20,18 @@ from flash_export.models.flash import FlashConfig, FlashModel
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.conftest import FolderSharer
+
 GraphEditor = Callable[[Callable[[onnx.ModelProto], None]], Bundle]
 
 
 @pytest.fixture(scope="session")
-def pristine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def pristine_bundle(share_folder: FolderSharer) -> Bundle:
     """A good bundle, chunk 8, lengths to 96, that no test may change."""
-    folder = tmp_path_factory.mktemp("pristine")
+    return Bundle.open(share_folder("pristine", _export_pristine) / "bundle")
+
+
+def _export_pristine(folder: Path) -> None:
     torch.manual_seed(0)
     config = FlashConfig(vocab_size=257, dim=16, depth=1, hidden_dim=32, chunk_size=8, qk_dim=8)
     model = FlashModel(config).eval()
@@ -36,7 +41,7 @@ def pristine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
                 parameter.normal_()
     model.save_pretrained(folder / "checkpoint")
     options = ExportOptions(max_seq_len=96, max_batch=4)
-    return export_onnx(folder / "checkpoint", folder / "bundle", options=options)
+    export_onnx(folder / "checkpoint", folder / "bundle", options=options)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.bundle import reads_bundles
 from flash_export.errors import BundleError, ConfigError
 from flash_export.probes import LOGITS
 from flash_export.suggest import describe_unknown
@@ -56,6 +57,7 @@ class BisectOptions:
             raise ConfigError(describe_unknown("backend", self.backend, ORT_PROVIDERS))
 
 
+@reads_bundles
 def bisect_bundle(
     bundle: Bundle,
     options: BisectOptions | None = None,

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.bundle import reads_bundles
 from flash_export.errors import ConfigError
 from flash_export.heldout import Heldout
 from flash_export.progress import Steps
@@ -77,6 +78,7 @@ class _Speed:
     footprint: Footprint | None = None
 
 
+@reads_bundles
 def compare_bundles(
     bundles: Sequence[Bundle],
     options: CompareOptions | None = None,

@@ -1,0 +1,43 @@
+"""Damaged files and odd options: one line of error, or an answer; never a crash, a hang, or a file elsewhere.
+
+To see one input again: ``python -m tests.fuzz.repeat SEED INDEX``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fuzz.material import make_material
+from tests.fuzz.workers import fuzz
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flash_export.bundle import Bundle
+
+SEED = 2202_10447
+QUICK_INPUTS, INPUTS = 150, 3000
+
+
+@pytest.fixture(scope="session")
+def material(causal_byte_bundle: Bundle, int8_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write good files of every kind; not to be changed."""
+    return make_material(tmp_path_factory.mktemp("material"), causal_byte_bundle, int8_bundle)
+
+
+def check(inputs: range, material: Path, folder: Path) -> None:
+    findings = fuzz(SEED, inputs, material, folder, processes=os.cpu_count() or 1)
+    shown = "\n".join(map(str, findings))
+    assert not findings, f"{len(findings)} of the inputs {inputs.start} to {inputs.stop} of seed {SEED}:\n{shown}"
+
+
+def test_some_inputs(material: Path, tmp_path: Path) -> None:
+    check(range(QUICK_INPUTS), material, tmp_path)
+
+
+@pytest.mark.slow
+def test_all_inputs(material: Path, tmp_path: Path) -> None:
+    check(range(QUICK_INPUTS, QUICK_INPUTS + INPUTS), material, tmp_path)
