@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+MIN_PART = 3  # letters that a part of a name has to have, to stand for it
+
 
 def suggest(name: object, known: Iterable[str]) -> str:
     """Return a remark with the known name that a mistyped one is nearest to; empty if none is near.
@@ -16,11 +18,16 @@ def suggest(name: object, known: Iterable[str]) -> str:
 
     >>> suggest("FP-16", ("fp32", "fp16", "bf16"))
     ' (did you mean fp16?)'
+    >>> suggest("rtx", ("auto", "tensorrt", "tensorrt-rtx"))
+    ' (did you mean tensorrt-rtx?)'
     >>> suggest("trt", ("ort-cpu", "eager"))
     ''
     """
     by_word = {choice.lower().lstrip("-"): choice for choice in known}
-    matches = get_close_matches(str(name).lower().lstrip("-"), by_word, n=1)
+    word = str(name).lower().lstrip("-")
+    matches = get_close_matches(word, by_word, n=1)
+    if not matches and len(word) >= MIN_PART:
+        matches = [known_word for known_word in by_word if word in known_word]
     return f" (did you mean {by_word[matches[0]]}?)" if matches else ""
 
 

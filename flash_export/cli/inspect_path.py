@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from flash_export.cli.options import output_options
-from flash_export.cli.output import format_bytes
+from flash_export.cli.output import NO_BREAK_SPACE, format_bytes
 from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from flash_export.cli.output import Output
     from flash_export.exporters.analysis import GraphAnalysis
@@ -86,7 +86,7 @@ def _format_manifest(manifest: Manifest) -> Rows:
         yield name, f"{graph.precision}, {ranges}"
     if manifest.precision:
         yield from format_precision(manifest.precision)
-    yield "made by", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    yield "made by", join_pairs(manifest.versions)
     yield "files", f"{len(manifest.files)}, all with the sha256 that the manifest says"
 
 
@@ -127,7 +127,7 @@ def _format_graph(analysis: GraphAnalysis) -> Rows:
     yield "inputs", join_values(analysis.inputs)
     yield "outputs", join_values(analysis.outputs)
     yield "nodes", f"{count_nodes(analysis)}; opset {analysis.opset}; {analysis.producer}"
-    yield "operators", ", ".join(f"{name} {count}" for name, count in analysis.operators.items())
+    yield "operators", join_pairs(analysis.operators)
     yield "constants", f"{analysis.num_parameters:,} numbers, {format_bytes(analysis.constant_bytes)}"
 
 
@@ -136,6 +136,11 @@ def count_nodes(analysis: GraphAnalysis) -> str:
     counts = sorted(set(analysis.nodes_by_block.values()))
     blocks = f", {' or '.join(map(str, counts))} in each of {len(analysis.nodes_by_block)} blocks" if counts else ""
     return f"{analysis.num_nodes}{blocks}"
+
+
+def join_pairs(pairs: Mapping[str, object]) -> str:
+    """Join names with what belongs to them, each pair on one line."""
+    return ", ".join(f"{name}{NO_BREAK_SPACE}{value}" for name, value in pairs.items())
 
 
 def join_values(values: Sequence[str]) -> str:

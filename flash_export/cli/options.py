@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def output_options(
         def run(ctx: click.Context, /, json_file: str | None, quiet: bool, verbose: bool, **values: Any) -> Result:
             outer = ctx.find_object(Output)
             if outer is not None:  # a step of a longer command, which answers for it
-                return function(output=outer, **values)
+                return function(output=replace(outer, is_step=True), **values)
             if quiet and verbose:
                 raise click.UsageError("--quiet and --verbose contradict each other; give one of them", ctx)
             takers = [name for name in ("json_file", *targets) if ctx.params[name] == STDOUT]

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 STDOUT = "-"
 LABEL_WIDTH = 10
+NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 logger = logging.getLogger("flash_export")
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "numpy")
 
@@ -50,11 +51,13 @@ class Output:
         quiet: Whether nothing but products and errors is shown.
         verbose: Whether the log shows versions, times and tracebacks of what was skipped.
         stdout_is_taken: Whether a product goes to stdout, so that text for people has to go to stderr.
+        is_step: Whether this is a step of a longer command, which says itself what comes next.
     """
 
     quiet: bool = False
     verbose: bool = False
     stdout_is_taken: bool = False
+    is_step: bool = False
 
     @property
     def console(self) -> Console:
@@ -76,7 +79,7 @@ class Output:
 
     def suggest_next(self, *arguments: str | Path) -> None:
         """Show the command that comes next, in a form that a shell takes."""
-        if not self.quiet:
+        if not self.quiet and not self.is_step:
             click.echo(escape_unprintable(f"Next: {format_command(*arguments)}"), err=True)
 
     def show_progress(self, title: str) -> contextlib.AbstractContextManager[ProgressCallback]:
@@ -113,10 +116,13 @@ def _describe_versions() -> str:
 
 
 def wrap_row(label: str, value: str, indent: int = 0) -> list[str]:
-    """Return the lines of a label and its value; a value that is too long for the terminal goes on below itself."""
+    """Return the lines of a label and its value; a value that is too long for the terminal goes on below itself.
+
+    No line ends at a no-break space, which is shown as a plain one.
+    """
     width = shutil.get_terminal_size().columns
     start = f"{'':{indent}}{label:<{LABEL_WIDTH - 1}} "
-    return textwrap.wrap(
+    lines = textwrap.wrap(
         value,
         width,
         initial_indent=start,
@@ -124,6 +130,7 @@ def wrap_row(label: str, value: str, indent: int = 0) -> list[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return [line.replace(NO_BREAK_SPACE, " ") for line in lines]
 
 
 def format_command(*arguments: str | Path) -> str:

@@ -8,6 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from flash_export.bundle import Bundle
+from flash_export.cli import progress_display
 from flash_export.cli.main import main
 from flash_export.models.flash import FlashConfig, FlashModel
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from tests.conftest import FolderSharer
 
 SMALL_CONFIG = FlashConfig(17, 12, 2, 24, chunk_size=16, qk_dim=20)
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep stderr the same on a slow machine: how soon progress shows is tested by itself."""
+    monkeypatch.setattr(progress_display, "FIRST_LINE_S", 3600.0)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ def test_a_long_value_goes_on_below_itself(monkeypatch: pytest.MonkeyPatch) -> N
         "            MatMul 43",
     ]
     assert wrap_row("path", "a" * 40) == ["path      " + "a" * 40], "a word that a user would copy is not cut"
+    assert wrap_row("operators", "Add 51, layers 2, MatMul\N{NO-BREAK SPACE}43")[1:] == ["          MatMul 43"]
 
 
 def test_a_command_is_quoted_for_a_shell(tmp_path: Path) -> None:
