@@ -52,7 +52,7 @@ NAMES = st.one_of(
     st.lists(st.sampled_from(NASTY), min_size=1, max_size=3).map("".join),
     st.text(st.characters(), min_size=1, max_size=12),
 )
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=25, deadline=None)
 
 
 def make_named(name: str) -> ValidationReport:
@@ -138,15 +138,14 @@ PAGES: tuple[Callable[[str], str], ...] = (
     lambda name: render_trade_off(make_named_trade_off(name)),
     lambda name: render_bisection(make_named_bisection(name)),
 )
-OUTLINES = [Outline(page("plain")).tags for page in PAGES]
 
 
 @few
 @given(NAMES)
 def test_pages_show_the_name_and_have_no_tag_of_it(name: str) -> None:
-    for page, tags in zip(PAGES, OUTLINES, strict=True):
+    for page in PAGES:
         outline = Outline(encode_text(page(name)).decode())
-        assert outline.tags == tags
+        assert outline.tags == Outline(page("n" * len(name))).tags  # a plot leaves room for the length of a name
         assert escape_unprintable(name) in outline.text
 
 
