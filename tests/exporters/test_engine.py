@@ -24,7 +24,7 @@ from flash_export.errors import BackendUnavailableError, BundleError, ConfigErro
 from flash_export.exporters import flavour as flavour_module
 from flash_export.exporters.engine import build_engine
 from flash_export.exporters.export import export_onnx
-from flash_export.files import hash_file
+from flash_export.files import hash_file, write_file
 from flash_export.manifest import ProfileShapes, TensorSpec
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
@@ -241,6 +241,9 @@ def test_every_refused_node_is_named(write_graph_bundle: BundleFactory) -> None:
 def test_damaged_graph_is_an_error_without_a_node(write_graph_bundle: BundleFactory) -> None:
     bundle = write_graph_bundle(RELU)
     (bundle.path / "model.onnx").write_bytes(b"not a graph")
+    files = {**bundle.manifest.files, "model.onnx": hash_file(bundle.path / "model.onnx")}
+    write_file(bundle.path / "manifest.json", replace(bundle.manifest, files=files).to_json().encode())
+    bundle = Bundle.open(bundle.path)
     with pytest.raises(EngineBuildError, match=r"MODEL_DESERIALIZE_FAILED: .*; export the bundle again"):
         build_engine(bundle, options=ADA)
 

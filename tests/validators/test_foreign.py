@@ -57,6 +57,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         folder / "bundle",
         family="flash",
         config={"group_size": CHUNK, "causal": True},
+        assume_defaults=True,
         options=ExportOptions(max_seq_len=64, graphs=("forward",)),
     )
 
