@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from flash_export.models.base import ReferenceModel
 
-SIZES = {"dim": 8, "hidden_dim": 12, "qk_dim": 8, "causal": True}
+SIZES: dict[str, Any] = {"dim": 8, "hidden_dim": 12, "qk_dim": 8, "causal": True}
 FAMILIES = ("flash", "gau")
 FUNCTIONS = ("relu2", "laplace")
 
