@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from flash_export.manifest import TensorSpec
+    from flash_export.interface import TensorSpec
     from flash_export.models.base import ReferenceModel
 
 ASSETS = Path(flash_export.__file__).parent / "assets"

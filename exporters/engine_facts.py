@@ -6,10 +6,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import EngineBuildError
-from flash_export.manifest import GraphSpec, TensorSpec
+from flash_export.interface import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from flash_export.manifest import GraphSpec
 
 _DTYPE_NAMES = {
     "FLOAT": "float32",

@@ -7,38 +7,33 @@ import shutil
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from flash_export.bundle import (
     GRAPH_FILE,
     HELDOUT_FILE,
     HELDOUT_TEXT_FILE,
     MANIFEST_FILE,
-    QUANTIZATION_FILE,
     Bundle,
 )
 from flash_export.config import FORWARD, ExportOptions
 from flash_export.errors import BundleError, CheckpointError
 from flash_export.exporters.graphs import build_graph_module, count_state_bytes, describe_graphs
-from flash_export.exporters.islands import choose_islands
-from flash_export.exporters.lowering.pieces import join_projections
-from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.exporters.promises import check_promises
-from flash_export.exporters.quantization.rewrite import quantize_graph
 from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
+from flash_export.exporters.variants import choose_variant
 from flash_export.files import hash_files, replace_folder
 from flash_export.manifest import Manifest, ModelFacts
 from flash_export.models.checkpoint import load_checkpoint
-from flash_export.probes import LOGITS, PROBES_FILE, Probe, ProbeMap
+from flash_export.probes import PROBES_FILE, Probe, ProbeMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from torch import nn
-
+    from flash_export.exporters.lowering.base import LoweredModel
     from flash_export.exporters.quantization.plan import Quantization
     from flash_export.manifest import GraphSpec
     from flash_export.models.base import ReferenceModel
@@ -109,32 +104,25 @@ def export_onnx(
     start(0)
     loaded = load_checkpoint(checkpoint, family=family, config=config)
     start(1)
-    precision, precision_facts = FP32, None
-    if options.precision != "fp32":
-        choice = choose_islands(loaded.model, loaded.folder, options)
-        precision, precision_facts = choice.precision, choice.facts
-    graphs, window = describe_graphs(loaded.model.config, options, precision), loaded.model.config.window
-    if quantization:
-        graphs = {name: replace(graph, precision=quantization.plan.scheme) for name, graph in graphs.items()}
-        loaded = replace(loaded, provenance=quantization.provenance)
-    provenance, facts = loaded.provenance, _describe_model(loaded.model, options, graphs)
+    variant = choose_variant(loaded, options, quantization)
+    graphs = describe_graphs(loaded.model.config, options, variant.precision)
+    graphs = {name: replace(graph, precision=variant.name) for name, graph in graphs.items()}
+    provenance = quantization.provenance if quantization else loaded.provenance
+    facts = _describe_model(loaded.model, options, graphs)
     with replace_folder(target) as staging:
         start(2)
         loaded.model.save_pretrained(staging)
         _copy_heldout(loaded.folder, staging)
-        lowered = lower_model(loaded.model, precision)
-        if quantization:
-            join_projections(lowered)
+        lowered = lower_model(loaded.model, variant.precision)
+        variant.prepare(lowered)
         del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
         start(3)
         models, sizes = SplitModels(f"{GRAPH_FILE}.data"), {}
         for name, graph in graphs.items():
             module = build_graph_module(name, lowered)
-            block_size = quantization.plan.block_size if quantization else None
-            sizes[name] = choose_traced_sizes(module, window, graph, block_size)
+            sizes[name] = choose_traced_sizes(module, lowered.config.interface.window, graph, variant.block_size)
             traced = trace_model(module, graph, sizes[name])
-            if quantization:
-                quantize_graph(traced.model, quantization.plan)
+            variant.rewrite(traced.model)
             models.add(graph.file, traced.model)
             if name == FORWARD:
                 probes = _describe_probes(lowered, traced.probes)
@@ -148,8 +136,8 @@ def export_onnx(
         start(5)
         write_models(models, staging)
         (staging / PROBES_FILE).write_text(probes.to_json(), encoding="utf-8")
-        if quantization:
-            (staging / QUANTIZATION_FILE).write_text(quantization.record, encoding="utf-8")
+        for name, text in variant.files.items():
+            (staging / name).write_text(text, encoding="utf-8")
         start(6)
         written = sorted(staging.iterdir())
         manifest = Manifest(
@@ -158,7 +146,7 @@ def export_onnx(
             checkpoint=provenance,
             files={path.name: digest for path, digest in zip(written, hash_files(written), strict=True)},
             model=facts,
-            precision=precision_facts,
+            precision=variant.facts,
         )
         (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(target)
@@ -190,10 +178,11 @@ def _copy_heldout(folder: Path | None, staging: Path) -> None:
         shutil.copyfile(folder / name, staging / name)
 
 
-def _describe_probes(lowered: nn.Module, probes: tuple[Probe, ...]) -> ProbeMap:
-    """Return where the forward graph can be read; its output is a quantity of the model too."""
-    orders = {name: tuple(order) for name, order in cast("dict[str, list[int]]", lowered.orders).items()}
-    return ProbeMap(FORWARD, orders, (*probes, Probe(LOGITS, LOGITS)))
+def _describe_probes(lowered: LoweredModel, probes: tuple[Probe, ...]) -> ProbeMap:
+    """Return where the forward graph can be read; its outputs are quantities of the model too."""
+    orders = {name: tuple(order) for name, order in lowered.orders.items()}
+    outputs = (Probe(spec.name, spec.name) for spec in lowered.config.interface.outputs)
+    return ProbeMap(FORWARD, orders, (*probes, *outputs))
 
 
 def _read_versions() -> dict[str, str]:
@@ -206,7 +195,7 @@ def _describe_model(model: ReferenceModel, options: ExportOptions, graphs: Mappi
     return ModelFacts(
         model_type=config.model_type,
         num_parameters=model.count_parameters(),
-        num_blocks=config.to_dict()["depth"],
+        num_blocks=config.num_blocks,
         flops_per_token={str(seq_len): 2 * config.count_macs(seq_len) // seq_len for seq_len in lengths},
         state_bytes=max(map(count_state_bytes, graphs.values())),
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from flash_export.exporters.lowering.precision import Precision
-from flash_export.exporters.lowering.registry import lower_model
+from flash_export.exporters.lowering.registry import LOWERINGS, lower_model
 from flash_export.ranges.growth import fit_growth
 from flash_export.ranges.text import Text
 
@@ -30,11 +30,6 @@ MIN_LENGTHS = 3  # below, no growth can be told from chance
 # Multiply-accumulates that the measurement may take, a few seconds on two cores. A time would not do: the choice of
 # islands must not depend on how busy a machine is.
 BUDGET_MACS = 5e10
-# Functions of the tokens of one chunk after a norm: they do not grow with the length, and what they are made of is
-# bounded by the weights. All else is at most a sum over all tokens of such values, which grows in proportion.
-BOUNDED = frozenset(
-    {"table", "turns", "valid", "normed", "value", "gate", "heads", "scores", "weights", "quadratic", "logits"}
-)
 
 
 @dataclass(frozen=True)
@@ -45,11 +40,13 @@ class HalfRanges:
         text: What was read: ``held-out text`` or ``random tokens``.
         seq_lens: Measured lengths, ascending.
         magnitudes: By the value's name, one a length; a weight counts at every length.
+        bounded: Values that do not grow with the length, by the name in their block; see :class:`Lowering`.
     """
 
     text: str
     seq_lens: tuple[int, ...]
     magnitudes: dict[str, tuple[float, ...]]
+    bounded: frozenset[str]
 
     def fit(self, name: str, limit: float) -> Growth:
         """Return how a value grows, as a power of the length."""
@@ -63,7 +60,7 @@ class HalfRanges:
         passed = [n for n, size in zip(self.seq_lens, self.magnitudes[name], strict=True) if not size <= limit]
         if passed:
             return float(passed[0])
-        if name.rpartition(".")[2] in BOUNDED or self.magnitudes[name][-1] == 0:
+        if name.rpartition(".")[2] in self.bounded or self.magnitudes[name][-1] == 0:
             return math.inf
         in_proportion = self.seq_lens[-1] * limit / self.magnitudes[name][-1]
         return min(in_proportion, self.fit(name, limit).horizon or math.inf)
@@ -110,7 +107,7 @@ def measure_half_ranges(model: ReferenceModel, folder: Path | None, max_seq_len:
         found[seq_len] = watch.largest
     names = list(next(iter(found.values())))
     magnitudes = {name: tuple(sizes[name] for sizes in found.values()) for name in names}
-    return HalfRanges(text.source, tuple(found), magnitudes)
+    return HalfRanges(text.source, tuple(found), magnitudes, LOWERINGS[model.config.model_type].bounded)
 
 
 def plan_lengths(config: ModelConfig, max_seq_len: int) -> list[int]:
@@ -119,7 +116,7 @@ def plan_lengths(config: ModelConfig, max_seq_len: int) -> list[int]:
     They end with the longest that the budget allows, and begin with two chunks if three lengths fit in between: within
     one chunk nothing has a past to sum.
     """
-    shortest = 2 * config.window
+    shortest = 2 * config.interface.window
     longest = max_seq_len
     while longest > shortest and 2 * WINDOWS * config.count_macs(longest) > BUDGET_MACS:
         longest //= 2

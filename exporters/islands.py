@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from flash_export.errors import ConfigError
 from flash_export.exporters.half_ranges import measure_half_ranges
 from flash_export.exporters.lowering.precision import Precision
+from flash_export.exporters.lowering.registry import LOWERINGS
 from flash_export.manifest import Horizon, Island, PrecisionFacts
 from flash_export.ranges.growth import FP16_MAX
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 # (docs/precision.md).
 MARGIN = 4.0
 LIMIT = FP16_MAX / MARGIN
-# What grows with the length or is a square: all that 'all' adds. Products of weights and normed tokens stay half.
-CANDIDATES = ("weights", "quadratic", "products", "kv", "linear", "mixed", "gated", "update", "residual")
-AROUND = ("residual", "logits")  # of the candidates that belong to no block
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ def choose_islands(model: ReferenceModel, folder: Path | None, options: ExportOp
         ConfigError: ``islands`` is ``minimal`` and a value would overflow within the longest sequence; or the model
             leaves the range of fp32 too.
     """
-    depth = int(model.config.to_dict()["depth"])
-    asked = _name_candidates(depth) if options.islands == "all" else frozenset()
+    growing = LOWERINGS[model.config.model_type].name_growing(model.config.num_blocks)
+    asked = growing if options.islands == "all" else frozenset()
     reasons = dict.fromkeys(sorted(asked), "asked for")
     if options.precision != "fp16":
         return _make_choice(options, reasons, None, None)
@@ -69,11 +67,6 @@ def choose_islands(model: ReferenceModel, folder: Path | None, options: ExportOp
             f"{horizon.quantity} {_describe(ranges, horizon.quantity, horizon.seq_len)}; use --islands auto, {cure}"
         )
     return _make_choice(options, reasons, horizon, ranges)
-
-
-def _name_candidates(depth: int) -> frozenset[str]:
-    blocks = (f"layers.{index}.{name}" for index in range(depth) for name in CANDIDATES)
-    return frozenset({*blocks, *AROUND})
 
 
 def _make_choice(

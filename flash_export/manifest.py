@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from flash_export.interface import TensorSpec
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -14,20 +16,6 @@ FORMAT_VERSION = 1
 HALF_PRECISIONS = ("fp16", "bf16")
 # Names of what a graph carries from run to run: as its input, and as its output.
 STATE_PREFIX, NEW_STATE_PREFIX = "state.", "new_state."
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, numpy dtype name and shape of a graph input or output; symbolic axes are strings."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TensorSpec:
-        """Rebuild from JSON."""
-        return cls(values["name"], values["dtype"], tuple(values["shape"]))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import pytest
 from flash_export.bundle import Bundle
 from flash_export.config import ExportOptions
 from flash_export.files import hash_file
-from flash_export.manifest import AxisRange, GraphSpec, Manifest, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec, Manifest
 
 if TYPE_CHECKING:
     from pathlib import Path

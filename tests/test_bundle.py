@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 from flash_export.bundle import Bundle
 from flash_export.errors import BundleError
 from flash_export.files import hash_file
-from flash_export.manifest import (
-    AxisRange,
-    EngineManifest,
-    GraphSpec,
-    Manifest,
-    ModelFacts,
-    ProfileShapes,
-    TensorSpec,
-)
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, EngineManifest, GraphSpec, Manifest, ModelFacts, ProfileShapes
 from flash_export.quantization_record import ProductRecord, QuantizationRecord
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.config import DECODE, PREFILL
 from flash_export.errors import BackendUnavailableError, ConfigError
-from flash_export.manifest import TensorSpec
+from flash_export.interface import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flash_export.errors import BundleError
-from flash_export.manifest import GraphSpec, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import GraphSpec
 from flash_export.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from flash_export.validators.latency import DEFAULT_BUDGET_S
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from flash_export.manifest import GraphSpec, TensorSpec
+    from flash_export.interface import TensorSpec
+    from flash_export.manifest import GraphSpec
     from flash_export.models.base import ModelConfig
 
 DEFAULT_BATCHES = (1, 3)

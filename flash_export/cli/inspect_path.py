@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from flash_export.exporters.analysis import GraphAnalysis
     from flash_export.exporters.inspection import Inspection
-    from flash_export.manifest import EngineManifest, Manifest, PrecisionFacts, ProfileShapes, TensorSpec
+    from flash_export.interface import TensorSpec
+    from flash_export.manifest import EngineManifest, Manifest, PrecisionFacts, ProfileShapes
     from flash_export.quantization_record import QuantizationRecord
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flash_export.errors import InputError
-from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec
 from flash_export.runtime.eager import EagerRunner
 from flash_export.runtime.inputs import check_inputs
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
+    from flash_export.interface import TensorSpec
+    from flash_export.manifest import AxisRange, GraphSpec
 
 
 def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from flash_export.errors import ProfileError
 from flash_export.exporters.profile import derive_profile, get_input_axes, parse_profile
-from flash_export.manifest import AxisRange, GraphSpec, ProfileShapes, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec, ProfileShapes
 
 
 def make_graph(max_batch: int = 64, max_seq_len: int = 65536, min_seq_len: int = 1) -> GraphSpec:

@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from flash_export.errors import BackendUnavailableError, BundleError, InputError
-from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec
 from flash_export.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flash_export.config import BuildOptions
 from flash_export.errors import BackendUnavailableError, BundleError, InputError
-from flash_export.manifest import EngineManifest, ProfileShapes, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import EngineManifest, ProfileShapes
 from flash_export.runtime.profile_choice import choose_profile
 from flash_export.runtime.trt import open_engine
 

@@ -57,7 +57,7 @@ def traced(request: pytest.FixtureRequest) -> Traced:
     graph = describe_graphs(config, ExportOptions(opset=21))[FORWARD]
     module = build_graph_module(FORWARD, lower_model(model))
     return Traced(
-        request.param, TrialGraph(model, graph), choose_traced_sizes(module, config.window, graph, BLOCK_SIZE)
+        request.param, TrialGraph(model, graph), choose_traced_sizes(module, config.interface.window, graph, BLOCK_SIZE)
     )
 
 
