@@ -108,6 +108,7 @@ def export_onnx(
     graphs = describe_graphs(loaded.model.config, options, variant.precision)
     graphs = {name: replace(graph, precision=variant.name) for name, graph in graphs.items()}
     provenance = quantization.provenance if quantization else loaded.provenance
+    interface = loaded.model.config.interface
     facts = _describe_model(loaded.model, options, graphs)
     with replace_folder(target) as staging:
         start(2)
@@ -120,7 +121,7 @@ def export_onnx(
         models, sizes = SplitModels(f"{GRAPH_FILE}.data"), {}
         for name, graph in graphs.items():
             module = build_graph_module(name, lowered)
-            sizes[name] = choose_traced_sizes(module, lowered.config.interface.window, graph, variant.block_size)
+            sizes[name] = choose_traced_sizes(module, interface.window, graph, variant.block_size)
             traced = trace_model(module, graph, sizes[name])
             variant.rewrite(traced.model)
             models.add(graph.file, traced.model)
@@ -142,6 +143,7 @@ def export_onnx(
         written = sorted(staging.iterdir())
         manifest = Manifest(
             versions=_read_versions(),
+            interface=interface,
             graphs=graphs,
             checkpoint=provenance,
             files={path.name: digest for path, digest in zip(written, hash_files(written), strict=True)},

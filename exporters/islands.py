@@ -14,9 +14,8 @@ from flash_export.manifest import Horizon, Island, PrecisionFacts
 from flash_export.ranges.growth import FP16_MAX
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from flash_export.config import ExportOptions
+    from flash_export.data.sources import Data
     from flash_export.exporters.half_ranges import HalfRanges
     from flash_export.models.base import ReferenceModel
 
@@ -34,14 +33,14 @@ class IslandChoice:
     facts: PrecisionFacts
 
 
-def choose_islands(model: ReferenceModel, folder: Path | None, options: ExportOptions) -> IslandChoice:
+def choose_islands(model: ReferenceModel, data: Data, options: ExportOptions) -> IslandChoice:
     """Choose the islands of a model.
 
     bf16 has the range of fp32, so that nothing has to be measured.
 
     Args:
         model: The reference model.
-        folder: Where its held-out text may be.
+        data: What there is to feed it with.
         options: Precision, islands, and the longest sequence.
 
     Raises:
@@ -53,7 +52,7 @@ def choose_islands(model: ReferenceModel, folder: Path | None, options: ExportOp
     reasons = dict.fromkeys(sorted(asked), "asked for")
     if options.precision != "fp16":
         return _make_choice(options, reasons, None, None)
-    ranges = measure_half_ranges(model, folder, options.max_seq_len)
+    ranges = measure_half_ranges(model, data, options.max_seq_len)
     _check_finite(ranges)
     horizons = {name: ranges.find_horizon(name, LIMIT) for name in ranges.magnitudes}
     if options.islands != "minimal":
@@ -77,7 +76,7 @@ def _make_choice(
         mode=options.islands,
         islands=tuple(Island(name, reason) for name, reason in reasons.items()),
         horizon=horizon,
-        text=ranges.text if ranges else None,
+        data=ranges.data if ranges else None,
         seq_lens=ranges.seq_lens if ranges else (),
     )
     return IslandChoice(Precision(options.precision, frozenset(reasons)), facts)

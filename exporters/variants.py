@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from flash_export.bundle import QUANTIZATION_FILE
+from flash_export.data.heldout import load_heldout
+from flash_export.data.sources import Data, RandomSource
+from flash_export.errors import CheckpointError
 from flash_export.exporters.islands import choose_islands
 from flash_export.exporters.lowering.pieces import join_projections
 from flash_export.exporters.lowering.precision import FP32
@@ -128,5 +131,8 @@ def choose_variant(loaded: Checkpoint, options: ExportOptions, quantization: Qua
         return QuantizedVariant(quantization)
     if options.precision == "fp32":
         return PlainVariant()
-    choice = choose_islands(loaded.model, loaded.folder, options)
+    interface = loaded.model.config.interface
+    heldout = None if loaded.folder is None else load_heldout(loaded.folder, interface, CheckpointError)
+    data = Data(RandomSource(interface), None if heldout is None else heldout.source)
+    choice = choose_islands(loaded.model, data, options)
     return PlainVariant(choice.precision, choice.facts)

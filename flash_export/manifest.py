@@ -7,12 +7,12 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flash_export.interface import TensorSpec
+from flash_export.interface import Interface, Mask, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HALF_PRECISIONS = ("fp16", "bf16")
 # Names of what a graph carries from run to run: as its input, and as its output.
 STATE_PREFIX, NEW_STATE_PREFIX = "state.", "new_state."
@@ -53,8 +53,8 @@ class GraphSpec:
 
     @property
     def has_mask(self) -> bool:
-        """Whether the graph takes an ``attention_mask``."""
-        return any(spec.name == "attention_mask" for spec in self.inputs)
+        """Whether the graph takes a mask that says what is padding."""
+        return any(isinstance(spec.content, Mask) for spec in self.inputs)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GraphSpec:
@@ -125,7 +125,7 @@ class PrecisionFacts:
         mode: What was asked for: ``auto``, ``minimal`` or ``all``.
         islands: Values in fp32 beyond those that always are.
         horizon: Of fp16; None where nothing grows. bf16 has the range of fp32.
-        text: What was measured: ``held-out text`` or ``random tokens``; None for bf16.
+        data: What was measured, such as ``held-out text`` or ``random tokens``; None for bf16.
         seq_lens: Measured lengths.
     """
 
@@ -133,7 +133,7 @@ class PrecisionFacts:
     mode: str
     islands: tuple[Island, ...]
     horizon: Horizon | None
-    text: str | None
+    data: str | None
     seq_lens: tuple[int, ...]
 
     @classmethod
@@ -145,7 +145,7 @@ class PrecisionFacts:
             mode=values["mode"],
             islands=tuple(Island(**island) for island in values["islands"]),
             horizon=Horizon(**{**horizon, "interval": tuple(horizon["interval"])}) if horizon else None,
-            text=values["text"],
+            data=values["data"],
             seq_lens=tuple(values["seq_lens"]),
         )
 
@@ -156,6 +156,7 @@ class Manifest:
 
     Attributes:
         versions: Versions of Python and of the packages that made the bundle.
+        interface: What the model takes and gives.
         graphs: Graphs by name; ``forward`` is always there.
         checkpoint: Where the weights came from: source name, format and sha256.
         files: sha256 of every other file of the export, by name.
@@ -165,6 +166,7 @@ class Manifest:
     """
 
     versions: dict[str, str]
+    interface: Interface
     graphs: dict[str, GraphSpec]
     checkpoint: dict[str, str]
     files: dict[str, str]
@@ -182,6 +184,7 @@ class Manifest:
         graphs = {name: GraphSpec.from_dict(graph) for name, graph in values["graphs"].items()}
         return cls(
             versions=values["versions"],
+            interface=Interface.from_dict(values["interface"]),
             graphs=graphs,
             checkpoint=values["checkpoint"],
             files=values["files"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flash_export.errors import BundleError
@@ -40,7 +40,13 @@ class ForeignGraph:
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What it takes, under our names."""
         ours = {theirs: name for name, theirs in self.names.items()}
-        return tuple(TensorSpec(ours[spec.name], spec.dtype, spec.shape) for spec in self.spec.inputs)
+        return tuple(replace(spec, name=ours[spec.name]) for spec in self.spec.inputs)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it returns, under our names."""
+        ours = {theirs: name for name, theirs in self.names.items()}
+        return tuple(replace(spec, name=ours[spec.name]) for spec in self.spec.outputs)
 
 
 def read_foreign_graph(path: Path, graph: GraphSpec) -> ForeignGraph:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flash_export.errors import BundleError, ConfigError
 from flash_export.files import write_file
 from flash_export.validators.footprint import Footprint
-from flash_export.validators.results import Row
+from flash_export.validators.results import HeldoutScores, Row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,12 +28,12 @@ class StepResult:
 
     Attributes:
         rows: Its rows.
-        bits_per_byte: Bits per byte by backend; only the held-out text has them.
+        scores: Scores by backend; only the held-out data has them.
         footprint: What a backend costs; only the step that measures it has one.
     """
 
     rows: tuple[Row, ...] = ()
-    bits_per_byte: dict[str, float] | None = None
+    scores: HeldoutScores | None = None
     footprint: Footprint | None = None
 
     @classmethod
@@ -42,7 +42,7 @@ class StepResult:
         footprint = values["footprint"]
         return cls(
             tuple(map(Row.from_dict, values["rows"])),
-            values["bits_per_byte"],
+            values["scores"],
             None if footprint is None else Footprint.from_dict(footprint),
         )
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from flash_export.tasks.base import Measure
 from flash_export.validators.footprint import Footprint
 from flash_export.validators.latency import Percentiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-REPORT_FORMAT_VERSION = 2
+REPORT_FORMAT_VERSION = 3
 
 Status = Literal["passed", "failed", "skipped"]
 ACCURACY = "accuracy"
@@ -35,14 +36,13 @@ class Row:
         status: What came out.
         reason: Why the row failed or was skipped, or what is missing from a row that passed.
         check: ``accuracy``, which compares with the reference, or the name of an invariance.
-        inputs: What the tokens are: ``random`` or ``text``.
+        inputs: What the inputs are: ``random`` or ``recorded``, from the held-out data.
         max_abs_error: Largest absolute difference from the reference in float64; of an invariance: of the two runs.
         max_rel_error: The same as a fraction of the largest expected magnitude.
         noise: The eager model's own error in the graph's precision, as such a fraction.
         tolerance: Largest accepted ``max_abs_error``.
-        top1_agreement: Fraction of positions whose most likely token is the reference's.
-        kl_bits: Mean Kullback-Leibler divergence of the predicted distribution from the reference's, in bits a
-            position.
+        output: Which output the figures are of, of a model that has several: the furthest off.
+        measures: What the task measures, by name: see ``measures`` of the report.
         latency_ms: Latency of the backend.
         eager_latency_ms: Latency of the eager model, measured in turn with the backend.
         compiled_latency_ms: Latency of the eager model under ``torch.compile``, if that was asked for.
@@ -64,8 +64,8 @@ class Row:
     max_rel_error: float | None = None
     noise: float | None = None
     tolerance: float | None = None
-    top1_agreement: float | None = None
-    kl_bits: float | None = None
+    output: str | None = None
+    measures: dict[str, float] = field(default_factory=dict)
     latency_ms: Percentiles | None = None
     eager_latency_ms: Percentiles | None = None
     compiled_latency_ms: Percentiles | None = None
@@ -85,6 +85,19 @@ class Row:
 
 
 @dataclass(frozen=True)
+class HeldoutScores:
+    """Mean scores on held-out data.
+
+    Attributes:
+        measure: What they are.
+        values: Of ``eager`` and of each backend that was read.
+    """
+
+    measure: Measure
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
 class ValidationReport:
     """Everything that a validation found; true when something passed and nothing failed.
 
@@ -92,7 +105,8 @@ class ValidationReport:
         bundle: The folder, as it was given.
         environment: Facts of the model, versions, hardware.
         rows: Every check.
-        bits_per_byte: Bits per byte on held-out text of ``eager`` and of each backend.
+        measures: What the task of the model measures, in the order in which it is shown.
+        scores: The score on held-out data of ``eager`` and of each backend; None where there is none.
         diagnosis: What the failures have in common, a sentence each.
         footprints: What each backend costs in a process of its own: opening, first calls, memory.
     """
@@ -100,7 +114,8 @@ class ValidationReport:
     bundle: str
     environment: dict[str, str | int]
     rows: tuple[Row, ...]
-    bits_per_byte: dict[str, float] | None = None
+    measures: tuple[Measure, ...]
+    scores: HeldoutScores | None = None
     diagnosis: tuple[str, ...] = ()
     footprints: tuple[Footprint, ...] = ()
     format_version: int = REPORT_FORMAT_VERSION

@@ -96,7 +96,7 @@ def format_precision(facts: PrecisionFacts) -> Iterator[str]:
         if reasons[island.reason] == 1:
             yield f"          {island.name} {island.reason}"
     if facts.precision == "fp16":
-        read = f"{facts.text} of {', '.join(map(str, facts.seq_lens))} tokens"
+        read = f"{facts.data} of {', '.join(map(str, facts.seq_lens))} tokens"
         if facts.horizon is None:
             yield f"horizon   nothing grows towards an overflow; measured on {read}"
         else:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from flash_export.interface import Interface, TensorSpec
 
+    # What a model returned, by the name of the output.
+    Outputs = Mapping[str, np.ndarray]
+
 _BLOCK_POSITIONS = 4096
 
 
@@ -74,6 +77,18 @@ class Batch:
         arrays = {spec.name: _cut_axis(self.arrays[spec.name], spec, seq_len) for spec in self.interface.inputs}
         return Batch(self.interface, arrays, np.minimum(self.lengths, seq_len), seq_len)
 
+    def replace_from(self, start: int, other: Batch) -> Batch:
+        """Return what this batch has before a position and another one, of the same shape, from there on."""
+        arrays = {}
+        for spec in self.interface.inputs:
+            values, axis = self.arrays[spec.name], spec.find_axis(SEQ)
+            if axis is not None:
+                index = (slice(None),) * axis + (slice(start, None),)
+                values = values.copy()
+                values[index] = other.arrays[spec.name][index]
+            arrays[spec.name] = values
+        return Batch(self.interface, arrays, self.lengths, self.seq_len)
+
     def mask_from(self, length: int) -> Batch:
         """Return the same arrays, of which only the first part of every row is real."""
         return Batch(self.interface, self.arrays, np.minimum(self.lengths, length), self.seq_len)
@@ -110,6 +125,27 @@ def _cut_axis(values: np.ndarray, spec: TensorSpec, seq_len: int) -> np.ndarray:
 
 def _get_size(values: np.ndarray, spec: TensorSpec, axis: str) -> int:
     return int(values.shape[spec.shape.index(axis)])
+
+
+def join_outputs(specs: Iterable[TensorSpec], rows: Sequence[Mapping[str, np.ndarray]], seq_len: int) -> Outputs:
+    """Return the outputs of rows that were run alone as those of one batch, zeros where a row has ended."""
+    joined = {}
+    for spec in specs:
+        batch_axis, seq_axis = spec.shape.index(BATCH), spec.find_axis(SEQ)
+        first = rows[0][spec.name]
+        shape = list(first.shape)
+        shape[batch_axis] = len(rows)
+        if seq_axis is not None:
+            shape[seq_axis] = seq_len
+        values = np.zeros(shape, first.dtype)
+        for row, outputs in enumerate(rows):
+            index: list[slice] = [slice(None)] * values.ndim
+            index[batch_axis] = slice(row, row + 1)
+            if seq_axis is not None:
+                index[seq_axis] = slice(outputs[spec.name].shape[seq_axis])
+            values[tuple(index)] = outputs[spec.name]
+        joined[spec.name] = values
+    return joined
 
 
 def iterate_blocks(

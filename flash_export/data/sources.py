@@ -38,11 +38,15 @@ class Source(Protocol):
         ...
 
     def draw(self, batch: int, seq_len: int, *, seed: int = 0) -> Batch:
-        """Return a batch without padding.
+        """Return a batch without padding, from anywhere.
 
         Raises:
             InputError: It has no row of that length.
         """
+        ...
+
+    def take(self, count: int, seq_len: int) -> Batch:
+        """Return the first rows of a length, as many as :meth:`count_rows` says there are at most."""
         ...
 
 
@@ -68,6 +72,10 @@ class RandomSource:
         sizes = {BATCH: batch, SEQ: seq_len}
         arrays = {spec.name: _draw_tensor(spec, sizes, rng) for spec in self.interface.inputs}
         return Batch(self.interface, arrays, np.full(batch, seq_len, dtype=np.int64), seq_len)
+
+    def take(self, count: int, seq_len: int) -> Batch:
+        """Return random rows."""
+        return self.draw(count, seq_len)
 
 
 @dataclass(frozen=True)
@@ -102,13 +110,41 @@ class RecordedSource:
         rng = np.random.default_rng([seed, batch, seq_len])
         chosen = rng.integers(0, self.rows.size, size=batch)
         starts = rng.integers(0, self.rows.seq_len - seq_len, size=batch, endpoint=True)
-        return join_rows([_cut_piece(self.rows, int(r), int(s), seq_len) for r, s in zip(chosen, starts, strict=True)])
+        return join_rows([cut_piece(self.rows, int(r), int(s), seq_len) for r, s in zip(chosen, starts, strict=True)])
 
-    def list_pieces(self, seq_len: int, count: int) -> list[Batch]:
+    def take(self, count: int, seq_len: int) -> Batch:
+        """Return pieces that follow each other as the rows of a batch."""
+        return join_rows(self.list_pieces(count, seq_len))
+
+    def list_pieces(self, count: int, seq_len: int) -> list[Batch]:
         """Return pieces that follow each other, a row each, ``count`` at most."""
         per_row = self.rows.seq_len // seq_len
         places = [(row, piece * seq_len) for row in range(self.rows.size) for piece in range(per_row)]
-        return [_cut_piece(self.rows, row, start, seq_len) for row, start in places[:count]]
+        return [cut_piece(self.rows, row, start, seq_len) for row, start in places[:count]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What there is to feed a model with.
+
+    Attributes:
+        random: Drawn by its interface.
+        recorded: Its held-out data; None where there is none.
+    """
+
+    random: RandomSource
+    recorded: RecordedSource | None = None
+
+    @property
+    def preferred(self) -> Source:
+        """The recorded data if there is any: what the model was trained on tells more."""
+        return self.random if self.recorded is None else self.recorded
+
+
+def count_rows(source: Source, seq_len: int, wanted: int) -> int:
+    """Return how many rows of a length a source has, up to a wanted number."""
+    there = source.count_rows(seq_len)
+    return wanted if there is None else min(wanted, there)
 
 
 def draw_padded(source: Source, batch: int, seq_len: int, *, seed: int = 0) -> Batch:
@@ -137,7 +173,8 @@ def join_rows(batches: Sequence[Batch]) -> Batch:
     return Batch(first.interface, arrays, np.concatenate([one.lengths for one in batches]), first.seq_len)
 
 
-def _cut_piece(rows: Batch, row: int, start: int, seq_len: int) -> Batch:
+def cut_piece(rows: Batch, row: int, start: int, seq_len: int) -> Batch:
+    """Return a piece of one row of a batch without padding."""
     alone = rows.take_rows([row])
     arrays = {}
     for spec in rows.interface.inputs:

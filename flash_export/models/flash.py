@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 MIN_QK_DIM = 2
 HEADS = ("quad_q", "lin_q", "quad_k", "lin_k")  # in the order of the affine maps
 QUANTITIES = {
-    "embedding": Quantity("token and position embedding"),
+    "embedding": Quantity("token and position embedding", place="before"),
     "normed": Quantity("input after norm and token shift"),
     "value": Quantity("values", is_zero_in_padding=True),
     "gate": Quantity("gates"),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from flash_export.interface import Interface
 
 QUANTITIES = {
-    "embedding": Quantity("token and position embedding"),
+    "embedding": Quantity("token and position embedding", place="before"),
     "normed": Quantity("input after the norm"),
     "value": Quantity("values", is_zero_in_padding=True),
     "gate": Quantity("gates"),

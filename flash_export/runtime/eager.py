@@ -44,8 +44,8 @@ class EagerRunner:
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise BackendUnavailableError("PyTorch sees no CUDA device; use device='cpu' or install a CUDA build")
-        self._model = _convert(model, DTYPES[precision])
-        self._call: Callable[..., torch.Tensor] = self._model
+        self._model, self._dtype = _convert(model, DTYPES[precision]), DTYPES[precision]
+        self._call: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] = self._model
         self._device = torch.device(device)
         self._threads = threads
         self._threads_before = torch.get_num_threads()
@@ -56,16 +56,24 @@ class EagerRunner:
         return "eager"
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return ``logits`` for ``input_ids`` and, optionally, ``attention_mask``.
+        """Return the outputs of the model's interface for its inputs and, optionally, its mask.
+
+        Real-valued inputs are converted to the precision of the model.
 
         Raises:
             InputError: An input is missing or unknown.
         """
-        check_input_names(inputs, required=["input_ids"], optional=("attention_mask",))
+        interface = self._model.config.interface
+        optional = () if interface.mask is None else (interface.mask.name,)
+        check_input_names(inputs, required=[spec.name for spec in interface.inputs], optional=optional)
         with torch.inference_mode():
-            tensors = {name: torch.from_numpy(value).to(self._device) for name, value in inputs.items()}
-            logits = self._call(tensors["input_ids"], tensors.get("attention_mask"))
-        return {"logits": (logits.float() if logits.dtype == torch.bfloat16 else logits).cpu().numpy()}
+            found = self._call(**{name: self._to_tensor(value) for name, value in inputs.items()})
+        values = (found,) if isinstance(found, torch.Tensor) else found
+        return {spec.name: _to_array(value) for spec, value in zip(interface.outputs, values, strict=True)}
+
+    def _to_tensor(self, values: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(values).to(self._device)
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
     def __enter__(self) -> Self:
         """Move the model to the device."""
@@ -96,6 +104,10 @@ class CompiledRunner(EagerRunner):
     def name(self) -> str:
         """Name in reports."""
         return "compile"
+
+
+def _to_array(values: torch.Tensor) -> np.ndarray:
+    return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()  # numpy has no bfloat16
 
 
 def _convert(model: ReferenceModel, dtype: torch.dtype) -> ReferenceModel:

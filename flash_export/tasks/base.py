@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -11,11 +12,9 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool
 
+    from flash_export.data.batch import Outputs
     from flash_export.data.samples import Sample
     from flash_export.interface import Interface
-
-    # What a model returned, by the name of the output.
-    Outputs = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,17 @@ class Measure:
     label: str
     unit: str
     better: Literal["higher", "lower"]
+
+
+    def format(self, value: float) -> str:
+        """Return a value with its unit; shares in per cent, never rounded up to a whole.
+
+        >>> Measure("top1_agreement", "same top token", "share", "higher").format(0.99996)
+        '99.99%'
+        """
+        if self.unit == "share":
+            return f"{math.floor(10000 * value) / 100:g}%"
+        return f"{value:.3g} {self.unit}"
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,12 @@ class Task(Protocol):
             samples: The samples; their targets are used where all that were found have one.
         """
         ...
+
+
+def describe_measures(task: Task, measures: Mapping[str, float]) -> str:
+    """Return what a task measured, in words: ``same top token 93.2%, divergence 0.1 bits per prediction``."""
+    known = (measure for measure in task.measures if measure.name in measures)
+    return ", ".join(f"{measure.label} {measure.format(measures[measure.name])}" for measure in known)
 
 
 def join_comparisons(parts: Sequence[Comparison]) -> Comparison:

@@ -17,9 +17,9 @@ from flash_export.tasks.energy import EnergyLoss
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
+    from flash_export.data.batch import Outputs
     from flash_export.data.samples import Sample
     from flash_export.interface import Interface
-    from flash_export.tasks.base import Outputs
 
 PIXELS = Measure("pixel_error", "mean distance", "px", "lower")
 WITHIN = Measure("within_half_pixel", "within half a pixel", "share", "higher")

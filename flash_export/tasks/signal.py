@@ -14,9 +14,9 @@ from flash_export.tasks.energy import EnergyLoss
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
+    from flash_export.data.batch import Outputs
     from flash_export.data.samples import Sample
     from flash_export.interface import Interface
-    from flash_export.tasks.base import Outputs
 
 SI_SDR = Measure("si_sdr_db", "SI-SDR", "dB", "higher")
 SNR = Measure("snr_db", "signal to noise", "dB", "higher")

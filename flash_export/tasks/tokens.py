@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float
 
+    from flash_export.data.batch import Outputs
     from flash_export.data.samples import Sample
     from flash_export.interface import Interface, TensorSpec
-    from flash_export.tasks.base import Outputs
 
 TOP1 = Measure("top1_agreement", "same top token", "share", "higher")
 KL = Measure("kl_bits", "divergence", "bits per prediction", "lower")

@@ -97,7 +97,7 @@ def test_recorded_pieces_follow_each_other_and_shorter_data_is_refused() -> None
     rows = Batch.full(TOKENS, {"input_ids": np.arange(20).reshape(2, 10)})
     source = RecordedSource(TOKENS, "ids.npy", rows)
     assert source.count_rows(4) == 4
-    pieces = source.list_pieces(4, 3)
+    pieces = source.list_pieces(3, 4)
     np.testing.assert_array_equal(join_rows(pieces).arrays["input_ids"], [[0, 1, 2, 3], [4, 5, 6, 7], [10, 11, 12, 13]])
     drawn = source.draw(5, 7).arrays["input_ids"]
     assert (np.diff(drawn, axis=1) == 1).all()  # each row is a run of one of the two

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flash_export.errors import BundleError, ConfigError
-from flash_export.probes import LOGITS
 from flash_export.validators.backends import ENGINE_PREFIX, GRAPH, ORT_PROVIDERS
 from flash_export.validators.bisect.budget import pick_coarser
 from flash_export.validators.bisect.readings import GraphSource, ModelSource
@@ -135,8 +134,8 @@ def _open_graph(
     from flash_export.runtime.ort import OrtRunner, list_values
 
     graph, path, probes = bundle.get_graph(GRAPH), bundle.get_graph_path(GRAPH), bundle.read_probes()
-    there = list_values(path)
-    wanted = [probe.tensor for probe in probes.probes if probe.tensor in there and probe.name != LOGITS]
+    there, outputs = list_values(path), {spec.name for spec in graph.outputs}
+    wanted = [probe.tensor for probe in probes.probes if probe.tensor in there and probe.tensor not in outputs]
     if not wanted:
         raise BundleError(f"{path} has none of the values that the bundle says it can be read at; export it again")
     provider, threads = ORT_PROVIDERS[options.backend], options.threads

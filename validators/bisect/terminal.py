@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from flash_export.probes import QUANTITIES
 from flash_export.validators.bisect.summary import describe_finding, format_times, group_by_block, pick_worst
 
 if TYPE_CHECKING:
@@ -25,9 +24,9 @@ def print_bisection(report: BisectReport, console: Console) -> None:
     if blocks:
         console.print(f"At {run}, {report.backend} against the {report.reference}:", highlight=False, soft_wrap=True)
         console.print(_build_table("worst quantity of the block", [pick_worst(rows) for rows in blocks]))
-    if run.fault is not None and run.fault.point.block is not None:
+    if run.fault is not None and run.fault.block is not None:
         (rows,) = (rows for rows in blocks if run.fault in rows)
-        console.print(f"\nBlock {run.fault.point.block}, in the order of computation:", highlight=False)
+        console.print(f"\nBlock {run.fault.block}, in the order of computation:", highlight=False)
         console.print(_build_table("quantity", rows))
     style = "bold green" if report else "bold red"
     word = "CLEAN" if report else "FOUND"
@@ -44,10 +43,10 @@ def _build_table(title: str, rows: list[ProbeRow]) -> Table:
     for heading in ("error", "noise", "of limit"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        block = row.point.block
+        block = row.block
         table.add_row(
             "" if block is None else str(block),
-            QUANTITIES[row.point.quantity].label,
+            row.label,
             Text(row.status, _STYLES[row.status]),
             _format_number(row.error),
             _format_number(row.noise),

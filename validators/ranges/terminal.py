@@ -26,7 +26,7 @@ def print_ranges(report: RangesReport, console: Console, max_rows: int | None = 
         console.print(f"and {len(report.rows) - max_rows} quantities with more room", highlight=False)
     lengths = f"{report.seq_lens[0]} to {report.seq_lens[-1]}"
     console.print(
-        f"Measured on {report.text}, {lengths} tokens; |x| is the largest magnitude, in the scale of the graph.",
+        f"Measured on {report.data}, {lengths} tokens; |x| is the largest magnitude, in the scale of the graph.",
         highlight=False,
         soft_wrap=True,
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from flash_export.validators.plan import TEXT
+from flash_export.validators.plan import RECORDED
 from flash_export.validators.report.measures import compute_error_ratio
 
 if TYPE_CHECKING:
+    from flash_export.tasks.base import Measure
     from flash_export.validators.latency import Percentiles
     from flash_export.validators.results import Row
 
@@ -54,6 +55,13 @@ def format_agreement(fraction: float) -> str:
     ('100%', '99.9%', '50%')
     """
     return f"{math.floor(1000 * fraction) / 10:g}%"
+
+
+def format_measure(measure: Measure, value: float) -> str:
+    """Format what a task measured, without its unit: shares rounded down, bits as errors, all else in three digits."""
+    if measure.unit == "share":
+        return format_agreement(value)
+    return format_error(value) if measure.unit.startswith("bits") else f"{value:.3g}"
 
 
 def format_error(error: float) -> str:
@@ -116,6 +124,6 @@ def format_shape(row: Row) -> str:
 
 
 def format_inputs(row: Row, separator: str = "") -> str:
-    """Name what is special about the inputs of a row: ``masked``, ``text``, or nothing."""
-    words = [word for word, holds in (("text", row.inputs == TEXT), ("masked", row.masked)) if holds]
+    """Name what is special about the inputs of a row: ``masked``, ``held-out``, or nothing."""
+    words = [word for word, holds in (("held-out", row.inputs == RECORDED), ("masked", row.masked)) if holds]
     return "".join(f"{separator}{word}" for word in words)
