@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from flash_export.errors import BundleError
-from flash_export.exporters.weightless import read_without_weights
+from flash_export.graph_files import read_graph
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,20 +52,15 @@ def analyse_graph(path: Path) -> GraphAnalysis:
     Raises:
         BundleError: The file cannot be read as ONNX.
     """
-    try:
-        model = read_without_weights(path)
-    except Exception as error:  # protobuf's own errors share no base that onnx exports
-        raise BundleError(f"{path} cannot be read as ONNX ({error}); it is damaged or of another kind") from error
-    if not model.graph.node:
-        raise BundleError(f"{path} holds no ONNX graph; it is damaged or of another kind")
+    model = read_graph(path)
     try:
         return _count(model)
-    except (KeyError, TypeError, UnicodeError) as error:  # unknown dtypes, and names that are no text
-        raise BundleError(f"{path} is damaged ({error!r}); export it again") from error
+    except (KeyError, TypeError) as error:
+        raise BundleError(f"{path} is damaged: it has a dtype that is not known ({error}); export it again") from error
 
 
 def _count(model: onnx.ModelProto) -> GraphAnalysis:
-    operators = Counter(_read_text(node.op_type) for node in model.graph.node)
+    operators = Counter(node.op_type for node in model.graph.node)
     blocks = Counter(int(match[1]) for node in model.graph.node if (match := BLOCK_NAME.match(node.name)))
     sizes = [(tensor, _count_elements(tensor)) for tensor in model.graph.initializer]
     return GraphAnalysis(
@@ -79,11 +74,6 @@ def _count(model: onnx.ModelProto) -> GraphAnalysis:
         constant_bytes=sum(size * _get_dtype(tensor.data_type).itemsize for tensor, size in sizes),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
     )
-
-
-def _read_text(text: str | bytes) -> str:
-    """Return text; protobuf hands over bytes where a damaged file has no UTF-8."""
-    return text.decode() if isinstance(text, bytes) else text
 
 
 def _count_elements(tensor: onnx.TensorProto) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -111,8 +110,7 @@ def _check_name_is_free(bundle: Bundle, options: BuildOptions) -> None:
 
 def _read_chunk_size(bundle: Bundle) -> int:
     """Return the chunk size of the model; families without chunks have none in their config."""
-    config = json.loads((bundle.path / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("chunk_size", DEFAULT_CHUNK_SIZE))
+    return int(bundle.read_config().get("chunk_size", DEFAULT_CHUNK_SIZE))
 
 
 def _parse_graph(parser: Any, path: Path, flavour: Flavour) -> None:

@@ -102,6 +102,8 @@ def export_onnx(
             on_stage(ExportStage(index, len(STAGES), STAGES[index]))
 
     start(0)
+    if (Path(checkpoint) / MANIFEST_FILE).exists():
+        Bundle.open(checkpoint)  # its config and weights are those that were exported
     loaded = load_checkpoint(checkpoint, family=family, config=config)
     start(1)
     variant = choose_variant(loaded, options, quantization)

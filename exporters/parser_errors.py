@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import onnx
-
+from flash_export.errors import BundleError
 from flash_export.exporters.engine_log import clean_message
+from flash_export.graph_files import read_graph
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import onnx
 
 MAX_LISTED = 3
 _CONTROL_FLOW = ("If", "Loop", "Scan")
@@ -48,8 +50,8 @@ def format_complaints(complaints: tuple[ParserComplaint, ...]) -> str:
 
 def _load_nodes(path: Path) -> list[onnx.NodeProto]:
     try:
-        return list(onnx.load(path, load_external_data=False).graph.node)
-    except Exception:
+        return list(read_graph(path).graph.node)
+    except BundleError:
         return []
 
 

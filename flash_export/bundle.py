@@ -6,23 +6,25 @@ compiled or shipped later is what was exported.
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flash_export.config import SCHEMES
 from flash_export.errors import BundleError
 from flash_export.files import hash_file, hash_files, replace_folder
 from flash_export.manifest import FORMAT_VERSION, EngineManifest, GraphSpec, Manifest
 from flash_export.probes import PROBES_FILE, ProbeMap
 from flash_export.quantization_record import QuantizationRecord
-from flash_export.structure import find_mismatch
+from flash_export.reading import build_record, read_json_object, read_record
+from flash_export.structure import show
 
 if TYPE_CHECKING:
     from flash_export.models.base import ReferenceModel
 
 CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
 MANIFEST_FILE = "manifest.json"
 QUANTIZATION_FILE = "quantization.json"
 GRAPH_FILE = "model.onnx"
@@ -30,6 +32,33 @@ HELDOUT_TEXT_FILE = "heldout.txt"
 HELDOUT_FILE = "heldout.json"
 ENGINE_FOLDER = "engines"
 REPORT_FOLDER = "reports"
+# What is read of a bundle besides its graphs; one that the manifest does not name was added later.
+_KNOWN_FILES = (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    PROBES_FILE,
+    QUANTIZATION_FILE,
+    HELDOUT_FILE,
+    HELDOUT_TEXT_FILE,
+)
+_EXPORT_AGAIN, _BUILD_AGAIN, _QUANTIZE_AGAIN = "export the bundle again", "build the engine again", "quantize it again"
+
+
+@dataclass(frozen=True)
+class _ConfigFields:
+    """What is asked of ``config.json`` where PyTorch, and with it the config classes, is not loaded."""
+
+    model_type: str
+    vocab_size: int = 1
+    depth: int = 1
+    chunk_size: int = 1
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        for name in ("vocab_size", "depth", "chunk_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, wanted 1 or more")
 
 
 @dataclass(frozen=True)
@@ -51,6 +80,12 @@ class Bundle:
         for name in manifest.files:
             if not (folder / name).is_file():
                 raise BundleError(f"{folder / name} is missing, but {MANIFEST_FILE} names it; export the bundle again")
+        for name in _KNOWN_FILES:
+            if name not in manifest.files and (folder / name).exists():
+                raise BundleError(
+                    f"{folder / name} is not of this export: {MANIFEST_FILE} does not name it; remove it, or "
+                    f"{_EXPORT_AGAIN}"
+                )
         hashes = hash_files([folder / name for name in manifest.files])
         for (name, expected), actual in zip(manifest.files.items(), hashes, strict=True):
             if actual != expected:
@@ -77,8 +112,17 @@ class Bundle:
         return self.path / self.get_graph(name).file
 
     def read_config(self) -> dict[str, Any]:
-        """Return the model's config as ``config.json`` has it, ``model_type`` first."""
-        return _read_json(self.path / CONFIG_FILE)
+        """Return the model's config as ``config.json`` has it, ``model_type`` first.
+
+        Raises:
+            BundleError: It cannot be read, or has values that no model has.
+        """
+        path = self.path / CONFIG_FILE
+        values = read_json_object(path, BundleError, _EXPORT_AGAIN)
+        known = {field.name for field in fields(_ConfigFields)}
+        asked = {name: value for name, value in values.items() if name in known}
+        build_record(path, asked, _ConfigFields, BundleError, _EXPORT_AGAIN)
+        return values
 
     def read_probes(self) -> ProbeMap:
         """Return where the forward graph computes which quantity of the model.
@@ -92,10 +136,7 @@ class Bundle:
                 f"{self.path} has no {PROBES_FILE}, which says where the graph can be read, because an older version "
                 "exported it; export it again"
             )
-        values = _read_json(path)
-        if mismatch := find_mismatch(values, ProbeMap):
-            raise BundleError(f"{path} is damaged: {mismatch}; export the bundle again")
-        return ProbeMap.from_dict(values)
+        return read_record(path, ProbeMap, BundleError, _EXPORT_AGAIN)
 
     def read_quantization(self) -> QuantizationRecord | None:
         """Return how the bundle was quantized; None if it was not.
@@ -105,10 +146,15 @@ class Bundle:
         """
         if QUANTIZATION_FILE not in self.manifest.files:
             return None
-        values = _read_json(self.path / QUANTIZATION_FILE)
-        if mismatch := find_mismatch(values, QuantizationRecord):
-            raise BundleError(f"{self.path / QUANTIZATION_FILE} is damaged: {mismatch}; quantize the bundle again")
-        return QuantizationRecord.from_dict(values)
+        path = self.path / QUANTIZATION_FILE
+        record = read_record(path, QuantizationRecord, BundleError, _QUANTIZE_AGAIN)
+        for name, graph in self.manifest.graphs.items():
+            if graph.precision != record.scheme:
+                raise BundleError(
+                    f"{path} says {record.scheme}, {MANIFEST_FILE} says {graph.precision} of the graph {show(name)}; "
+                    f"{_QUANTIZE_AGAIN}"
+                )
+        return record
 
     def load_model(self) -> ReferenceModel:
         """Build the reference model, in evaluation mode and fp32, with the bundled weights."""
@@ -161,38 +207,28 @@ def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a folder; give the folder that 'flash-export onnx' wrote")
-    if not path.is_file():
+    if not path.exists():
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_FILE}; make one with 'flash-export onnx'")
-    values = _read_json(path)
+    values = read_json_object(path, BundleError, _EXPORT_AGAIN)
     if values.get("format_version") != FORMAT_VERSION:
         raise BundleError(
-            f"{path} has format_version {values.get('format_version')!r}, this version reads {FORMAT_VERSION}; "
-            "export the bundle again"
+            f"{path} has format_version {show(values.get('format_version'))}, this version reads {FORMAT_VERSION}; "
+            f"{_EXPORT_AGAIN}"
         )
-    if mismatch := find_mismatch(values, Manifest):
-        raise BundleError(f"{path} is damaged: {mismatch}; export the bundle again")
-    manifest = Manifest.from_dict(values)
-    if outside := [name for name in manifest.files if Path(name).name != name]:
-        raise BundleError(f"{path} is damaged: {outside[0]!r} is not a file of the bundle; export the bundle again")
-    if unhashed := [graph.file for graph in manifest.graphs.values() if graph.file not in manifest.files]:
-        raise BundleError(f"{path} is damaged: it has no sha256 of {unhashed[0]}; export the bundle again")
+    manifest = build_record(path, values, Manifest, BundleError, _EXPORT_AGAIN)
+    is_quantized = QUANTIZATION_FILE in manifest.files
+    for name, graph in manifest.graphs.items():
+        if (graph.precision in SCHEMES) != is_quantized:
+            has = "has" if is_quantized else "has no"
+            raise BundleError(
+                f"{path} is damaged: the graph {show(name)} is {graph.precision}, but the bundle {has} "
+                f"{QUANTIZATION_FILE}; {_EXPORT_AGAIN}"
+            )
     return manifest
 
 
 def _read_engine_manifest(path: Path) -> EngineManifest:
-    values = _read_json(path)
-    if mismatch := find_mismatch(values, EngineManifest):
-        raise BundleError(f"{path} is damaged: {mismatch}; build the engine again")
-    if values["name"] != path.stem:
-        raise BundleError(f"{path} describes the engine {values['name']!r}; build the engine again")
-    return EngineManifest.from_dict(values)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be read as JSON ({error}); make it again") from error
-    if not isinstance(values, dict):
-        raise BundleError(f"{path} holds {type(values).__name__}, not a JSON object; make it again")
-    return values
+    engine = read_record(path, EngineManifest, BundleError, _BUILD_AGAIN)
+    if engine.name != path.stem:
+        raise BundleError(f"{path} describes the engine {show(engine.name)}; {_BUILD_AGAIN}")
+    return engine

@@ -6,9 +6,53 @@ line prints it as ``Error: ...`` and exits with code 2.
 
 from __future__ import annotations
 
+# A terminal of 80 columns and 24 lines has room for it.
+MAX_MESSAGE_CHARACTERS = 1600
+MAX_REASON_CHARACTERS = 300
+# The end of a message is its cure.
+_TAIL_SHARE = 0.3
+
 
 class FlashExportError(Exception):
     """Base of every error that the input or the environment causes, and that a user can mend."""
+
+    def __init__(self, message: str) -> None:
+        """Keep the message as one line of at most a screen, whatever the names and values in it are."""
+        super().__init__(shorten(make_visible(message), MAX_MESSAGE_CHARACTERS))
+
+
+def make_visible(text: str) -> str:
+    r"""Return text whose control characters, line breaks and lone surrogates are written as escapes.
+
+    >>> make_visible("layers.0\n.out"), make_visible("\x1b[31mé")
+    ('layers.0\\n.out', '\\x1b[31mé')
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def shorten(text: str, characters: int) -> str:
+    """Return text of at most this many characters: of longer text the middle is left out.
+
+    >>> shorten("0123456789" * 9, 41)
+    '0123456789012345678 [64 left out] 3456789'
+    """
+    if len(text) <= characters:
+        return text
+    room = characters - len(f" [{len(text)} left out] ")
+    tail = int(room * _TAIL_SHARE)
+    return f"{text[: room - tail]} [{len(text) - room} left out] {text[len(text) - tail :]}"
+
+
+def describe_reason(error: BaseException) -> str:
+    """Return why another library failed, for the brackets of a message: one short line.
+
+    >>> describe_reason(FileNotFoundError(2, "No such file or directory", "x"))
+    'No such file or directory'
+    """
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return shorten(" ".join(reason.split()) or type(error).__name__, MAX_REASON_CHARACTERS)
 
 
 class ConfigError(FlashExportError):

@@ -6,13 +6,16 @@ Everything that is not a model family asks here: no validator, runner, exporter 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from flash_export.errors import ConfigError
+from flash_export.structure import show
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+MAX_SIZE = 2**31 - 1  # of an axis: what TensorRT and onnxruntime count with
+# The names that numpy, and ml_dtypes beside it, give the types of ONNX and TensorRT.
+DTYPES = (
+    *("bool", "int4", "int8", "int16", "int32", "int64", "uint4", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"),
+)
 # Names of the axes that may have any size. ``seq`` may stand on any axis of a tensor, or on none.
 BATCH, SEQ = "batch", "seq"
 
@@ -67,14 +70,6 @@ class Bins:
 
 
 Content = TokenIds | Mask | Features | Waveform | Logits | Bins
-_CONTENTS: dict[str, type[Content]] = {
-    "token ids": TokenIds,
-    "mask": Mask,
-    "features": Features,
-    "waveform": Waveform,
-    "logits": Logits,
-    "bins": Bins,
-}
 
 
 @dataclass(frozen=True)
@@ -93,20 +88,19 @@ class TensorSpec:
     shape: tuple[int | str, ...]
     content: Content | None = None
 
+    def __post_init__(self) -> None:
+        """Check that it can be a tensor of a graph."""
+        if self.dtype not in DTYPES:
+            raise ValueError(f"{self.name} has the unknown dtype {show(self.dtype)}")
+        if not self.shape:
+            raise ValueError(f"{self.name} has an empty shape, wanted one axis at least")
+        for size in self.shape:
+            if isinstance(size, int) and not 1 <= size <= MAX_SIZE:
+                raise ValueError(f"{self.name} has an axis of size {size}, wanted 1 to {MAX_SIZE}")
+
     def find_axis(self, name: str) -> int | None:
         """Return the index of a named axis; None if the tensor has none."""
         return self.shape.index(name) if name in self.shape else None
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TensorSpec:
-        """Rebuild from JSON."""
-        content = values.get("content")
-        return cls(
-            values["name"],
-            values["dtype"],
-            tuple(values["shape"]),
-            None if content is None else _CONTENTS[content["kind"]](**content),
-        )
 
 
 @dataclass(frozen=True)
@@ -145,26 +139,13 @@ class Interface:
         """Check that the parts fit together."""
         names = [spec.name for spec in (*self.inputs, *self.outputs)] + ([self.mask.name] if self.mask else [])
         if len(set(names)) < len(names):
-            raise ConfigError(f"the interface names {', '.join(names)}; give every tensor a name of its own")
+            raise ValueError(f"the interface names {', '.join(names)}; give every tensor a name of its own")
         if (self.mask is None) != (self.padding == "refused"):
-            raise ConfigError(
+            raise ValueError(
                 f"padding={self.padding} does not go with mask={self.mask}; refused padding alone has none"
             )
         if (self.fixed_len is None) != any(SEQ in spec.shape for spec in self.inputs):
-            raise ConfigError("an interface has either an input with the axis seq, or one fixed length")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Interface:
-        """Rebuild from JSON."""
-        mask = values.get("mask")
-        return cls(
-            **{
-                **values,
-                "inputs": tuple(map(TensorSpec.from_dict, values["inputs"])),
-                "outputs": tuple(map(TensorSpec.from_dict, values["outputs"])),
-                "mask": None if mask is None else TensorSpec.from_dict(mask),
-            }
-        )
+            raise ValueError("an interface has either an input with the axis seq, or one fixed length")
 
     @property
     def vocab_size(self) -> int | None:

@@ -1,19 +1,22 @@
-"""What the manifests of a bundle and of an engine say, as frozen dataclasses with a JSON form."""
+"""What the manifests of a bundle and of an engine say, as frozen dataclasses with a JSON form.
+
+What holds for every manifest is checked when one is made, so that no reader of its fields has to.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-from flash_export.interface import Interface, Mask, TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from flash_export.config import FORWARD, PRECISIONS, SCHEMES
+from flash_export.interface import MAX_SIZE, Interface, Mask, TensorSpec
+from flash_export.structure import show
 
 FORMAT_VERSION = 2
 HALF_PRECISIONS = ("fp16", "bf16")
+PROVENANCE = ("source", "format", "sha256")
 # Names of what a graph carries from run to run: as its input, and as its output.
 STATE_PREFIX, NEW_STATE_PREFIX = "state.", "new_state."
 
@@ -24,6 +27,11 @@ class AxisRange:
 
     min: int
     max: int
+
+    def __post_init__(self) -> None:
+        """Check that there is a size in it."""
+        if not 1 <= self.min <= self.max <= MAX_SIZE:
+            raise ValueError(f"{self.min} to {self.max} is no range of sizes, wanted 1 to {MAX_SIZE} in rising order")
 
     def __contains__(self, value: int) -> bool:
         """Tell whether a size is allowed."""
@@ -41,6 +49,22 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     axes: dict[str, AxisRange]
 
+    def __post_init__(self) -> None:
+        """Check that its parts fit each other."""
+        if self.precision not in (*PRECISIONS, *SCHEMES):
+            raise ValueError(f"precision is {show(self.precision)}, wanted {', '.join((*PRECISIONS, *SCHEMES))}")
+        for kind, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
+            if not specs:
+                raise ValueError(f"{kind} is empty, wanted one at least")
+            if len({spec.name for spec in specs}) < len(specs):
+                raise ValueError(f"{kind} has a name twice")
+        named = {size for spec in self.inputs for size in spec.shape if isinstance(size, str)}
+        if unknown := sorted(named - self.axes.keys()):
+            raise ValueError(f"axis {show(unknown[0])} has no range")
+        for spec in self.state_inputs:
+            if any(isinstance(size, str) for size in spec.shape[1:]):
+                raise ValueError(f"{spec.name} has an axis of no fixed size beside the batch")
+
     @property
     def is_half(self) -> bool:
         """Whether the graph computes in half precision; on a CPU, its rounding is spelled out."""
@@ -55,18 +79,6 @@ class GraphSpec:
     def has_mask(self) -> bool:
         """Whether the graph takes a mask that says what is padding."""
         return any(isinstance(spec.content, Mask) for spec in self.inputs)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> GraphSpec:
-        """Rebuild from JSON."""
-        return cls(
-            file=values["file"],
-            opset=values["opset"],
-            precision=values["precision"],
-            inputs=tuple(map(TensorSpec.from_dict, values["inputs"])),
-            outputs=tuple(map(TensorSpec.from_dict, values["outputs"])),
-            axes={name: AxisRange(**bounds) for name, bounds in values["axes"].items()},
-        )
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,11 @@ class Horizon:
     seq_len: int
     interval: tuple[int | None, ...]
 
+    def __post_init__(self) -> None:
+        """Check that the interval has two ends."""
+        if len(self.interval) != 2:
+            raise ValueError(f"interval has {len(self.interval)} ends, wanted 2")
+
 
 @dataclass(frozen=True)
 class PrecisionFacts:
@@ -135,19 +152,6 @@ class PrecisionFacts:
     horizon: Horizon | None
     data: str | None
     seq_lens: tuple[int, ...]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> PrecisionFacts:
-        """Rebuild from JSON."""
-        horizon = values["horizon"]
-        return cls(
-            precision=values["precision"],
-            mode=values["mode"],
-            islands=tuple(Island(**island) for island in values["islands"]),
-            horizon=Horizon(**{**horizon, "interval": tuple(horizon["interval"])}) if horizon else None,
-            data=values["data"],
-            seq_lens=tuple(values["seq_lens"]),
-        )
 
 
 @dataclass(frozen=True)
@@ -174,24 +178,20 @@ class Manifest:
     precision: PrecisionFacts | None = None
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        """Check that what it names is there, and lies in the bundle."""
+        if odd := [name for name in self.files if name in ("", ".", "..") or re.search(r"[/\\\x00-\x1f]", name)]:
+            raise ValueError(f"{show(odd[0])} is not a file of the bundle")
+        if unhashed := [graph.file for graph in self.graphs.values() if graph.file not in self.files]:
+            raise ValueError(f"it has no sha256 of {unhashed[0]}")
+        if missing := [name for name in PROVENANCE if name not in self.checkpoint]:
+            raise ValueError(f"checkpoint.{missing[0]} is missing")
+        if FORWARD in self.graphs and len(self.graphs[FORWARD].inputs[0].shape) < 2:
+            raise ValueError(f"the first input of {FORWARD} has no axis for the length")
+
     def to_json(self) -> str:
         """Return the text of ``manifest.json``."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
-        """Rebuild from JSON."""
-        graphs = {name: GraphSpec.from_dict(graph) for name, graph in values["graphs"].items()}
-        return cls(
-            versions=values["versions"],
-            interface=Interface.from_dict(values["interface"]),
-            graphs=graphs,
-            checkpoint=values["checkpoint"],
-            files=values["files"],
-            model=ModelFacts(**values["model"]) if values.get("model") else None,
-            precision=PrecisionFacts.from_dict(values["precision"]) if values.get("precision") else None,
-            format_version=values["format_version"],
-        )
 
 
 @dataclass(frozen=True)
@@ -202,10 +202,13 @@ class ProfileShapes:
     opt: tuple[int, ...]
     max: tuple[int, ...]
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ProfileShapes:
-        """Rebuild from JSON."""
-        return cls(tuple(values["min"]), tuple(values["opt"]), tuple(values["max"]))
+    def __post_init__(self) -> None:
+        """Check that they are shapes of one rank, in rising order."""
+        if not len(self.min) == len(self.opt) == len(self.max) > 0:
+            raise ValueError(f"min, opt and max have {len(self.min)}, {len(self.opt)} and {len(self.max)} axes")
+        for sizes in zip(self.min, self.opt, self.max, strict=True):
+            if not 1 <= sizes[0] <= sizes[1] <= sizes[2] <= MAX_SIZE:
+                raise ValueError(f"{sizes} are no sizes from 1 to {MAX_SIZE} in rising order")
 
 
 @dataclass(frozen=True)
@@ -244,22 +247,14 @@ class EngineManifest:
     build_seconds: float = 0.0
     size_bytes: int = 0
 
+    def __post_init__(self) -> None:
+        """Check that it can be run: it has inputs, outputs, and profiles that say which shapes the inputs may have."""
+        if not (self.inputs and self.outputs and self.profiles):
+            raise ValueError("inputs, outputs or profiles is empty, wanted one at least of each")
+        for spec, profile in ((spec, profile) for spec in self.inputs for profile in self.profiles):
+            if spec.name not in profile or len(profile[spec.name].min) != len(spec.shape):
+                raise ValueError(f"a profile has no shapes of {spec.name} with {len(spec.shape)} axes")
+
     def to_json(self) -> str:
         """Return the text of ``engines/NAME.json``."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EngineManifest:
-        """Rebuild from JSON."""
-        return cls(
-            **{
-                **values,
-                "targets": tuple(values["targets"]),
-                "profiles": tuple(
-                    {name: ProfileShapes.from_dict(shapes) for name, shapes in profile.items()}
-                    for profile in values["profiles"]
-                ),
-                "inputs": tuple(map(TensorSpec.from_dict, values["inputs"])),
-                "outputs": tuple(map(TensorSpec.from_dict, values["outputs"])),
-            }
-        )

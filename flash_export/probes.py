@@ -10,10 +10,9 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from flash_export.structure import show
 
 PROBES_FILE = "probes.json"
 
@@ -52,7 +51,7 @@ class Point:
         >>> Point.parse("layers.3.kv"), Point.parse("embedding")
         (Point(block=3, quantity='kv'), Point(block=None, quantity='embedding'))
         """
-        match = re.fullmatch(r"layers\.(\d+)\.(\w+)", name)
+        match = re.fullmatch(r"layers\.([0-9]{1,9})\.(\w+)", name)
         return cls(int(match[1]), match[2]) if match else cls(None, name)
 
 
@@ -79,6 +78,13 @@ class Probe:
     axis: int = -1
     length_power: int = 0
 
+    def __post_init__(self) -> None:
+        """Check that it is a quantity that there is."""
+        if Point.parse(self.name).quantity not in QUANTITIES:
+            raise ValueError(f"{show(self.name)} is no quantity of a model")
+        if abs(self.length_power) > 4 or not -4 <= self.axis < 0:
+            raise ValueError(f"{self.name} has length_power {self.length_power} and axis {self.axis}")
+
 
 @dataclass(frozen=True)
 class ProbeMap:
@@ -88,6 +94,15 @@ class ProbeMap:
     orders: dict[str, tuple[int, ...]]
     probes: tuple[Probe, ...]
 
+    def __post_init__(self) -> None:
+        """Check that every order is a permutation, and that the probes name those that there are."""
+        for name, order in self.orders.items():
+            if sorted(order) != list(range(len(order))):
+                raise ValueError(f"orders.{name} is no permutation")
+        for probe in self.probes:
+            if probe.order is not None and probe.order not in self.orders:
+                raise ValueError(f"{probe.name} has the unknown order {show(probe.order)}")
+
     def to_json(self) -> str:
         """Return the text of ``probes.json``: a probe and a permutation a line."""
         values = dataclasses.asdict(self)
@@ -96,13 +111,4 @@ class ProbeMap:
         return (
             f'{{\n  "graph": {json.dumps(self.graph)},\n  "orders": {{\n{orders}\n  }},\n'
             f'  "probes": [\n{probes}\n  ]\n}}\n'
-        )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ProbeMap:
-        """Rebuild from JSON."""
-        return cls(
-            graph=values["graph"],
-            orders={name: tuple(order) for name, order in values["orders"].items()},
-            probes=tuple(Probe(**probe) for probe in values["probes"]),
         )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+
+from flash_export.config import SCHEMES
+from flash_export.structure import show
 
 FORMAT_VERSION = 2
 FP32 = "fp32"
@@ -75,6 +77,17 @@ class QuantizationRecord:
     products: tuple[ProductRecord, ...]
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        """Check what decides how the bundle is judged."""
+        if self.scheme not in SCHEMES:
+            raise ValueError(f"scheme is {show(self.scheme)}, wanted {', '.join(SCHEMES)}")
+        if not 0 < self.budget < 1:
+            raise ValueError(f"budget is {self.budget}, wanted a fraction between 0 and 1")
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(f"format_version is {self.format_version}, this version reads {FORMAT_VERSION}")
+        if any(product.weights < 1 for product in self.products):
+            raise ValueError("a product has no weights")
+
     @property
     def quantized_share(self) -> float:
         """Share of the weights that are quantized."""
@@ -84,9 +97,3 @@ class QuantizationRecord:
     def to_json(self) -> str:
         """Return the text of ``quantization.json``."""
         return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> QuantizationRecord:
-        """Rebuild from JSON."""
-        products = tuple(ProductRecord(**product) for product in values["products"])
-        return cls(**{**values, "products": products, "seq_lens": tuple(values["seq_lens"])})

@@ -1,52 +1,104 @@
-"""Checking that JSON has the shape of a frozen dataclass, before anything is made of it."""
+"""Making frozen dataclasses of JSON: the types of the fields are the schema, ``__post_init__`` says what else holds."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from flash_export.errors import shorten
+
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+_SHOWN_CHARACTERS = 60
+_get_hints = functools.cache(get_type_hints)
 
 
-def find_mismatch(values: object, expected: Any, where: str = "") -> str | None:
-    """Return what in JSON values contradicts a type, in words; None if nothing does.
+def build(values: object, expected: type[T], where: str = "") -> T:
+    """Make a frozen dataclass of what JSON says.
+
+    Its fields may be ``str``, ``int``, ``float``, ``bool``, ``X | None``, ``Literal["a", "b"]``, ``tuple[X, ...]`` (a
+    JSON list), ``dict[str, X]`` and further dataclasses; dataclasses of a union are told apart by a literal ``kind``.
+    ``__post_init__`` may refuse values with a ValueError.
 
     Args:
         values: Parsed JSON.
-        expected: A dataclass, or what its fields are made of: ``str``, ``int``, ``float``, ``bool``,
-            ``X | None``, ``Literal["a", "b"]``, ``tuple[X, ...]`` (a JSON list) and ``dict[str, X]``.
+        expected: The dataclass.
         where: Dotted path of ``values``, for the message.
+
+    Raises:
+        ValueError: What contradicts the dataclass, in words that begin with its place.
     """
+    built: T = _build(values, expected, where)
+    return built
+
+
+def _build(values: object, expected: Any, where: str) -> Any:
     origin = get_origin(expected)
     if dataclasses.is_dataclass(expected) and isinstance(values, Mapping):
-        return _find_field_mismatch(values, expected, where)
+        return _build_dataclass(values, expected, where)
     if origin is types.UnionType:
-        mismatches = [find_mismatch(values, member, where) for member in get_args(expected)]
-        return None if None in mismatches else mismatches[0]
+        return _build_union(values, get_args(expected), where)
     if origin is Literal:
         allowed = get_args(expected)
-        return None if values in allowed else f"{where or 'it'} is {values!r}, wanted {' or '.join(map(str, allowed))}"
+        if values in allowed:
+            return values
+        raise ValueError(f"{where or 'it'} is {show(values)}, wanted {' or '.join(map(str, allowed))}")
     if origin is tuple and isinstance(values, list):
-        items = [(f"{where}[{index}]", value, get_args(expected)[0]) for index, value in enumerate(values)]
-    elif origin is dict and isinstance(values, Mapping):
-        items = [(f"{where}.{name}".lstrip("."), value, get_args(expected)[1]) for name, value in values.items()]
-    elif expected in (str, int, float, bool, type(None)) and type(values) in (
-        (int, float) if expected is float else (expected,)
-    ):
+        kind = get_args(expected)[0]
+        return tuple(_build(value, kind, f"{where}[{index}]") for index, value in enumerate(values))
+    if origin is dict and isinstance(values, Mapping):
+        kind = get_args(expected)[1]
+        return {name: _build(value, kind, _join(where, name)) for name, value in values.items()}
+    kinds = (int, float) if expected is float else (expected,)
+    if expected in (str, int, float, bool, type(None)) and type(values) in kinds:
+        return values
+    raise ValueError(f"{where or 'it'} is {type(values).__name__}, wanted {getattr(expected, '__name__', expected)}")
+
+
+def _build_union(values: object, members: tuple[Any, ...], where: str) -> Any:
+    if values is None and type(None) in members:
         return None
-    else:
-        return f"{where or 'it'} is {type(values).__name__}, wanted {getattr(expected, '__name__', expected)}"
-    return next((found for path, value, kind in items if (found := find_mismatch(value, kind, path))), None)
+    if type(values) in members:  # of plain values
+        return values
+    if isinstance(values, Mapping) and "kind" in values:
+        tagged = {get_args(_get_hints(one)["kind"])[0]: one for one in members if dataclasses.is_dataclass(one)}
+        if values["kind"] not in tagged:
+            raise ValueError(f"{_join(where, 'kind')} is {show(values['kind'])}, wanted {' or '.join(tagged)}")
+        return _build(values, tagged[values["kind"]], where)
+    return _build(values, members[0], where)
 
 
-def _find_field_mismatch(values: Mapping[str, object], expected: Any, where: str) -> str | None:
-    hints = get_type_hints(expected)
-    for field in dataclasses.fields(expected):
-        path = f"{where}.{field.name}".lstrip(".")
+def _build_dataclass(values: Mapping[str, object], expected: Any, where: str) -> Any:
+    hints, fields = _get_hints(expected), dataclasses.fields(expected)
+    required = [
+        field.name
+        for field in fields
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    built = {}
+    for field in fields:
         if field.name in values:
-            if found := find_mismatch(values[field.name], hints[field.name], path):
-                return found
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            return f"{path} is missing"
-    unknown = sorted(values.keys() - {field.name for field in dataclasses.fields(expected)})
-    return f"{where or 'it'} has the unknown field {unknown[0]!r}" if unknown else None
+            built[field.name] = _build(values[field.name], hints[field.name], _join(where, field.name))
+        elif field.name in required:
+            raise ValueError(f"{_join(where, field.name)} is missing")
+    if unknown := sorted(values.keys() - {field.name for field in fields}):
+        raise ValueError(f"{where or 'it'} has the unknown field {show(unknown[0])}")
+    try:
+        return expected(**built)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where else str(error)) from error
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{shorten(name, _SHOWN_CHARACTERS)}".lstrip(".")
+
+
+def show(value: object) -> str:
+    """Return a value as a message shows it: of a long one, its ends."""
+    return shorten(repr(value), _SHOWN_CHARACTERS)

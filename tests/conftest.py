@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Small models on busy machines: threads cost more than they give. Read when PyTorch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+PROVENANCE = {"source": "model.pt", "format": "flash-pytorch", "sha256": "0" * 64}
 BundleFactory = Callable[..., Bundle]
 SchemeExporter = Callable[[str], Bundle]
 
@@ -57,7 +58,7 @@ def write_graph_bundle(tmp_path: Path) -> BundleFactory:
             axes={"batch": AxisRange(1, max_batch), "seq": AxisRange(1, max_seq_len)},
         )
         files = {path.name: hash_file(path) for path in folder.iterdir()}
-        (folder / "manifest.json").write_text(Manifest({}, {"forward": spec}, {}, files).to_json())
+        (folder / "manifest.json").write_text(Manifest({}, {"forward": spec}, PROVENANCE, files).to_json())
         return Bundle.open(folder)
 
     return write

@@ -324,7 +324,9 @@ RECORD = QuantizationRecord(
 def add_file(bundle: Bundle, name: str, text: str) -> Bundle:
     (bundle.path / name).write_text(text)
     files = {**bundle.manifest.files, name: hash_file(bundle.path / name)}
-    (bundle.path / "manifest.json").write_text(dataclasses.replace(bundle.manifest, files=files).to_json())
+    graphs = {"forward": dataclasses.replace(GRAPH, precision="int8")}
+    manifest = dataclasses.replace(bundle.manifest, files=files, graphs=graphs)
+    (bundle.path / "manifest.json").write_text(manifest.to_json())
     return Bundle.open(bundle.path)
 
 
@@ -349,7 +351,7 @@ def test_a_changed_record_is_a_changed_bundle(bundle: Bundle) -> None:
 def test_a_damaged_record_is_named(bundle: Bundle, path: tuple[str | int, ...]) -> None:
     values = json.loads(RECORD.to_json())
     set_leaf(values, path, {"un": "known"})
-    with pytest.raises(BundleError, match=r"quantization\.json is damaged: .*; quantize the bundle again"):
+    with pytest.raises(BundleError, match=r"quantization\.json is damaged: .*; quantize it again"):
         add_file(bundle, "quantization.json", json.dumps(values)).read_quantization()
 
 

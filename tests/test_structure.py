@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
 
-from flash_export.structure import find_mismatch
+from flash_export.structure import build
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,14 @@ class Outer:
 GOOD: dict[str, Any] = {"name": "a", "inner": {"x": {"sizes": [1, "seq"]}}, "seconds": 1, "optional": None}
 
 
-def test_what_a_dataclass_becomes_as_json_fits() -> None:
-    assert find_mismatch(GOOD, Outer) is None
-    assert find_mismatch({**GOOD, "seconds": 1.5, "optional": {"sizes": []}}, Outer) is None
-    assert find_mismatch({"name": "a", "inner": {}}, Outer) is None
-    assert find_mismatch({**GOOD, "status": "bad", "is_new": True}, Outer) is None
-    plain = {"inner": {}, "seconds": 0.0, "counts": {}, "status": "good", "is_new": False}
-    assert dataclasses.asdict(Outer("a", {})) == {**GOOD, **plain}
+def test_what_a_dataclass_becomes_as_json_becomes_it_again() -> None:
+    inner = {"x": Inner((1, "seq"))}
+    assert build(GOOD, Outer) == Outer("a", inner, seconds=1)
+    assert build({**GOOD, "seconds": 1.5, "optional": {"sizes": []}}, Outer) == Outer("a", inner, 1.5, Inner(()))
+    assert build({"name": "a", "inner": {}}, Outer) == Outer("a", {})
+    assert build({**GOOD, "status": "bad", "is_new": True}, Outer) == Outer("a", inner, 1, None, {}, "bad", True)
+    every = Outer("b", inner, 0.5, Inner((2,)), {"n": 3}, "bad", True)
+    assert build(json.loads(json.dumps(dataclasses.asdict(every))), Outer) == every
 
 
 @pytest.mark.parametrize(
@@ -59,8 +62,39 @@ def test_what_a_dataclass_becomes_as_json_fits() -> None:
     ],
 )
 def test_mismatch_is_named_with_its_place(changed: dict[str, Any], message: str) -> None:
-    assert find_mismatch({**GOOD, **changed}, Outer) == message
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        build({**GOOD, **changed}, Outer)
 
 
 def test_no_object_at_all() -> None:
-    assert find_mismatch([1], Outer) == "it is list, wanted Outer"
+    with pytest.raises(ValueError, match=r"^it is list, wanted Outer$"):
+        build([1], Outer)
+
+
+@dataclass(frozen=True)
+class Positive:
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}, wanted 1 or more")
+
+
+@dataclass(frozen=True)
+class Holder:
+    parts: tuple[Positive, ...]
+
+
+def test_what_a_dataclass_refuses_is_named_with_its_place() -> None:
+    assert build({"parts": [{"size": 1}]}, Holder) == Holder((Positive(1),))
+    with pytest.raises(ValueError, match=r"^parts\[1\]: size is 0, wanted 1 or more$"):
+        build({"parts": [{"size": 1}, {"size": 0}]}, Holder)
+    with pytest.raises(ValueError, match=r"^size is -1, wanted 1 or more$"):
+        build({"size": -1}, Positive)
+
+
+def test_long_names_and_values_are_cut() -> None:
+    for changed in ({"x" * 100_000: 1}, {"inner": {"x" * 100_000: 1}}, {"status": "x" * 100_000}):
+        with pytest.raises(ValueError, match="left out") as caught:
+            build({**GOOD, **changed}, Outer)
+        assert len(str(caught.value)) < 150

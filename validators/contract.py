@@ -26,10 +26,10 @@ def check_symbolic_shapes(backend: Backend, graph: GraphSpec) -> list[Row]:
     """
     if backend.onnx_path is None:
         return []
-    import onnx
+    from flash_export.graph_files import read_graph
 
     row = Row(backend.name, backend.graph, None, None, masked=False, status="passed", check=CHECK)
-    model = onnx.load(backend.onnx_path, load_external_data=False)
+    model = read_graph(backend.onnx_path)
     if fixed := list(_find_fixed_axes(model, backend, graph)):
         return [replace(row, status="failed", reason=f"{'; '.join(fixed)}: it was traced for that size alone")]
     return [row]

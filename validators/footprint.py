@@ -11,14 +11,15 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from flash_export.structure import build
 from flash_export.validators.backends import ONNX_PREFIX
 from flash_export.validators.memory import describe_lack_of_memory
 from flash_export.validators.plan import QUICK, Cell, get_probe_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from flash_export.manifest import GraphSpec
@@ -70,11 +71,6 @@ class Footprint:
     shape_change_ms: float | None = None
     peak_bytes: int | None = None
     peak_seq_len: int | None = None
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Footprint:
-        """Rebuild from JSON."""
-        return cls(**{**values, "shapes": tuple(ShapeCost(**shape) for shape in values.get("shapes", ()))})
 
 
 @dataclass(frozen=True)
@@ -164,4 +160,4 @@ def measure_footprint(request: FootprintRequest, *, timeout_s: float = _TIMEOUT_
             request.backend,
             f"not measured: its process ended with exit code {process.returncode} ({detail[:_REASON_CHARACTERS]})",
         )
-    return Footprint.from_dict(json.loads(process.stdout.splitlines()[-1]))
+    return build(json.loads(process.stdout.splitlines()[-1]), Footprint)

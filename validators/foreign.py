@@ -57,14 +57,9 @@ def read_foreign_graph(path: Path, graph: GraphSpec) -> ForeignGraph:
     Raises:
         BundleError: The file is no ONNX, or does not take token ids, and perhaps a mask.
     """
-    import onnx
+    from flash_export.graph_files import read_graph
 
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's errors have no common base below Exception
-        raise BundleError(
-            f"{path} cannot be read as ONNX ({' '.join(str(error).split())}); give an .onnx file"
-        ) from error
+    model = read_graph(path)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     masks = [value for value in inputs if _MASK_WORD in value.name.lower()]
@@ -77,16 +72,19 @@ def read_foreign_graph(path: Path, graph: GraphSpec) -> ForeignGraph:
     names = {"input_ids": tokens[0].name, "logits": model.graph.output[0].name}
     if masks:
         names["attention_mask"] = masks[0].name
-    spec = GraphSpec(
-        file=path.name,
-        opset=max((opset.version for opset in model.opset_import if not opset.domain), default=0),
-        precision=graph.precision,
-        inputs=tuple(TensorSpec(value.name, _read_dtype(value), ("batch", "seq")) for value in inputs),
-        outputs=tuple(
-            TensorSpec(value.name, _read_dtype(value), graph.outputs[0].shape) for value in model.graph.output
-        ),
-        axes=graph.axes,
-    )
+    try:
+        spec = GraphSpec(
+            file=path.name,
+            opset=max((opset.version for opset in model.opset_import if not opset.domain), default=0),
+            precision=graph.precision,
+            inputs=tuple(TensorSpec(value.name, _read_dtype(value), ("batch", "seq")) for value in inputs),
+            outputs=tuple(
+                TensorSpec(value.name, _read_dtype(value), graph.outputs[0].shape) for value in model.graph.output
+            ),
+            axes=graph.axes,
+        )
+    except (KeyError, ValueError) as error:  # KeyError: a type that ONNX has not
+        raise BundleError(f"{path} cannot be run: {error}; give a graph of token ids and logits") from error
     return ForeignGraph(spec, names)
 
 

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import BundleError, ConfigError
 from flash_export.files import write_file
-from flash_export.validators.footprint import Footprint
-from flash_export.validators.results import HeldoutScores, Row
+from flash_export.reading import MAX_JSON_BYTES, parse_json, read_bytes
+from flash_export.structure import build
+from flash_export.validators.footprint import Footprint  # noqa: TC001 (its fields are read as a schema)
+from flash_export.validators.results import HeldoutScores, Row  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,20 @@ class StepResult:
     scores: HeldoutScores | None = None
     footprint: Footprint | None = None
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> StepResult:
-        """Rebuild from JSON."""
-        footprint = values["footprint"]
-        return cls(
-            tuple(map(Row.from_dict, values["rows"])),
-            values["scores"],
-            None if footprint is None else Footprint.from_dict(footprint),
-        )
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of the file after the first."""
+
+    label: str
+    result: StepResult
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The first line: a hash of what is validated, and how."""
+
+    key: str
 
 
 class Journal:
@@ -60,14 +70,14 @@ class Journal:
 
         Raises:
             ConfigError: The journal to go on with belongs to another validation.
-            BundleError: The file cannot be written.
+            BundleError: The file cannot be read or written.
         """
         self._path = path
         self._steps: dict[str, StepResult] = {}
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         if path is None:
             return
-        kept = self._read(path, digest) if resume and path.is_file() else []
+        kept = self._read(path, digest) if resume and path.exists() else []
         write_file(path, "".join(f"{line}\n" for line in (json.dumps({"key": digest}), *kept)).encode())
 
     def find(self, label: str) -> StepResult | None:
@@ -94,24 +104,24 @@ class Journal:
 
     def _read(self, path: Path, digest: str) -> list[str]:
         """Take over the finished steps of a file, and return their lines."""
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        if not lines or _parse(lines[0]).get("key") != digest:
+        text = read_bytes(path, BundleError, "leave --resume out to start anew", max_bytes=MAX_JSON_BYTES)
+        lines = text.decode("utf-8", errors="replace").splitlines()
+        if not lines or _parse(lines[0], _Head) != _Head(digest):
             raise ConfigError(
                 f"{path} is of a validation with other options, another bundle or another version; give the same "
                 "options as then, or leave --resume out to start anew"
             )
         kept = []
         for line in lines[1:]:
-            if found := _parse(line):
-                self._steps[found["label"]] = StepResult.from_dict(found["result"])
+            if found := _parse(line, _Line):
+                self._steps[found.label] = found.result
                 kept.append(line)
         return kept
 
 
-def _parse(line: str) -> dict[str, Any]:
-    """Return the object of a line; an empty one for a line that a kill tore."""
+def _parse(line: str, kind: type[T]) -> T | None:
+    """Return what a line says; None for one that a kill tore, or that is damaged: its step is done again."""
     try:
-        values = json.loads(line)
+        return build(parse_json(line), kind)
     except ValueError:
-        return {}
-    return values if isinstance(values, dict) else {}
+        return None

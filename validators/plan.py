@@ -6,7 +6,6 @@ crosses the chunk boundary from both sides and then doubles up to the longest se
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from flash_export.data.sources import draw_padded
 from flash_export.errors import ConfigError, InputError
 from flash_export.manifest import AxisRange
+from flash_export.reading import read_record
 from flash_export.runtime.inputs import check_axis
 from flash_export.validators.latency import DEFAULT_BUDGET_S
 
@@ -133,7 +133,7 @@ def make_plan(
         return plan
     longest = min(axis.max, max_seq_len or axis.max)
     if name == QUICK:
-        longest = min(longest, max(QUICK_SEQ_LEN, 4 * chunk + 3))
+        longest = max(axis.min, min(longest, max(QUICK_SEQ_LEN, 4 * chunk + 3)))
     within = AxisRange(axis.min, longest)
     lengths = plan_lengths(chunk, within) + tuple(length for length in profile_lens if length in within)
     texts = (chunk + 1, 4 * chunk + 3) if name == QUICK else (1, chunk, chunk + 1, 4 * chunk + 3, longest)
@@ -151,6 +151,7 @@ def plan_lengths(chunk_size: int, seq_axis: AxisRange) -> tuple[int, ...]:
     """Return the default lengths within the range: both sides of the chunk boundary, a prime, and powers of two.
 
     >>> from flash_export.manifest import AxisRange
+    from flash_export.reading import read_record
     >>> plan_lengths(16, AxisRange(1, 256))
     (1, 2, 4, 8, 15, 16, 17, 32, 53, 64, 67, 128, 256)
     """
@@ -216,25 +217,20 @@ def build_batch(cell: Cell, data: Data, *, seed: int = 0) -> Batch:
     return source.draw(cell.batch, cell.seq_len, seed=seed)
 
 
+@dataclass(frozen=True)
+class _PlanFile:
+    """A plan that a user wrote."""
+
+    seq_lens: tuple[int, ...]
+    batches: tuple[int, ...] | None = None
+
+
 def _read_plan(path: Path, batches: tuple[int, ...]) -> Plan:
     """Read a plan from a JSON file."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(
-            f"plan {str(path)!r} cannot be read ({reason}); use quick, full, or a JSON file with seq_lens"
-        ) from error
-    fields = ("seq_lens", "batches")
-    if not isinstance(values, dict) or "seq_lens" not in values or set(values) - set(fields):
-        raise ConfigError(f'{path} is no plan; write {{"seq_lens": [1, 17, 300], "batches": [1, 8]}}')
-    lists = {name: values[name] for name in fields if name in values}
-    for name, numbers in lists.items():
-        if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
-            raise ConfigError(f"{path} has {name}={numbers!r}; write a list of whole numbers")
-    return Plan(
-        path.name, tuple(sorted(set(lists["seq_lens"]))), tuple(lists.get("batches", batches)), is_default=False
-    )
+    cure = 'use quick, full, or a JSON file such as {"seq_lens": [1, 17, 300], "batches": [1, 8]}'
+    found = read_record(path, _PlanFile, ConfigError, cure)
+    chosen = batches if found.batches is None else found.batches
+    return Plan(path.name, tuple(sorted(set(found.seq_lens))), chosen, is_default=False)
 
 
 def _find_prime_above(start: int) -> int:

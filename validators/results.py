@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from flash_export.tasks.base import Measure
-from flash_export.validators.footprint import Footprint
-from flash_export.validators.latency import Percentiles
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from flash_export.tasks.base import Measure  # noqa: TC001 (its fields are read as a schema)
+from flash_export.validators.footprint import Footprint  # noqa: TC001
+from flash_export.validators.latency import Percentiles  # noqa: TC001
 
 REPORT_FORMAT_VERSION = 3
 
@@ -76,13 +73,6 @@ class Row:
     def __bool__(self) -> bool:
         return self.status == "passed"
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Row:
-        """Rebuild from JSON."""
-        latencies = ("latency_ms", "eager_latency_ms", "compiled_latency_ms")
-        found = {name: Percentiles(**values[name]) for name in latencies if values.get(name) is not None}
-        return cls(**{**values, **found})
-
 
 @dataclass(frozen=True)
 class HeldoutScores:
@@ -139,14 +129,3 @@ class ValidationReport:
     def to_json(self) -> str:
         """Return the text of ``report.json``: strict JSON, so without NaN and infinity."""
         return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ValidationReport:
-        """Rebuild from the JSON form."""
-        given = {name: value for name, value in values.items() if name != "passed"}
-        lists = {
-            "rows": tuple(map(Row.from_dict, given["rows"])),
-            "diagnosis": tuple(given.get("diagnosis", ())),
-            "footprints": tuple(map(Footprint.from_dict, given.get("footprints", ()))),
-        }
-        return cls(**{**given, **lists})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,7 +129,7 @@ def _print_summary(bundle: Bundle, engine: EngineManifest) -> None:
     from flash_export.bundle import ENGINE_FOLDER
 
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in engine.layer_dtypes.items())
-    depth = json.loads((bundle.path / "config.json").read_text(encoding="utf-8")).get("depth")
+    depth = bundle.read_config().get("depth")
     blocks = f", {engine.num_layers / depth:.0f} a block with what is around the {depth}" if depth else ""
     rows = {
         "engine": bundle.path / ENGINE_FOLDER / f"{engine.name}.engine",

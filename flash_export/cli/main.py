@@ -1,12 +1,13 @@
 """The ``flash-export`` command: a group whose commands parse, call the library, print and set the exit code.
 
-Exit codes: 0 all good; 1 a validation said no; 2 bad input or usage; 130 interrupted.
+Exit codes: 0 all good; 1 a validation said no; 2 bad input or usage; 70 a fault of ours; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import os
 import traceback
+from importlib import metadata
 from typing import Any, NoReturn
 
 import click
@@ -24,10 +25,13 @@ from flash_export.cli.profile_ranges import profile_ranges_command
 from flash_export.cli.quantize import quantize_command
 from flash_export.cli.show_report import report_command
 from flash_export.cli.validate import validate_command
-from flash_export.errors import FlashExportError
+from flash_export.errors import MAX_MESSAGE_CHARACTERS, FlashExportError, describe_reason, make_visible, shorten
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 EXIT_INTERRUPTED = 130
+# The project URLs, by their well-known labels (https://packaging.python.org/specifications/well-known-project-urls).
+_REPORT_LABELS = ("issues", "bugtracker", "tracker", "source", "repository", "homepage")
 
 
 class ErrorReportingGroup(click.Group):
@@ -54,17 +58,37 @@ class ErrorReportingGroup(click.Group):
         except Exception as error:
             if ctx.params.get("show_traceback"):
                 click.echo(traceback.format_exc(), err=True, nl=False)
-            message = " ".join(str(error).split())
-            if isinstance(error, OSError) and error.filename is not None:
-                message = f"{error.filename}: {error.strerror}; correct the path, or who may use it"
-            elif isinstance(error, ModuleNotFoundError):
-                message = f"{error.name} is not installed; 'flash-export doctor' tells what to install"
-            elif not isinstance(error, FlashExportError):
-                message = (
-                    f"internal error, {type(error).__name__}: {message}; see it whole with 'flash-export --traceback'"
-                )
+            message, exit_code = _explain(error)
             click.echo(f"Error: {message}", err=True)
-            raise click.exceptions.Exit(EXIT_BAD_INPUT) from None
+            raise click.exceptions.Exit(exit_code) from None
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """Return an error in one line, and the exit code: what the input or the machine causes is no fault of ours."""
+    if isinstance(error, FlashExportError):
+        return str(error), EXIT_BAD_INPUT
+    if isinstance(error, OSError) and error.filename is not None:
+        path = make_visible(str(error.filename))
+        return f"{path}: {error.strerror}; correct the path, or who may use it", EXIT_BAD_INPUT
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed; 'flash-export doctor' tells what to install", EXIT_BAD_INPUT
+    if isinstance(error, MemoryError):
+        return f"memory is full ({describe_reason(error)}); try shorter sequences or smaller batches", EXIT_BAD_INPUT
+    return (
+        f"internal error, {type(error).__name__}: {make_visible(describe_reason(error))}; this is a fault of "
+        f"flash-export, please report it{_find_report_address()} with what 'flash-export --traceback' shows"
+    ), EXIT_INTERNAL_ERROR
+
+
+def _find_report_address() -> str:
+    """Return `` at ADDRESS``, as the package's metadata has it; nothing if it has none."""
+    try:
+        entries = metadata.metadata("flash-export").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    urls = dict(entry.split(", ", 1) for entry in entries)
+    known = {"".join(filter(str.isalnum, label.lower())): url for label, url in urls.items()}
+    return next((f" at {known[label]}" for label in _REPORT_LABELS if label in known), "")
 
 
 def _report_usage_error(error: click.UsageError) -> NoReturn:
@@ -72,6 +96,7 @@ def _report_usage_error(error: click.UsageError) -> NoReturn:
     if error.ctx is None or isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         raise error
     message = " ".join(error.format_message().split()).rstrip(".")
+    message = shorten(make_visible(message), MAX_MESSAGE_CHARACTERS)
     click.echo(f"Error: {message}; see '{error.ctx.command_path} --help'", err=True)
     raise click.exceptions.Exit(error.exit_code) from None
 

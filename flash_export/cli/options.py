@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flash_export.errors import ConfigError
+from flash_export.reading import parse_json, read_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,28 +61,17 @@ def parse_config(config_file: str | None, assignments: tuple[str, ...]) -> dict[
     """
     if config_file is None and not assignments:
         return None
-    values = _read_json_object(Path(config_file)) if config_file is not None else {}
+    values = {}
+    if config_file is not None:
+        values = read_json_object(Path(config_file), ConfigError, "give --config a file with a JSON object")
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"--set {assignment!r} has no name and value; write --set causal=true")
         try:
-            values[name.strip()] = json.loads(text)
-        except (ValueError, RecursionError):
+            values[name.strip()] = parse_json(text)
+        except ValueError:
             values[name.strip()] = text
-    return values
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(
-            f"--config {path} cannot be read as JSON ({reason}); give a file with a JSON object"
-        ) from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"--config {path} holds {type(values).__name__}; give a file with a JSON object")
     return values
 
 

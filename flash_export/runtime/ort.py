@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from flash_export.errors import BackendUnavailableError, BundleError
+from flash_export.errors import BackendUnavailableError, BundleError, describe_reason
 from flash_export.runtime.inputs import check_inputs
 
 if TYPE_CHECKING:
@@ -145,12 +145,13 @@ def _open_session(
             model = _rewrite_graph(path, inner_values, spells_rounding=spells_rounding)
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         session = ort.InferenceSession(model, options, providers=[(wanted, _PROVIDER_OPTIONS[provider])])
+    except BundleError:
+        raise
     except Exception as error:  # onnxruntime's exceptions have no common base below Exception
         if not path.is_file():
             raise BundleError(f"{path} is missing; export the bundle again") from error
-        detail = " ".join(str(error).split())
         raise BundleError(
-            f"{path} cannot be loaded by onnxruntime {ort.__version__} ({detail}); export it again"
+            f"{path} cannot be loaded by onnxruntime {ort.__version__} ({describe_reason(error)}); export it again"
         ) from error
     session.disable_fallback()
     if wanted not in (active := session.get_providers()):
@@ -171,9 +172,10 @@ def _rewrite_graph(path: Path, exposed: Sequence[str], *, spells_rounding: bool)
     """
     import onnx
 
+    from flash_export.graph_files import read_graph
     from flash_export.runtime.half_on_cpu import spell_rounding
 
-    model = onnx.load(path, load_external_data=False)
+    model = read_graph(path, weights=True)
     if spells_rounding:
         model = spell_rounding(model)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in exposed)
@@ -182,7 +184,7 @@ def _rewrite_graph(path: Path, exposed: Sequence[str], *, spells_rounding: bool)
 
 def list_values(path: Path) -> set[str]:
     """Return the names of all values that the nodes of a graph compute."""
-    import onnx
+    from flash_export.graph_files import read_graph
 
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = read_graph(path).graph
     return {name for node in graph.node for name in node.output}

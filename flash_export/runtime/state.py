@@ -14,9 +14,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from flash_export.errors import StateError
+from flash_export.errors import StateError, describe_reason
 from flash_export.files import write_file
 from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
+from flash_export.reading import check_plain_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -168,14 +169,15 @@ class State:
         Raises:
             StateError: The file is missing, damaged, of another format version or of another model than the bundle's.
         """
+        cure = "give a file that was saved as a state"
+        check_plain_file(path, StateError, cure)
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 names = file.keys()
                 tensors = {name: file.get_tensor(name) for name in names}
         except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:
-            reason = f"{path} is missing" if not path.is_file() else f"{path} cannot be read as safetensors ({error})"
-            raise StateError(f"{reason}; give a file that was saved as a state") from error
+            raise StateError(f"{path} cannot be read as safetensors ({describe_reason(error)}); {cure}") from error
         found = (metadata.get("format"), metadata.get("format_version"))
         if found != (FILE_FORMAT, FILE_FORMAT_VERSION):
             raise StateError(

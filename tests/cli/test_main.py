@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from email.message import Message
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -134,35 +136,54 @@ def test_usage_error_of_the_installed_script() -> None:
     assert result.stderr == "Error: Missing argument 'PATH'; see 'flash-export inspect --help'\n"
 
 
+REPORT_IT = "this is a fault of flash-export, please report it"
+
+
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "exit_code", "message"),
     [
-        (BundleError("got x,\n  wanted y;\tdo z"), "got x, wanted y; do z"),
-        (ModuleNotFoundError("no torch", name="torch"), "torch is not installed; 'flash-export doctor' tells what to"),
+        (BundleError("got x, wanted y; do z"), 2, "got x, wanted y; do z"),
+        (ModuleNotFoundError("no torch", name="torch"), 2, "torch is not installed; 'flash-export doctor' tells what"),
         (
-            RuntimeError("boom\nsecond line"),
-            "internal error, RuntimeError: boom second line; see it whole with 'flash-export --traceback'",
+            PermissionError(13, "Permission denied", "a/b\n\x1b[2J"),
+            2,
+            r"a/b\n\x1b[2J: Permission denied; correct the path, or who may use it",
         ),
-        (
-            PermissionError(13, "Permission denied", "a/b"),
-            "a/b: Permission denied; correct the path, or who may use it",
-        ),
-        (OSError(5, "Input/output error"), "internal error, OSError: [Errno 5] Input/output error; see it whole with "),
+        (MemoryError("8 EiB"), 2, "memory is full (8 EiB); try shorter sequences or smaller batches"),
+        (RuntimeError("boom\nsecond line"), 70, f"internal error, RuntimeError: boom second line; {REPORT_IT}"),
+        (OSError(5, "Input/output error"), 70, f"internal error, OSError: Input/output error; {REPORT_IT}"),
+        (KeyError("\x07" * 5000), 70, "internal error, KeyError: '"),
     ],
 )
-def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+def test_errors_are_one_line_of_a_screen(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, exit_code: int, message: str
+) -> None:
     monkeypatch.setattr(main.commands["doctor"], "callback", fail_with(error))
     result = CliRunner().invoke(main, ["doctor"])
-    assert (result.exit_code, result.stdout) == (2, "")
+    assert (result.exit_code, result.stdout) == (exit_code, "")
     assert result.stderr.startswith(f"Error: {message}")
     assert result.stderr.count("\n") == 1
+    assert result.stderr.removesuffix("\n").isprintable()
+    assert len(result.stderr) < 80 * 24
 
 
-@pytest.mark.parametrize("error", [BundleError("wrong"), RuntimeError("boom")])
-def test_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_an_internal_error_says_where_to_report_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = Message()
+    entries["Project-URL"] = "Homepage, https://example.org"
+    entries["Project-URL"] = "Bug Tracker, https://example.org/bugs, all of them"
+    monkeypatch.setattr(metadata, "metadata", lambda _: entries)
+    monkeypatch.setattr(main.commands["doctor"], "callback", fail_with(RuntimeError("boom")))
+    result = CliRunner().invoke(main, ["doctor"])
+    assert "please report it at https://example.org/bugs, all of them with what 'flash-export --traceback' shows" in (
+        result.stderr
+    )
+
+
+@pytest.mark.parametrize(("error", "exit_code"), [(BundleError("wrong"), 2), (RuntimeError("boom"), 70)])
+def test_traceback_is_shown_when_asked_for(monkeypatch: pytest.MonkeyPatch, error: Exception, exit_code: int) -> None:
     monkeypatch.setattr(main.commands["doctor"], "callback", fail_with(error))
     result = CliRunner().invoke(main, ["--traceback", "doctor"])
-    assert result.exit_code == 2
+    assert result.exit_code == exit_code
     assert result.stderr.startswith("Traceback (most recent call last):\n")
     assert f"{type(error).__name__}: {error}\n" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("Error: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -85,6 +86,12 @@ def test_no_more_is_read_than_is_needed(tmp_path: Path) -> None:
     assert found.tokens[4990:5010].tolist() == [*range(4990, 5000), *range(10)]
 
 
+def test_ids_are_read_in_the_order_of_their_indices(tmp_path: Path) -> None:
+    ids = np.arange(128).reshape(2, 64)
+    np.save(tmp_path / "ids.npy", np.asfortranarray(ids.astype(">i4")))
+    assert CalibrationText.load(make_bundle(tmp_path), str(tmp_path / "ids.npy"), 128).tokens.tolist() == [*range(128)]
+
+
 def give_text(text: bytes) -> Callable[[Path], str]:
     def give(folder: Path) -> str:
         (folder / "text.txt").write_bytes(text)
@@ -114,14 +121,31 @@ def give_objects(folder: Path) -> str:
     return str(folder / "ids.npy")
 
 
+def give_bomb(folder: Path) -> str:
+    """Save 100 numbers whose header says that there are 2**40."""
+    content = io.BytesIO()
+    np.save(content, np.zeros(100, np.int64))
+    header = content.getvalue()[:128].replace(b"(100,), }" + b" " * 10, b"(1099511627776,), }")
+    (folder / "ids.npy").write_bytes(header + content.getvalue()[128:])
+    return str(folder / "ids.npy")
+
+
+def give_archive(folder: Path) -> str:
+    np.savez(folder / "ids.npz", np.arange(100))
+    return str(folder / "ids.npz")
+
+
 BAD_TEXTS: dict[str, tuple[Callable[[Path], str], int, str]] = {
     "no held-out text": (lambda _: "heldout", 256, "has no held-out text to calibrate with; give text or token ids"),
     "not there": (lambda folder: str(folder / "none.txt"), 256, r"none.txt cannot be read \(.*No such file.*; give te"),
     "ids not there": (lambda folder: str(folder / "none.npy"), 256, r"none.npy cannot be read \(.*No such file"),
-    "a folder": (str, 256, r"cannot be read \(.*Is a directory"),
-    "no array": (give_file("a.npy", b"hello"), 256, r"a.npy cannot be read \("),
-    "nothing in it": (give_file("a.npy", b""), 256, r"a.npy cannot be read \("),
-    "a pickle": (give_objects, 256, r"ids.npy cannot be read \("),
+    "a folder": (str, 256, "is no plain file; give text"),
+    "no array": (give_file("a.npy", b"hello"), 256, r"a.npy cannot be read as .npy \("),
+    "nothing in it": (give_file("a.npy", b""), 256, r"a.npy cannot be read as .npy \("),
+    "a pickle": (give_objects, 256, r"ids.npy should hold object \(1,\), but has"),
+    "terabytes by its header": (give_bomb, 256, r"should hold int64 \(1099511627776,\), but has 800 bytes of them"),
+    "an archive": (give_archive, 256, r"ids.npz is an archive or an array, not text; give text, or token ids as .npy"),
+    "an array called text": (give_file("a.txt", b"\x93NUMPY" * 20), 256, "is an archive or an array, not text"),
     "numbers with a point": (give_ids(np.zeros(100)), 256, "holds float64; give whole numbers, the token ids"),
     "booleans": (give_ids(np.zeros(100, bool)), 256, "holds bool; give whole numbers"),
     "too short": (give_text(b"x" * 63), 256, "text.txt has 63 tokens; give at least 64"),
@@ -153,5 +177,5 @@ def test_heldout_windows_that_the_graph_does_not_take_are_refused(tmp_path: Path
 
 def test_damaged_heldout_text_is_an_error_of_the_bundle(tmp_path: Path) -> None:
     (tmp_path / "heldout.json").write_text("{}")
-    with pytest.raises(BundleError, match=r"heldout\.json cannot be used"):
+    with pytest.raises(BundleError, match=r"heldout\.json is damaged: objective is missing; mend it"):
         CalibrationText.load(make_bundle(tmp_path), "heldout", 64)

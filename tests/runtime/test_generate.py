@@ -25,6 +25,7 @@ from flash_export.runtime.ort_state import OrtStateRunner
 from flash_export.runtime.sampling import SamplingOptions
 from flash_export.runtime.state import State, identify_model
 from flash_export.runtime.state_backends import StatePair
+from tests.conftest import PROVENANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -350,7 +351,8 @@ def make_bundle(path: Path, config: str) -> Bundle:
         (TensorSpec("logits", "float32", (*axes, VOCAB_SIZE)),),
         {"batch": AxisRange(1, 4), "seq": AxisRange(1, 16)},
     )
-    return Bundle(path, Manifest({}, {"forward": graph}, {}, {"config.json": "a", "model.safetensors": "b"}))
+    files = {"config.json": "a", "model.safetensors": "b", "model.onnx": "c"}
+    return Bundle(path, Manifest({}, {"forward": graph}, PROVENANCE, files))
 
 
 @pytest.mark.parametrize(

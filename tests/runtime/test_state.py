@@ -15,6 +15,7 @@ from flash_export.errors import BundleError, StateError
 from flash_export.interface import TensorSpec
 from flash_export.manifest import AxisRange, GraphSpec, Manifest
 from flash_export.runtime.state import State, check_state, identify_model
+from tests.conftest import PROVENANCE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +36,8 @@ GRAPH = GraphSpec(
 
 def make_bundle(path: Path, weights: str = "a", config: str = "b") -> Bundle:
     files = {"model.safetensors": weights * 64, "config.json": config * 64}
-    return Bundle(path, Manifest({}, {"decode": GRAPH}, {}, files))
+    files["decode.onnx"] = "c" * 64
+    return Bundle(path, Manifest({}, {"decode": GRAPH}, PROVENANCE, files))
 
 
 def make_state(batch: int = 3, model_sha256: str = "") -> State:
@@ -173,7 +175,10 @@ def test_state_of_no_known_model_is_not_saved(tmp_path: Path) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StateError, match=r"a\.state is missing; give a file that was saved as a state"):
+    with pytest.raises(
+        StateError,
+        match=r"a\.state cannot be read \(No such file or directory\); give a file",
+    ):
         State.load(tmp_path / "a.state", make_bundle(tmp_path))
 
 

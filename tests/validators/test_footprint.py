@@ -10,6 +10,7 @@ import pytest
 from flash_export.interface import TensorSpec
 from flash_export.manifest import AxisRange, GraphSpec, ProfileShapes
 from flash_export.models.flash import FlashConfig
+from flash_export.structure import build
 from flash_export.validators import footprint
 from flash_export.validators.backends import Backend
 from flash_export.validators.footprint import (
@@ -134,4 +135,4 @@ def test_it_is_a_step_that_can_be_resumed(tmp_path: Path) -> None:
 
 def test_json_and_back() -> None:
     found = Footprint("ort-cpu", None, 1.0, 2, (ShapeCost(8, 1.0, 0.5),), 1.0, 0.0, 3, 8)
-    assert Footprint.from_dict(json.loads(json.dumps(asdict(found)))) == found
+    assert build(json.loads(json.dumps(asdict(found))), Footprint) == found

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from flash_export.errors import ReportError
 from flash_export.files import write_file
-from flash_export.structure import find_mismatch
+from flash_export.reading import build_record, read_json_object
 from flash_export.validators.report.html import render_html
 from flash_export.validators.report.junit import render_junit
 from flash_export.validators.results import REPORT_FORMAT_VERSION, ValidationReport
@@ -50,24 +48,15 @@ def read_report(path: str | Path) -> ValidationReport:
     Raises:
         ReportError: The file cannot be read, is no JSON, of another format version, or no report.
     """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ReportError(f"{path} cannot be read as JSON ({reason}); give the report.json of a validation") from error
-    version = values.get("format_version") if isinstance(values, dict) else None
-    if not isinstance(values, dict) or type(version) is not int or "rows" not in values:
-        raise ReportError(f"{path} is no validation report; give the report.json of 'flash-export validate'")
+    path, cure = Path(path), "give the report.json of 'flash-export validate'"
+    values = read_json_object(path, ReportError, cure)
+    version = values.get("format_version")
+    if type(version) is not int or "rows" not in values:
+        raise ReportError(f"{path} is no validation report; {cure}")
     if version != REPORT_FORMAT_VERSION:
         raise ReportError(
             f"{path} has format_version {version}, this version reads {REPORT_FORMAT_VERSION}; validate the bundle "
             "again"
         )
     facts = {name: value for name, value in values.items() if name != "passed"}
-    if mismatch := find_mismatch(facts, ValidationReport):
-        raise ReportError(f"{path} is damaged: {mismatch}; validate the bundle again")
-    return ValidationReport.from_dict(facts)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"it has the number {name}")
+    return build_record(path, facts, ValidationReport, ReportError, "validate the bundle again")

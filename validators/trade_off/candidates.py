@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flash_export.errors import ConfigError
+from flash_export.errors import BundleError, ConfigError
 from flash_export.models.base import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -107,16 +107,20 @@ def measure_graph_bytes(bundle: Bundle) -> dict[str, int]:
 
 
 def _measure_file(path: Path) -> int:
-    import onnx
     from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    from flash_export.graph_files import read_graph
 
     size = path.stat().st_size
     pieces: dict[tuple[str, int], int] = {}  # two weights of a graph may be the same piece of the file
-    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+    for tensor in read_graph(path).graph.initializer:
         if uses_external_data(tensor):
-            info = ExternalDataInfo(tensor)
-            offset = int(info.offset or 0)
-            length = int(info.length) if info.length else (path.parent / info.location).stat().st_size - offset
+            try:
+                info = ExternalDataInfo(tensor)
+                offset = int(info.offset or 0)
+                length = int(info.length) if info.length else (path.parent / info.location).stat().st_size - offset
+            except (OSError, ValueError, TypeError) as error:
+                raise BundleError(f"{path} names weights that are not there ({error}); export it again") from error
             pieces[info.location, offset] = max(length, pieces.get((info.location, offset), 0))
     return size + sum(pieces.values())
 

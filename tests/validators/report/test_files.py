@@ -52,7 +52,7 @@ def edit(**changes: Any) -> str:
         ("", "cannot be read as JSON (Expecting value"),
         ("{", "cannot be read as JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
-        ("[]", "is no validation report; give the report.json of 'flash-export validate'"),
+        ("[]", "holds list, not a JSON object; give the report.json of 'flash-export validate'"),
         ('{"a": 1}', "is no validation report"),
         ('{"format_version": true, "rows": []}', "is no validation report"),
         (edit(format_version=1), "has format_version 1, this version reads 2; validate the bundle again"),

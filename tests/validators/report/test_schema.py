@@ -19,6 +19,7 @@ from rich.console import Console
 from flash_export.config import ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.models.flash import FlashConfig, FlashModel
+from flash_export.structure import build
 from flash_export.validators.footprint import Footprint, ShapeCost
 from flash_export.validators.invariances import INVARIANCES
 from flash_export.validators.latency import Percentiles
@@ -142,7 +143,9 @@ def test_reports_follow_it(report: ValidationReport) -> None:
 @given(REPORTS)
 def test_any_report_follows_it_comes_back_and_can_be_shown(report: ValidationReport) -> None:
     check(report)
-    assert ValidationReport.from_dict(json.loads(report.to_json())) == report
+    values = json.loads(report.to_json())
+    del values["passed"]
+    assert build(values, ValidationReport) == report
     assert render_html(report)
     assert render_markdown(report)
     assert render_junit(report)

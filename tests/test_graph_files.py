@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from flash_export.exporters.analysis import analyse_graph
-from flash_export.exporters.weightless import read_without_weights
+from flash_export.graph_files import read_without_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
