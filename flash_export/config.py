@@ -218,7 +218,9 @@ ERROR_BUDGETS = {
 QUANTIZATION_BUDGETS = {
     INT8: QuantizationBudget(error=0.5, own_error=0.02, measures={"kl_bits": 0.2}, score_change=DEFAULT_BUDGETS[INT8]),
     # The scale of an activation is that of all tokens of all rows, later ones too.
-    INT8_DYNAMIC: QuantizationBudget(error=0.5, own_error=0.25, measures={"kl_bits": 0.2}, score_change=DEFAULT_BUDGETS[INT8_DYNAMIC]),
+    INT8_DYNAMIC: QuantizationBudget(
+        error=0.5, own_error=0.25, measures={"kl_bits": 0.2}, score_change=DEFAULT_BUDGETS[INT8_DYNAMIC]
+    ),
     INT4: QuantizationBudget(error=0.5, own_error=0.02, measures={"kl_bits": 0.2}, score_change=DEFAULT_BUDGETS[INT4]),
     FP8: QuantizationBudget(error=0.25, own_error=0.02, measures={"kl_bits": 0.1}, score_change=DEFAULT_BUDGETS[FP8]),
 }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CHECK = "symbolic-shape"
 
+
 def check_symbolic_shapes(backend: Backend, graph: GraphSpec) -> list[Row]:
     """Compare the declared axes of a backend's ONNX file with those that the bundle promises.
 
@@ -38,7 +39,8 @@ def check_symbolic_shapes(backend: Backend, graph: GraphSpec) -> list[Row]:
 def _find_fixed_axes(model: onnx.ModelProto, backend: Backend, graph: GraphSpec) -> Iterator[str]:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
-    for spec, value in (*zip(backend.inputs, inputs, strict=False), *zip(backend.outputs, model.graph.output, strict=False)):
+    specs, values = (*backend.inputs, *backend.outputs), (*inputs, *model.graph.output)
+    for spec, value in zip(specs, values, strict=False):
         for axis, dim in zip(spec.shape, value.type.tensor_type.shape.dim, strict=False):
             if isinstance(axis, str) and dim.HasField("dim_value"):
                 yield f"{value.name} has {axis}={dim.dim_value}, promised is any from {graph.axes[axis].min} on"

@@ -46,7 +46,9 @@ def measure_backend(
     reasons = []
     if len(shapes) < len(request.seq_lens):
         unmeasured = request.seq_lens[len(shapes)]
-        reasons.append(f"{unmeasured} {source.interface.unit} were not run: two runs would take more than {request.budget_s:g} s")
+        reasons.append(
+            f"{unmeasured} {source.interface.unit} were not run: two runs would take more than {request.budget_s:g} s"
+        )
     if peak is None or opened is None:
         reasons.append("memory was not measured: only Linux tells the peak of a part of a process")
     elif backend.device != "cpu":
@@ -123,11 +125,11 @@ def main() -> None:
     )
     files = tuple(map(Path, request.onnx_files))
     bundle = Bundle.open(request.bundle)
-    backends = list_backends(
-        bundle, () if files else (request.backend,), onnx_files=files, threads=request.threads
-    )
+    backends = list_backends(bundle, () if files else (request.backend,), onnx_files=files, threads=request.threads)
     (backend,) = (one for one in backends if one.name == request.backend)
-    sys.stdout.write(json.dumps(asdict(measure_backend(backend, RandomSource(bundle.manifest.interface), request))) + "\n")
+    sys.stdout.write(
+        json.dumps(asdict(measure_backend(backend, RandomSource(bundle.manifest.interface), request))) + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,9 @@ def compare_scores(
     cell = Cell(1, heldout.seq_len, masked=False, inputs=RECORDED)
     eager = measure_score(heldout, interface, lambda batch: reference.run(batch.to_model_inputs(masked=False)))
     if not math.isfinite(eager):
-        return None, [_make_row(opened, cell, f"the eager model's {measure.label} are not finite") for opened in backends]
+        return None, [
+            _make_row(opened, cell, f"the eager model's {measure.label} are not finite") for opened in backends
+        ]
     values, rows = {EAGER: eager}, []
     for opened in backends:
         value = _measure_backend(heldout, interface, graph, opened, cell, measure)

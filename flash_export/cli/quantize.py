@@ -95,7 +95,9 @@ def print_record(bundle: Bundle, record: QuantizationRecord, console: Console) -
     """Print what was done and why."""
     from rich.table import Table
 
-    title = f"{record.scheme}, by {record.predictions:,} predictions on {record.text}"
+    from flash_export.tasks.registry import get_task
+
+    title = f"{record.scheme}, by {record.predictions:,} predictions on {record.data}"
     table = Table(title=title, title_justify="left")
     for column in ("product", "computed in"):
         table.add_column(column, no_wrap=True)
@@ -108,8 +110,11 @@ def print_record(bundle: Bundle, record: QuantizationRecord, console: Console) -
     for product in record.products:
         if product.reason is not None:
             console.print(f"{product.name}: {describe_product(product)}, because {product.reason}", highlight=False)
-    bits = "" if record.bits is None else f": {record.bits:.4f} bits a prediction, fp32 {record.reference_bits:.4f}"
-    console.print(f"Loss {record.loss:.2%}, accepted {record.budget:.2%}{bits}")
+    scores = ""
+    if record.score is not None:
+        label = get_task(bundle.manifest.interface.task).describe_score(bundle.manifest.interface).label
+        scores = f": {record.score:.4f} {label}, fp32 {record.reference_score:.4f}"
+    console.print(f"Loss {record.loss:.2%}, accepted {record.budget:.2%}{scores}")
     console.print(f"{record.quantized_share:.0%} of the weights in few bits")
     console.print(f"Bundle: {bundle.path}", highlight=False)
 

@@ -1,7 +1,8 @@
 """Held-out data: what a model is judged on and calibrated with, in a bundle, in a checkpoint folder, or in a file.
 
-``heldout.json`` says how the file beside it is read; docs/data.md describes both. Text is for models of bytes, ``.npy``
-and ``.npz`` hold token ids of any vocabulary, and ``.npz`` of arrays by the names of a model's inputs is for all others.
+``heldout.json`` says how the file beside it is read; docs/data.md describes both. Text is for models of bytes,
+``.npy`` and ``.npz`` hold token ids of any vocabulary, and ``.npz`` of arrays by the names of a model's inputs is for
+all others.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ from flash_export.reading import read_bytes, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from flash_export.bundle import Bundle
     from flash_export.errors import FlashExportError
@@ -194,14 +195,9 @@ def _read(
     """Read a file by its settings; unless it is to be read whole, a short one gives a short sample, a long one some."""
     content = read_bytes(path, error, cure, max_bytes=MAX_BYTES)
     try:
-        if settings.tokenizer == "arrays":
-            rows, target = _check_arrays(parse_arrays(content), interface)
-        else:
-            rows, target = _check_tokens(_parse_tokens(content, settings), interface), None
+        rows, target = _parse(content, settings, interface)
         if not is_whole:
-            if interface.fixed_len is None and rows.seq_len < MIN_LEN:
-                raise ValueError(f"it has {rows.seq_len} {interface.unit}, wanted at least {MIN_LEN}")
-            settings = dataclasses.replace(settings, seq_len=min(settings.seq_len, rows.seq_len))
+            settings = _shorten(settings, rows)
         samples = _cut_samples(rows, target, settings)
     except ValueError as mismatch:
         raise error(f"{path} cannot be used ({mismatch}); {cure}") from mismatch
@@ -209,6 +205,19 @@ def _read(
     chosen = samples if is_whole else samples[:MAX_SAMPLES]
     source = RecordedSource(interface, label, seen)
     return Heldout(label, hashlib.sha256(content).hexdigest(), settings, source, tuple(chosen))
+
+
+def _parse(content: bytes, settings: HeldoutSettings, interface: Interface) -> tuple[Batch, np.ndarray | None]:
+    if settings.tokenizer == "arrays":
+        return _check_arrays(parse_arrays(content), interface)
+    return _check_tokens(_parse_tokens(content, settings), interface), None
+
+
+def _shorten(settings: HeldoutSettings, rows: Batch) -> HeldoutSettings:
+    """Return settings whose samples are no longer than the data."""
+    if rows.interface.fixed_len is None and rows.seq_len < MIN_LEN:
+        raise ValueError(f"it has {rows.seq_len} {rows.interface.unit}, wanted at least {MIN_LEN}")
+    return dataclasses.replace(settings, seq_len=min(settings.seq_len, rows.seq_len))
 
 
 def _parse_tokens(content: bytes, settings: HeldoutSettings) -> np.ndarray:
@@ -275,13 +284,15 @@ def _cut_samples(rows: Batch, target: np.ndarray | None, settings: HeldoutSettin
         raise ValueError(f"{rows.seq_len} {interface.unit} do not fill one sample of seq_len={seq_len}")
     pieces = RecordedSource(interface, LABEL, rows).list_pieces(count, seq_len)
     if settings.objective == "none":
-        return [Sample(piece, None, None if target is None else target[row : row + 1]) for row, piece in enumerate(pieces)]
+        targets = [None] * count if target is None else [target[row : row + 1] for row in range(count)]
+        return [Sample(piece, None, wanted) for piece, wanted in zip(pieces, targets, strict=True)]
     (spec,) = interface.inputs
     tokens = np.concatenate([piece.arrays[spec.name] for piece in pieces])
     if settings.objective == "causal":
         compared = np.ones((1, seq_len), dtype=bool)
         compared[:, -1] = False
         return [Sample(piece, compared, row[1:]) for piece, row in zip(pieces, tokens, strict=True)]
+    assert settings.mask_fraction is not None and settings.mask_token_id is not None  # noqa: PT018 (see __post_init__)
     hidden = np.random.default_rng(settings.seed).random(tokens.shape) < settings.mask_fraction
     if not hidden.any():
         raise ValueError(f"mask_fraction={settings.mask_fraction} hides none of {tokens.size} tokens")

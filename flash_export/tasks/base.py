@@ -33,7 +33,6 @@ class Measure:
     unit: str
     better: Literal["higher", "lower"]
 
-
     def format(self, value: float) -> str:
         """Return a value with its unit; shares in per cent, never rounded up to a whole.
 

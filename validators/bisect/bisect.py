@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from flash_export.errors import BundleError, ConfigError
 from flash_export.validators.backends import ENGINE_PREFIX, GRAPH, ORT_PROVIDERS
 from flash_export.validators.bisect.budget import pick_coarser
+from flash_export.validators.bisect.quantities import check_probes
 from flash_export.validators.bisect.readings import GraphSource, ModelSource
 from flash_export.validators.bisect.results import BisectReport
 from flash_export.validators.bisect.runs import check_memory, compare_run, plan_runs
@@ -94,6 +95,7 @@ def bisect_bundle(
         precision = pick_coarser(precision, against.get_graph(GRAPH).precision)
 
     model = bundle.load_model()
+    check_probes(bundle, model.config, probes)
     cells = plan_runs(graph, model.config, options.seq_len, options.batch)
     for cell in cells:
         check_memory(model.config, cell)

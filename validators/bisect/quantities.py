@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flash_export.errors import BundleError
 from flash_export.interface import SEQ
-from flash_export.probes import Point, Quantity
+from flash_export.probes import PROBES_FILE, Point, Quantity
+from flash_export.structure import show
 
 if TYPE_CHECKING:
+    from flash_export.bundle import Bundle
     from flash_export.interface import TensorSpec
     from flash_export.models.base import ModelConfig
+    from flash_export.probes import ProbeMap
 
 _PLACES = ("before", "block", "after")
 
@@ -21,6 +25,23 @@ def get_quantity(config: ModelConfig, name: str) -> Quantity:
     if find_output(config, name) is not None:
         return Quantity(name, place="after")
     return config.quantities[Point.parse(name).quantity]
+
+
+def check_probes(bundle: Bundle, config: ModelConfig, probes: ProbeMap) -> None:
+    """Refuse probes of what the model does not compute.
+
+    Raises:
+        BundleError: There is such a probe.
+    """
+    for probe in probes.probes:
+        point = Point.parse(probe.name)
+        is_block = point.block is not None and point.block < config.num_blocks
+        known = config.quantities.get(point.quantity)
+        if find_output(config, probe.name) is None and (known is None or is_block != (known.place == "block")):
+            raise BundleError(
+                f"{bundle.path / PROBES_FILE} is damaged: {show(probe.name)} is no quantity of this model; export the "
+                "bundle again"
+            )
 
 
 def find_output(config: ModelConfig, name: str) -> TensorSpec | None:

@@ -93,9 +93,7 @@ class GraphSource:
         return restore_reading({**found, **outputs}, self._probes, self._config, inputs)
 
 
-def restore_reading(
-    arrays: Mapping[str, np.ndarray], probes: ProbeMap, config: ModelConfig, inputs: Batch
-) -> Reading:
+def restore_reading(arrays: Mapping[str, np.ndarray], probes: ProbeMap, config: ModelConfig, inputs: Batch) -> Reading:
     """Return what a graph computed, by the names of its probes, as a reading in the reference's terms."""
     by_name = {probe.name: probe for probe in probes.probes}
     inverse_orders = {name: np.argsort(order) for name, order in probes.orders.items()}

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flash_export.bundle import Bundle
+    from flash_export.data.sources import Source
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.probes import Probe
-    from flash_export.data.sources import Source
     from flash_export.runtime.runner import Runner
 
     # Lengths done, lengths in all, and what comes next.

@@ -125,9 +125,7 @@ def compare_bundles(
                 steps.begin(f"sample {index + 1} of {len(samples)}")
                 meter.read(sample)
         qualities = meter.summarise()
-        speeds = (
-            _measure_speed(candidates, cells, source, options, steps) if timed else [_Speed()] * len(candidates)
-        )
+        speeds = _measure_speed(candidates, cells, source, options, steps) if timed else [_Speed()] * len(candidates)
     task = get_task(interface.task)
     return TradeOff(
         _build_entries(candidates, qualities, speeds),

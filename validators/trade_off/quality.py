@@ -127,4 +127,6 @@ def _predict(candidate: Candidate, sample: Sample) -> Outputs:
     graph = candidate.bundle.get_graph(GRAPH)
     rows = sample.batch.take_rows([0] * graph.axes[BATCH].min)
     outputs = candidate.runner.run(rows.to_inputs(graph.inputs))
-    return {spec.name: outputs[spec.name].take([0], axis=spec.shape.index(BATCH)) for spec in sample.batch.interface.outputs}
+    return {
+        spec.name: outputs[spec.name].take([0], axis=spec.shape.index(BATCH)) for spec in sample.batch.interface.outputs
+    }

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 
 # Numbers are narrower than these, and a terminal of 80 columns should do.
-_FOLDED = {"bits per byte": "bits per\nbyte", "same top token": "same top\ntoken", "divergence (bits)": "divergence\n(bits)"}
+_FOLDED = {
+    "bits per byte": "bits per\nbyte",
+    "same top token": "same top\ntoken",
+    "divergence (bits)": "divergence\n(bits)",
+}
 
 
 def print_trade_off(trade: TradeOff, console: Console) -> None:
