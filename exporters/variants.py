@@ -46,11 +46,6 @@ class Variant(Protocol):
         ...
 
     @property
-    def block_size(self) -> int | None:
-        """Inputs of a weight that share a scale, a size that graphs then contain; None: there is none."""
-        ...
-
-    @property
     def files(self) -> Mapping[str, str]:
         """Further files of the bundle, by name."""
         ...
@@ -70,7 +65,6 @@ class PlainVariant:
 
     precision: Precision = FP32
     facts: PrecisionFacts | None = None
-    block_size: int | None = None
 
     @property
     def name(self) -> str:
@@ -101,11 +95,6 @@ class QuantizedVariant:
     def name(self) -> str:
         """The scheme."""
         return self.quantization.plan.scheme
-
-    @property
-    def block_size(self) -> int | None:
-        """Of int4 alone."""
-        return self.quantization.plan.block_size
 
     @property
     def files(self) -> Mapping[str, str]:

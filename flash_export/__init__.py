@@ -1,13 +1,11 @@
 """Take trained FLASH models from PyTorch to ONNX to TensorRT, and prove that they are still the same model.
 
 The names below are the public API. They are imported on first use, so that ``import flash_export`` loads neither
-PyTorch nor ONNX.
+PyTorch nor ONNX. Nothing at all is imported here: a command is still to take the current folder, which may be a bundle,
+off the import path.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # type checkers take it for that of typing
 
 if TYPE_CHECKING:
     from flash_export.bundle import Bundle as Bundle
@@ -72,8 +70,10 @@ _MODULES = {
 __all__ = ["__version__", *_MODULES]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module 'flash_export' has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(_MODULES[name]), name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flash_export.errors import ConfigError
+from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,8 +51,9 @@ class ExportOptions:
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise ConfigError(f"opset={self.opset} is not supported; use {MIN_OPSET} to {MAX_OPSET}")
         for name, known in (("precision", PRECISIONS), ("islands", ISLAND_MODES)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"{name}={value!r} is unknown; use one of {list_known(value, known)}")
         if self.precision == "fp32" and self.islands != "auto":
             raise ConfigError(f"islands={self.islands} needs half precision; add --precision fp16 or bf16")
         for name in ("max_seq_len", "max_batch"):
@@ -60,7 +62,7 @@ class ExportOptions:
         if self.batch is not None and self.batch < 1:
             raise ConfigError(f"batch={self.batch} is not usable; use a whole number of at least 1, or leave it out")
         if unknown := sorted(set(self.graphs) - set(GRAPHS)):
-            raise ConfigError(f"graphs has {', '.join(unknown)}; use {', '.join(GRAPHS)}")
+            raise ConfigError(f"graphs has {', '.join(unknown)}; use {list_known(unknown[0], GRAPHS)}")
         if self.graphs and GRAPHS[0] not in self.graphs:
             raise ConfigError(f"graphs={','.join(self.graphs)} lacks {GRAPHS[0]}, which validation needs; add it")
 
@@ -101,7 +103,7 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
         if self.scheme not in SCHEMES:
-            raise ConfigError(f"scheme={self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
+            raise ConfigError(f"scheme={self.scheme!r} is unknown; use one of {list_known(self.scheme, SCHEMES)}")
         if self.budget is not None and not 0 < self.budget < 1:
             raise ConfigError(f"budget={self.budget} is not usable; use a fraction between 0 and 1, such as 0.005")
         if self.block_size < MIN_BLOCK_SIZE or self.block_size & (self.block_size - 1):
@@ -126,6 +128,7 @@ class Tolerance:
 
     atol: float = 0.0
     rtol: float = 1e-4
+    noise_ratio: None = None
     score_change: None = None
 
     @property
@@ -145,6 +148,10 @@ class Tolerance:
     def compute_own_limit(self, scale: float, noise: float) -> float:
         """Return how much two of a backend's own runs that compute the same may differ."""
         return self.compute_limit(scale, noise)
+
+    def describe(self) -> dict[str, str]:
+        """Say it by name, for reports."""
+        return {"tolerance": f"{self.atol:g} and {self.rtol:g} of the largest logit"}
 
 
 @dataclass(frozen=True)
@@ -183,6 +190,11 @@ class ErrorBudget:
         """Return how much two of a backend's own runs that compute the same may differ."""
         return self.compute_limit(scale, noise)
 
+    def describe(self) -> dict[str, str]:
+        """Say it by name, for reports."""
+        limit = {"error_limit": f"{self.noise_ratio:g} times the eager model's own error"}
+        return limit if self.bits_change is None else {**limit, "accepted_loss": f"{self.bits_change:.2%}"}
+
 
 @dataclass(frozen=True)
 class QuantizationBudget:
@@ -199,6 +211,7 @@ class QuantizationBudget:
     own_error: float
     measures: Mapping[str, float]
     score_change: float
+    noise_ratio: None = None
 
     def compute_limit(self, scale: float, noise: float) -> float:
         """Return the largest accepted absolute error; ``noise`` does not matter."""
@@ -207,6 +220,14 @@ class QuantizationBudget:
     def compute_own_limit(self, scale: float, noise: float) -> float:
         """Return how much two runs may differ; ``noise`` does not matter."""
         return self.own_error * scale
+
+    def describe(self) -> dict[str, str]:
+        """Say it by name, for reports."""
+        return {
+            "error_limit": f"{self.error:.0%} of the largest logit",
+            "divergence_limit": f"{self.kl_bits:g} bits per position",
+            "accepted_loss": f"{self.bits_change:.2%}",
+        }
 
 
 # docs/validation.md says how these were chosen. The floor is four units in the last place of the precision.
@@ -277,7 +298,7 @@ class BuildOptions:
     def __post_init__(self) -> None:
         """Check what can be checked without a graph and without TensorRT."""
         if self.flavour not in (AUTO_FLAVOUR, *FLAVOURS):
-            known = ", ".join((AUTO_FLAVOUR, *FLAVOURS))
+            known = list_known(self.flavour, (AUTO_FLAVOUR, *FLAVOURS))
             raise ConfigError(f"flavour={self.flavour!r} is unknown; use one of {known}")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ConfigError(f"name={self.name!r} is not usable as a file name; use letters, digits, '.', '_' and '-'")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flash_export.config import FLAVOURS, TENSORRT_RTX, Flavour
+from flash_export.strict_json import format_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,6 +71,10 @@ class Diagnosis:
     def __bool__(self) -> bool:
         """Tell whether everything that an export needs can be used."""
         return all(finding for finding in self.findings if finding.required)
+
+    def to_json(self) -> str:
+        """Return strict JSON."""
+        return format_json({"can_export": bool(self), "findings": self.findings})
 
 
 def diagnose(folder: str | Path = ".") -> Diagnosis:

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 from flash_export.config import FORWARD, PRECISIONS, SCHEMES
+from flash_export.import_record import ImportRecord
 from flash_export.interface import MAX_SIZE, Interface, Mask, TensorSpec
 from flash_export.structure import show
 
@@ -166,6 +167,7 @@ class Manifest:
         files: sha256 of every other file of the export, by name.
         model: Facts about the model that readers want without loading it.
         precision: How half precision was kept in range; None for fp32.
+        imported: What was assumed, chosen and repaired when the weights were read.
         format_version: Version of this layout.
     """
 
@@ -176,6 +178,7 @@ class Manifest:
     files: dict[str, str]
     model: ModelFacts | None = None
     precision: PrecisionFacts | None = None
+    imported: ImportRecord = field(default_factory=ImportRecord)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -25,6 +25,11 @@ class Limit(Protocol):
     """What decides how far an output may be off: a tolerance, or the budget of a precision."""
 
     @property
+    def noise_ratio(self) -> float | None:
+        """Largest accepted error as a multiple of the eager model's own; None: that does not matter."""
+        ...
+
+    @property
     def measures(self) -> Mapping[str, float]:
         """Worst accepted value of a task's measures, by name; those that are not named may have any."""
         ...
@@ -40,6 +45,10 @@ class Limit(Protocol):
 
     def compute_limit(self, scale: float, noise: float) -> float:
         """Return the largest accepted absolute error."""
+        ...
+
+    def describe(self) -> dict[str, str]:
+        """Say it by name, for reports."""
         ...
 
 
@@ -117,7 +126,7 @@ def compare_outputs(
     measures = task.compare(interface, expected, actual, compared).measures
     worst = replace(max(results, key=_get_excess), measures=measures)
     if (worst.max_abs_error or 0.0) > (worst.tolerance or 0.0):
-        return _explain(worst, describe_measures(task, measures))
+        return _explain(worst, limit, describe_measures(task, measures))
     for measure in task.measures:
         bound, value = limit.measures.get(measure.name), measures[measure.name]
         if bound is not None and (value > bound if measure.better == "lower" else value < bound):
@@ -167,9 +176,11 @@ def _get_excess(result: AccuracyResult) -> float:
     return error / tolerance if tolerance else (math.inf if error else 0.0)
 
 
-def _explain(result: AccuracyResult, measured: str) -> AccuracyResult:
+def _explain(result: AccuracyResult, limit: Limit, measured: str) -> AccuracyResult:
     """Return the result of a failed comparison with the reason in one line."""
-    own = "" if not result.noise else f", {(result.max_rel_error or 0) / result.noise:.3g} times the eager model's own"
+    own = ""
+    if result.noise and limit.noise_ratio is not None:
+        own = f", {(result.max_rel_error or 0) / result.noise:.3g} times the eager model's own"
     where = "" if result.output is None else f" of {result.output}"
     reason = (
         f"max abs error {result.max_abs_error:.3g}{where} exceeds the tolerance {result.tolerance:.3g}{own}; {measured}"

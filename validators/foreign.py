@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flash_export.errors import BundleError
+from flash_export.external_data import check_external_data
 from flash_export.interface import TensorSpec
 from flash_export.manifest import GraphSpec
 from flash_export.runtime.ort import OrtRunner
@@ -60,6 +61,7 @@ def read_foreign_graph(path: Path, graph: GraphSpec) -> ForeignGraph:
     from flash_export.graph_files import read_graph
 
     model = read_graph(path)
+    check_external_data(path)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     masks = [value for value in inputs if _MASK_WORD in value.name.lower()]

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from flash_export.config import SCHEMES
 from flash_export.tasks.base import Measure  # noqa: TC001 (its fields are read as a schema)
 from flash_export.validators.footprint import Footprint  # noqa: TC001
 from flash_export.validators.latency import Percentiles  # noqa: TC001
@@ -36,7 +37,8 @@ class Row:
         inputs: What the inputs are: ``random`` or ``recorded``, from the held-out data.
         max_abs_error: Largest absolute difference from the reference in float64; of an invariance: of the two runs.
         max_rel_error: The same as a fraction of the largest expected magnitude.
-        noise: The eager model's own error in the graph's precision, as such a fraction.
+        noise: The eager model's own error in the graph's precision, as such a fraction; None in a report of a
+            quantized bundle, because no eager model has its precision.
         tolerance: Largest accepted ``max_abs_error``.
         output: Which output the figures are of, of a model that has several: the furthest off.
         measures: What the task measures, by name: see ``measures`` of the report.
@@ -109,6 +111,24 @@ class ValidationReport:
     diagnosis: tuple[str, ...] = ()
     footprints: tuple[Footprint, ...] = ()
     format_version: int = REPORT_FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        """Drop the noise of a quantized bundle: it would be that of fp32, which its error has nothing to do with."""
+        if self.is_quantized:
+            rows = tuple(row if row.noise is None else dataclasses.replace(row, noise=None) for row in self.rows)
+            object.__setattr__(self, "rows", rows)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the graph computes in few bits, so that it loses something by design."""
+        return self.environment.get("precision") in SCHEMES
+
+    @property
+    def bits_change(self) -> float | None:
+        """Largest change of the bits per byte from the eager model's, as a fraction; None where none was measured."""
+        bits = self.bits_per_byte or {}
+        changes = [value / bits["eager"] - 1 for name, value in bits.items() if name != "eager" and bits.get("eager")]
+        return max(changes, default=None)
 
     @property
     def passed(self) -> bool:

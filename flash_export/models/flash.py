@@ -73,7 +73,7 @@ class FlashConfig(ModelConfig):
         causal: Whether a token sees only itself and earlier ones.
         norm_type: ``scalenorm`` or ``layernorm``.
         shift_tokens: Whether half the normed channels come from the token before.
-        attention_fn: ``relu2`` or ``laplace``.
+        attention_fn: ``relu2``, ``laplace``, or ``laplace_wide``, which is flash-pytorch 0.1.6's Laplace.
         sum_over_chunks: Non-causal only: whether the linear branch sums over the whole sequence or stays in its chunk.
         mask_divisor: Non-causal only: the linear branch divides by the number of ``valid`` tokens of a row, or by
             the ``padded`` length of the batch as flash-pytorch does. They agree where nothing is masked.
@@ -82,7 +82,7 @@ class FlashConfig(ModelConfig):
     model_type: ClassVar[str] = "flash"
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
         "norm_type": ("scalenorm", "layernorm"),
-        "attention_fn": ("relu2", "laplace"),
+        "attention_fn": tuple(ATTENTION_FUNCTIONS),
         "mask_divisor": ("valid", "padded"),
     }
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flash_export.bundle import reads_bundles
 from flash_export.errors import InputError
 from flash_export.runtime.inputs import check_axis
 from flash_export.runtime.sampling import Sampler, SamplingOptions
@@ -53,6 +54,7 @@ class Generator:
         self._min_batch = pair.graph.axes["batch"].min  # more than 1 in graphs of one fixed batch
 
     @classmethod
+    @reads_bundles
     def open(cls, bundle: Bundle, backend: str = "ort-cpu", *, threads: int | None = None) -> Generator:
         """Open a bundle for generation.
 

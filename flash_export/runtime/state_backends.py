@@ -11,6 +11,7 @@ from flash_export.config import DECODE, PREFILL
 from flash_export.errors import BundleError, ConfigError
 from flash_export.runtime.decoder import RunnerDecoder
 from flash_export.runtime.state import identify_model
+from flash_export.suggest import describe_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +71,7 @@ def open_pair(bundle: Bundle, backend: str, *, threads: int | None = None) -> St
     if threads is not None and threads < 1:
         raise ConfigError(f"threads={threads} is not usable; use at least 1")
     if backend not in _OPENERS:
-        raise ConfigError(f"unknown backend {backend!r}; use one of {', '.join(_OPENERS)}")
+        raise ConfigError(describe_unknown("backend", backend, _OPENERS))
     config = bundle.read_config()
     if not config.get("causal"):
         raise BundleError(

@@ -127,7 +127,7 @@ def test_full_disk_is_pointed_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_json_says_the_same() -> None:
-    result = CliRunner().invoke(main, ["doctor", "--json"])
+    result = CliRunner().invoke(main, ["doctor", "--json", "-"])
     assert result.exit_code == 0
     values = json.loads(result.stdout)
     assert values["can_export"] is True

@@ -32,7 +32,9 @@ def generate(path: Path, *arguments: str, stdin: bytes | None = None) -> Result:
 def write(path: Path, *arguments: str, stdin: bytes | None = None) -> str:
     """Run the command, which must succeed, and return what it shows."""
     result = generate(path, *arguments, stdin=stdin)
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("Next: flash-export ")
+    assert result.stderr.count("\n") == 1
     return result.stdout
 
 

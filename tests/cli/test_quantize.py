@@ -52,7 +52,7 @@ def test_it_writes_a_bundle_and_says_what_each_product_became(masked_byte_bundle
     assert result.exit_code == 0, result.output
     record = Bundle.open(output).read_quantization()
     assert record is not None
-    assert result.stderr == ""
+    assert result.stderr == f"Next: flash-export validate {output}\n"
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     assert lines[0] == f"int8, by {record.predictions:,} predictions on held-out text"
     rows = {
@@ -102,7 +102,7 @@ def test_what_is_no_share_is_refused(masked_byte_bundle: Bundle, tmp_path: Path,
         (["--budget", "100%"], "budget=1.0 is not usable"),
         (["--budget=-1%"], "budget=-0.01 is not usable"),
         (["--budget", "nan"], "budget=nan is not usable"),
-        (["--scheme", "int2"], "'int2' is not one of 'int8', 'int8-dynamic', 'int4', 'fp8'"),
+        (["--scheme", "int2"], "'int2' is none of int8, int8-dynamic, int4, fp8 (did you mean int8?)"),
         (["--block-size", "24"], "block_size=24 is not usable; use a power of two from 16 on"),
         (["--block-size", "8"], "block_size=8 is not usable"),
         (["--threads", "0"], "threads=0 is not usable; use at least 1"),

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 onnxruntime = pytest.importorskip("onnxruntime")
 
 SIZES: dict[str, Any] = {"vocab_size": 29, "dim": 22, "depth": 2, "hidden_dim": 33, "qk_dim": 37}
+# https://github.com/onnx/onnx/blob/main/docs/Versioning.md
+IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 MAX_NODES = {"bidirectional": 45, "causal": 50, "chunk-sums": 49}
 CASES: dict[str, tuple[ModelConfig, ExportOptions]] = {
     "flash": (FlashConfig(**SIZES, chunk_size=8), ExportOptions()),
@@ -144,6 +146,13 @@ def test_two_exports_give_identical_bytes(tmp_path: Path) -> None:
     for name in first.manifest.files:
         assert (first.path / name).read_bytes() == (second.path / name).read_bytes(), name
     assert first.manifest == second.manifest
+
+
+def test_ir_version_is_the_lowest_that_the_opset_has(exported: tuple[Bundle, ReferenceModel]) -> None:
+    bundle, _ = exported
+    for graph in bundle.manifest.graphs.values():
+        model = onnx.load(bundle.path / graph.file, load_external_data=False)
+        assert (model.opset_import[0].version, model.ir_version) == (graph.opset, IR_VERSIONS[graph.opset])
 
 
 def test_fixed_batch_and_short_limits_are_exported(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.bundle import reads_bundles
 from flash_export.errors import BundleError, ConfigError
+from flash_export.suggest import describe_unknown
 from flash_export.validators.backends import ENGINE_PREFIX, GRAPH, ORT_PROVIDERS
 from flash_export.validators.bisect.budget import pick_coarser
 from flash_export.validators.bisect.quantities import check_probes
@@ -17,14 +19,10 @@ from flash_export.validators.bisect.runs import check_memory, compare_run, plan_
 from flash_export.validators.plan import check_lengths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from flash_export.bundle import Bundle
     from flash_export.models.base import ModelConfig, ReferenceModel
+    from flash_export.progress import ProgressCallback
     from flash_export.validators.bisect.readings import Source
-
-    # Runs done, runs in all, and what comes next.
-    ProgressCallback = Callable[[int, int, str], None]
 
 DEFAULT_BACKEND = "ort-cpu"
 FLOAT64_MODEL = "float64 model"
@@ -56,9 +54,10 @@ class BisectOptions:
                 f"be built anew with the probes as outputs; use one of {', '.join(ORT_PROVIDERS)}"
             )
         if self.backend not in ORT_PROVIDERS:
-            raise ConfigError(f"unknown backend {self.backend!r}; use one of {', '.join(ORT_PROVIDERS)}")
+            raise ConfigError(describe_unknown("backend", self.backend, ORT_PROVIDERS))
 
 
+@reads_bundles
 def bisect_bundle(
     bundle: Bundle,
     options: BisectOptions | None = None,

@@ -7,16 +7,17 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.bundle import reads_bundles
 from flash_export.data.heldout import open_heldout
 from flash_export.data.sources import RandomSource
 from flash_export.errors import ConfigError
+from flash_export.progress import Steps
 from flash_export.tasks.registry import get_task
 from flash_export.validators.backends import GRAPH, list_backends
 from flash_export.validators.cells import describe_exception
 from flash_export.validators.environment import describe_environment
 from flash_export.validators.footprint import BUDGET_S, Footprint, FootprintRequest, measure_footprint
 from flash_export.validators.plan import Cell, check_lengths
-from flash_export.validators.steps import Steps
 from flash_export.validators.trade_off.candidates import (
     Candidate,
     check_same_model,
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
     from flash_export.bundle import Bundle
     from flash_export.manifest import GraphSpec
+    from flash_export.progress import ProgressCallback
     from flash_export.runtime.eager import EagerRunner
-    from flash_export.validators.steps import ProgressCallback
     from flash_export.validators.trade_off.results import Quality, Timing
 
 BACKEND = "ort-cpu"
@@ -82,6 +83,7 @@ class _Speed:
     footprint: Footprint | None = None
 
 
+@reads_bundles
 def compare_bundles(
     bundles: Sequence[Bundle],
     options: CompareOptions | None = None,

@@ -67,7 +67,8 @@ def test_facts_stand_above_the_verdict() -> None:
         make_passed(4096, compiled_latency_ms=compiled), bits={"eager": 0.9823, "ort-cpu": 0.9824}
     )  # fmt: skip
     assert show(report)[-6:] == [
-        "Largest error: 2.5x the eager model's own, 16% of the tolerance, at batch 1, length 4096",
+        "Largest error: 16% of the limit, 1.0e-06 of the largest logit, 2.5x the eager model's own, at batch 1, "
+        "length 4096",
         "Same top token: at 100% of the positions or more; KL divergence up to 1.0e-09 bits",
         "Bits per byte on held-out text: eager 0.9823, ort-cpu 0.9824",
         "Speed: ort-cpu takes 2 ms (1.9 to 2.1 ms), 2,050,000 tokens/s, 3.0x as fast as eager, at batch 1, length 4096",
