@@ -193,7 +193,7 @@ class ErrorBudget:
     def describe(self) -> dict[str, str]:
         """Say it by name, for reports."""
         limit = {"error_limit": f"{self.noise_ratio:g} times the eager model's own error"}
-        return limit if self.bits_change is None else {**limit, "accepted_loss": f"{self.bits_change:.2%}"}
+        return limit if self.score_change is None else {**limit, "accepted_loss": f"{self.score_change:.2%}"}
 
 
 @dataclass(frozen=True)
@@ -224,9 +224,9 @@ class QuantizationBudget:
     def describe(self) -> dict[str, str]:
         """Say it by name, for reports."""
         return {
-            "error_limit": f"{self.error:.0%} of the largest logit",
-            "divergence_limit": f"{self.kl_bits:g} bits per position",
-            "accepted_loss": f"{self.bits_change:.2%}",
+            "error_limit": f"{self.error:.0%} of the largest output",
+            **{f"{name}_limit": f"{value:g}" for name, value in self.measures.items()},
+            "accepted_loss": f"{self.score_change:.2%}",
         }
 
 

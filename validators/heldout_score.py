@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flash_export.tasks.registry import get_task
 from flash_export.validators.cells import describe_exception
 from flash_export.validators.plan import RECORDED, Cell
-from flash_export.validators.results import HeldoutScores, Row
+from flash_export.validators.results import EAGER, HeldoutScores, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from flash_export.tasks.base import Measure
     from flash_export.validators.accuracy import Limit
     from flash_export.validators.cells import OpenBackend
-
-EAGER = "eager"
 
 
 def compare_scores(
@@ -49,7 +47,7 @@ def compare_scores(
             rows.append(value)
         else:
             values[opened.backend.name] = value
-            if reason := _describe_excess(measure, value, eager, opened.limit):
+            if reason := _describe_excess(HeldoutScores(measure, values), opened.backend.name, opened.limit):
                 rows.append(_make_row(opened, cell, reason))
     return HeldoutScores(measure, values), rows
 
@@ -76,16 +74,13 @@ def _measure_backend(
     return value if math.isfinite(value) else _make_row(opened, cell, f"the {measure.label} are not finite")
 
 
-def _describe_excess(measure: Measure, value: float, eager: float, limit: Limit) -> str | None:
+def _describe_excess(scores: HeldoutScores, name: str, limit: Limit) -> str | None:
     """Say that a score is too much worse, or None when it is not; better than the eager model is no fault."""
-    worse = value - eager if measure.better == "lower" else eager - value
-    change = worse / abs(eager) if eager else (math.inf if worse > 0 else 0.0)
-    if limit.score_change is None or change <= limit.score_change:
+    measure, loss = scores.measure, scores.compute_loss(name)
+    if limit.score_change is None or loss <= limit.score_change:
         return None
-    return (
-        f"{measure.label} {measure.format(value)}, {change:.2%} worse than the eager model's {measure.format(eager)}; "
-        f"accepted are {limit.score_change:.2%}"
-    )
+    value, eager = (measure.format(scores.values[one]) for one in (name, EAGER))
+    return f"{measure.label} {value}, {loss:.2%} worse than the eager model's {eager}; accepted are {limit.score_change:.2%}"
 
 
 def _make_row(opened: OpenBackend, cell: Cell, reason: str) -> Row:

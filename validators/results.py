@@ -16,6 +16,7 @@ REPORT_FORMAT_VERSION = 3
 
 Status = Literal["passed", "failed", "skipped"]
 ACCURACY = "accuracy"
+EAGER = "eager"  # the model itself, among the backends that have a score
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Row:
         compiled_latency_ms: Latency of the eager model under ``torch.compile``, if that was asked for.
         first_latency_ms: The first run of the backend at this shape, whatever it had to prepare included.
         speedup: How many times faster the backend is than the eager model, by the medians.
-        tokens_per_s: Throughput of the backend, by its median.
+        units_per_s: Throughput of the backend, by its median.
     """
 
     backend: str
@@ -70,7 +71,7 @@ class Row:
     compiled_latency_ms: Percentiles | None = None
     first_latency_ms: float | None = None
     speedup: float | None = None
-    tokens_per_s: float | None = None
+    units_per_s: float | None = None
 
     def __bool__(self) -> bool:
         return self.status == "passed"
@@ -88,6 +89,12 @@ class HeldoutScores:
     measure: Measure
     values: dict[str, float]
 
+    def compute_loss(self, name: str) -> float:
+        """Return how much worse a backend's score is than the eager model's, as a fraction of that; negative: better."""
+        eager = self.values[EAGER]
+        worse = self.values[name] - eager if self.measure.better == "lower" else eager - self.values[name]
+        return worse / abs(eager) if eager else 0.0
+
 
 @dataclass(frozen=True)
 class ValidationReport:
@@ -98,6 +105,7 @@ class ValidationReport:
         environment: Facts of the model, versions, hardware.
         rows: Every check.
         measures: What the task of the model measures, in the order in which it is shown.
+        unit: What lengths count: ``tokens``, ``frames``, ``samples``, ``keypoints``.
         scores: The score on held-out data of ``eager`` and of each backend; None where there is none.
         diagnosis: What the failures have in common, a sentence each.
         footprints: What each backend costs in a process of its own: opening, first calls, memory.
@@ -107,6 +115,7 @@ class ValidationReport:
     environment: dict[str, str | int]
     rows: tuple[Row, ...]
     measures: tuple[Measure, ...]
+    unit: str = "tokens"
     scores: HeldoutScores | None = None
     diagnosis: tuple[str, ...] = ()
     footprints: tuple[Footprint, ...] = ()
@@ -124,11 +133,11 @@ class ValidationReport:
         return self.environment.get("precision") in SCHEMES
 
     @property
-    def bits_change(self) -> float | None:
-        """Largest change of the bits per byte from the eager model's, as a fraction; None where none was measured."""
-        bits = self.bits_per_byte or {}
-        changes = [value / bits["eager"] - 1 for name, value in bits.items() if name != "eager" and bits.get("eager")]
-        return max(changes, default=None)
+    def score_loss(self) -> float | None:
+        """How much worse the worst score is than the eager model's, as a fraction; None where none was measured."""
+        if self.scores is None:
+            return None
+        return max((self.scores.compute_loss(name) for name in self.scores.values if name != EAGER), default=None)
 
     @property
     def passed(self) -> bool:

@@ -173,6 +173,7 @@ def validate_bundle(
         environment,
         (*rows, *skipped),
         get_task(interface.task).measures,
+        interface.unit,
         scores,
         diagnose_rows(rows, get_probe_chunk(interface)),
         tuple(result.footprint for result in results if result.footprint is not None),

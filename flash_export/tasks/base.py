@@ -26,12 +26,14 @@ class Measure:
         label: What a reader calls it, such as ``divergence``.
         unit: Such as ``bits per token``, ``dB`` or ``px``; ``share`` for a fraction that is shown in per cent.
         better: Which way is better.
+        meaning: What it tells, in a sentence or two for someone who reads a report.
     """
 
     name: str
     label: str
     unit: str
     better: Literal["higher", "lower"]
+    meaning: str = ""
 
     def format(self, value: float) -> str:
         """Return a value with its unit; shares in per cent, never rounded up to a whole.

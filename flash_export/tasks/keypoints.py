@@ -21,8 +21,16 @@ if TYPE_CHECKING:
     from flash_export.data.samples import Sample
     from flash_export.interface import Interface
 
-PIXELS = Measure("pixel_error", "mean distance", "px", "lower")
-WITHIN = Measure("within_half_pixel", "within half a pixel", "share", "higher")
+PIXELS = Measure(
+    "pixel_error", "mean distance", "px", "lower", "How far the decoded keypoints are from the original's, on average."
+)
+WITHIN = Measure(
+    "within_half_pixel",
+    "within half a pixel",
+    "share",
+    "higher",
+    "The share of keypoints that are no further than half a pixel from the original's.",
+)
 
 
 class KeypointsTask(EnergyLoss):

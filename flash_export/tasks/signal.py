@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from flash_export.data.samples import Sample
     from flash_export.interface import Interface
 
-SI_SDR = Measure("si_sdr_db", "SI-SDR", "dB", "higher")
-SNR = Measure("snr_db", "signal to noise", "dB", "higher")
+SI_SDR = Measure(
+    "si_sdr_db",
+    "SI-SDR",
+    "dB",
+    "higher",
+    "How loud the original's output is beside the difference from it, at the best volume; 60 dB is a thousandth.",
+)
+SNR = Measure("snr_db", "signal to noise", "dB", "higher", "The same, where a wrong volume counts as a difference too.")
 # Float64 tells nothing apart beyond this: two equal signals have no finite ratio.
 MAX_DB = 300.0
 
@@ -32,7 +38,7 @@ class SignalTask(EnergyLoss):
 
     def describe_score(self, interface: Interface) -> Measure:
         """Return SI-SDR against a clean target."""
-        return Measure("si_sdr_db", "SI-SDR", "dB", "higher")
+        return Measure("si_sdr_db", "SI-SDR", "dB", "higher", "How loud the clean target is beside what is wrong.")
 
     def compare(
         self, interface: Interface, expected: Outputs, actual: Outputs, compared: Bool[np.ndarray, "batch seq"]

@@ -22,8 +22,20 @@ if TYPE_CHECKING:
     from flash_export.data.samples import Sample
     from flash_export.interface import Interface, TensorSpec
 
-TOP1 = Measure("top1_agreement", "same top token", "share", "higher")
-KL = Measure("kl_bits", "divergence", "bits per prediction", "lower")
+TOP1 = Measure(
+    "top1_agreement",
+    "same top token",
+    "share",
+    "higher",
+    "The share of predictions whose most likely token is the original's. Random tokens have near ties that text has not.",
+)
+KL = Measure(
+    "kl_bits",
+    "divergence",
+    "bits per prediction",
+    "lower",
+    "How far the predicted distribution is from the exact one (Kullback-Leibler), as a mean over the predictions.",
+)
 # A byte has a vocabulary of 256, and some models one token more for what is hidden.
 BYTE_VOCABULARIES = (256, 257)
 
@@ -36,8 +48,10 @@ class TokensTask:
 
     def describe_score(self, interface: Interface) -> Measure:
         """Bits per byte where the tokens are bytes, else per token."""
-        is_bytes = interface.vocab_size in BYTE_VOCABULARIES
-        return Measure("bits", "bits per byte" if is_bytes else "bits per token", "bits", "lower")
+        size = interface.vocab_size or 0
+        label = "bits per byte" if size in BYTE_VOCABULARIES else "bits per token"
+        meaning = f"How well the model predicts data it has not seen; {math.log2(max(size, 2)):.3g} is guessing."
+        return Measure("bits", label, "bits", "lower", meaning)
 
     def compare(
         self, interface: Interface, expected: Outputs, actual: Outputs, compared: Bool[np.ndarray, "batch seq"]

@@ -64,6 +64,22 @@ def format_measure(measure: Measure, value: float) -> str:
     return format_error(value) if measure.unit.startswith("bits") else f"{value:.3g}"
 
 
+def capitalize(text: str) -> str:
+    """Return text that starts with a capital letter, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def name_measure(measure: Measure) -> str:
+    """Name a column of what a task measured: the label, with the unit that the cells do not have."""
+    label = capitalize(measure.label)
+    return label if measure.unit == "share" else f"{label} ({measure.unit.partition(' ')[0]})"
+
+
+def format_score(measure: Measure, value: float) -> str:
+    """Format a score on held-out data without its unit: bits in four decimals."""
+    return f"{value:.4f}" if measure.unit == "bits" else f"{value:.2f}"
+
+
 def format_change(change: float) -> str:
     """Format a relative change so that small ones keep their sign and two digits.
 
@@ -116,13 +132,13 @@ def format_count(count: float) -> str:
     return f"{round(count, digits):,.0f}"
 
 
-def format_tokens(count: int) -> str:
+def format_length(count: int, unit: str) -> str:
     """Format a length.
 
-    >>> format_tokens(1), format_tokens(1024)
-    ('1 token', '1,024 tokens')
+    >>> format_length(1, "tokens"), format_length(1024, "samples")
+    ('1 token', '1,024 samples')
     """
-    return "1 token" if count == 1 else f"{count:,} tokens"
+    return f"1 {unit.removesuffix('s')}" if count == 1 else f"{count:,} {unit}"
 
 
 def format_bytes(count: int) -> str:
