@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from flash_export.bundle import (
     GRAPH_FILE,
-    HELDOUT_FILE,
-    HELDOUT_TEXT_FILE,
     MANIFEST_FILE,
     Bundle,
 )
 from flash_export.config import FORWARD, ExportOptions
+from flash_export.data.heldout import SETTINGS_FILE, load_heldout, read_data
+from flash_export.data.sources import Data, RandomSource
 from flash_export.errors import BundleError, CheckpointError
 from flash_export.exporters.graphs import build_graph_module, count_state_bytes, describe_graphs
 from flash_export.exporters.lowering.registry import lower_model
@@ -35,6 +35,7 @@ from flash_export.progress import Steps
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from flash_export.data.heldout import Heldout
     from flash_export.exporters.lowering.base import LoweredModel
     from flash_export.exporters.quantization.plan import Quantization
     from flash_export.manifest import GraphSpec
@@ -59,6 +60,7 @@ def export_onnx(
     library_version: str | None = None,
     weights_key: str | None = None,
     assume_defaults: bool = False,
+    heldout_file: str | Path | None = None,
     force: bool = False,
     quantization: Quantization | None = None,
     progress: ProgressCallback | None = None,
@@ -75,6 +77,8 @@ def export_onnx(
         library_version: Release of the library that foreign weights were trained with.
         weights_key: Which weights of a file that holds several sets.
         assume_defaults: Take that library's defaults for arguments that nobody told.
+        heldout_file: Data to put into the bundle, for validation, ranges and quantization, see docs/data.md; None: what
+            a checkpoint folder has.
         force: Replace a bundle that is there, with its engines and reports.
         quantization: What :func:`quantize_bundle` decided; None: nothing is quantized.
         progress: Called before each step.
@@ -101,7 +105,9 @@ def export_onnx(
         assume_defaults=assume_defaults,
     )
     steps.begin("measuring the ranges")
-    variant = choose_variant(loaded, options, quantization)
+    heldout = _read_heldout(loaded, heldout_file, options.max_seq_len)
+    data = Data(RandomSource(loaded.model.config.interface), None if heldout is None else heldout.source)
+    variant = choose_variant(loaded.model, data, options, quantization)
     graphs = describe_graphs(loaded.model.config, options, variant.precision)
     graphs = {name: replace(graph, precision=variant.name) for name, graph in graphs.items()}
     provenance, imported = quantization.provenance if quantization else loaded.provenance, loaded.imported
@@ -110,7 +116,7 @@ def export_onnx(
     with replace_folder(target, overwrite=force) as staging:
         steps.begin("lowering")
         loaded.model.save_pretrained(staging)
-        _copy_heldout(loaded.folder, staging)
+        _write_heldout(heldout, staging)
         lowered = lower_model(loaded.model, variant.precision)
         variant.prepare(lowered)
         del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
@@ -181,13 +187,23 @@ def check_output(target: Path, *, force: bool) -> None:
         raise BundleError(f"{target} already holds a bundle; add --force to replace it, with its engines and reports")
 
 
-def _copy_heldout(folder: Path | None, staging: Path) -> None:
-    if folder is None or not (folder / HELDOUT_FILE).is_file():
-        return
-    if not (folder / HELDOUT_TEXT_FILE).is_file():
-        raise CheckpointError(f"{folder} has {HELDOUT_FILE} but no {HELDOUT_TEXT_FILE}; add it or remove both")
-    for name in (HELDOUT_FILE, HELDOUT_TEXT_FILE):
-        shutil.copyfile(folder / name, staging / name)
+def _read_heldout(loaded: Checkpoint, path: str | Path | None, max_seq_len: int) -> Heldout | None:
+    """Return the data that the bundle is to hold: a file that was given, or what the checkpoint folder has.
+
+    Raises:
+        InputError: The file cannot be used.
+        CheckpointError: The folder's data cannot.
+    """
+    interface = loaded.model.config.interface
+    if path is not None:
+        return read_data(Path(path), interface, max_seq_len)
+    return None if loaded.folder is None else load_heldout(loaded.folder, interface, CheckpointError)
+
+
+def _write_heldout(heldout: Heldout | None, staging: Path) -> None:
+    if heldout is not None:
+        (staging / SETTINGS_FILE).write_text(heldout.settings.to_json(), encoding="utf-8")
+        shutil.copyfile(heldout.path, staging / heldout.file_name)
 
 
 def _describe_probes(lowered: LoweredModel, probes: tuple[Probe, ...]) -> ProbeMap:

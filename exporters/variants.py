@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from flash_export.bundle import QUANTIZATION_FILE
-from flash_export.data.heldout import load_heldout
-from flash_export.data.sources import Data, RandomSource
-from flash_export.errors import CheckpointError
 from flash_export.exporters.islands import choose_islands
 from flash_export.exporters.lowering.pieces import join_projections
 from flash_export.exporters.lowering.precision import FP32
@@ -20,11 +17,12 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from flash_export.config import ExportOptions
+    from flash_export.data.sources import Data
     from flash_export.exporters.lowering.base import LoweredModel
     from flash_export.exporters.lowering.precision import Precision
     from flash_export.exporters.quantization.plan import Quantization
     from flash_export.manifest import PrecisionFacts
-    from flash_export.models.checkpoint import Checkpoint
+    from flash_export.models.base import ReferenceModel
 
 
 class Variant(Protocol):
@@ -110,7 +108,9 @@ class QuantizedVariant:
         quantize_graph(graph, self.quantization.plan)
 
 
-def choose_variant(loaded: Checkpoint, options: ExportOptions, quantization: Quantization | None) -> Variant:
+def choose_variant(
+    model: ReferenceModel, data: Data, options: ExportOptions, quantization: Quantization | None
+) -> Variant:
     """Return what is to be written.
 
     Raises:
@@ -120,8 +120,5 @@ def choose_variant(loaded: Checkpoint, options: ExportOptions, quantization: Qua
         return QuantizedVariant(quantization)
     if options.precision == "fp32":
         return PlainVariant()
-    interface = loaded.model.config.interface
-    heldout = None if loaded.folder is None else load_heldout(loaded.folder, interface, CheckpointError)
-    data = Data(RandomSource(interface), None if heldout is None else heldout.source)
-    choice = choose_islands(loaded.model, data, options)
+    choice = choose_islands(model, data, options)
     return PlainVariant(choice.precision, choice.facts)

@@ -80,7 +80,8 @@ def _describe_excess(scores: HeldoutScores, name: str, limit: Limit) -> str | No
     if limit.score_change is None or loss <= limit.score_change:
         return None
     value, eager = (measure.format(scores.values[one]) for one in (name, EAGER))
-    return f"{measure.label} {value}, {loss:.2%} worse than the eager model's {eager}; accepted are {limit.score_change:.2%}"
+    worse = f"{loss:.2%} worse than the eager model's {eager}"
+    return f"{measure.label} {value}, {worse}; accepted are {limit.score_change:.2%}"
 
 
 def _make_row(opened: OpenBackend, cell: Cell, reason: str) -> Row:

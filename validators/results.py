@@ -90,7 +90,7 @@ class HeldoutScores:
     values: dict[str, float]
 
     def compute_loss(self, name: str) -> float:
-        """Return how much worse a backend's score is than the eager model's, as a fraction of that; negative: better."""
+        """Return how much worse a score is than the eager model's, as a fraction of that; negative: better."""
         eager = self.values[EAGER]
         worse = self.values[name] - eager if self.measure.better == "lower" else eager - self.values[name]
         return worse / abs(eager) if eager else 0.0

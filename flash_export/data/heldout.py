@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from flash_export.bundle import HELDOUT_FILES, SETTINGS_FILE
 from flash_export.data.arrays import ARCHIVES, parse_arrays
 from flash_export.data.batch import Batch
 from flash_export.data.samples import Sample
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from flash_export.errors import FlashExportError
     from flash_export.interface import Interface
 
-SETTINGS_FILE = "heldout.json"
-DATA_FILES = {".txt": "heldout.txt", ".npy": "heldout.npy", ".npz": "heldout.npz"}
 LABEL = "held-out"
 MAX_BYTES = 1 << 30
 WINDOW = 1024
@@ -90,6 +89,7 @@ class Heldout:
     """Held-out data, cut into samples.
 
     Attributes:
+        path: The file.
         label: What reports call it: ``held-out text``, ``held-out data``, or the name of a file.
         sha256: Hash of the file.
         settings: How it was read.
@@ -97,6 +97,7 @@ class Heldout:
         samples: Pieces of one length, one row each, and what should be predicted from them.
     """
 
+    path: Path
     label: str
     sha256: str
     settings: HeldoutSettings
@@ -107,6 +108,11 @@ class Heldout:
     def seq_len(self) -> int:
         """Length of the samples."""
         return self.settings.seq_len
+
+    @property
+    def file_name(self) -> str:
+        """What the file is called in a bundle or checkpoint folder."""
+        return HELDOUT_FILES[0] if self.settings.tokenizer == "bytes" else f"heldout{self.path.suffix}"
 
 
 def load_heldout(folder: Path, interface: Interface, error: type[FlashExportError]) -> Heldout | None:
@@ -127,7 +133,7 @@ def load_heldout(folder: Path, interface: Interface, error: type[FlashExportErro
     settings = read_record(path, HeldoutSettings, error, _MEND)
     data = find_data_file(folder)
     if data is None:
-        raise error(f"{folder} has {SETTINGS_FILE} but none of {', '.join(DATA_FILES.values())}; add it or remove both")
+        raise error(f"{folder} has {SETTINGS_FILE} but none of {', '.join(HELDOUT_FILES)}; add it or remove both")
     label = f"{LABEL} text" if settings.tokenizer == "bytes" else f"{LABEL} data"
     return _read(data, label, settings, interface, error, _MEND)
 
@@ -153,7 +159,7 @@ def load_data(bundle: Bundle, path: Path | None = None) -> Data:
 
 def find_data_file(folder: Path) -> Path | None:
     """Return the file that held-out data is in; None if there is none."""
-    return next((folder / name for name in DATA_FILES.values() if (folder / name).exists()), None)
+    return next((folder / name for name in HELDOUT_FILES if (folder / name).exists()), None)
 
 
 def read_data(path: Path, interface: Interface, longest: int) -> Heldout:
@@ -204,7 +210,7 @@ def _read(
     seen = _join_tokens(samples) if settings.tokenizer != "arrays" else rows
     chosen = samples if is_whole else samples[:MAX_SAMPLES]
     source = RecordedSource(interface, label, seen)
-    return Heldout(label, hashlib.sha256(content).hexdigest(), settings, source, tuple(chosen))
+    return Heldout(path, label, hashlib.sha256(content).hexdigest(), settings, source, tuple(chosen))
 
 
 def _parse(content: bytes, settings: HeldoutSettings, interface: Interface) -> tuple[Batch, np.ndarray | None]:

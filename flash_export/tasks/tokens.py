@@ -27,7 +27,7 @@ TOP1 = Measure(
     "same top token",
     "share",
     "higher",
-    "The share of predictions whose most likely token is the original's. Random tokens have near ties that text has not.",
+    "The share of predictions whose most likely token is the original's. Random tokens have more near ties than text.",
 )
 KL = Measure(
     "kl_bits",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flash_export.tasks.base import Measure
+from flash_export.tasks.base import Measure  # noqa: TC001 (doctests)
 from flash_export.validators.report.formatting import format_change
 from flash_export.validators.results import ACCURACY
 
