@@ -110,7 +110,7 @@ def _read_config(folder: Path, family: str | None, replaced: Mapping[str, Any]) 
 
 def _build_model(kind: Family, config: ModelConfig, tensors: Mapping[str, Tensor], weights: Path) -> ReferenceModel:
     """Build the module without allocating weights, then hand it the tensors, strictly."""
-    depth = config.to_dict()["depth"]
+    depth = config.num_blocks
     if depth > len(tensors):  # before a module of that many layers is built
         raise CheckpointError(
             f"{weights}: {len(tensors)} tensors cannot be those of {depth} layers; "

@@ -9,6 +9,8 @@ from flash_export.errors import ConfigError
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.flash_pytorch import import_flash, import_gau
 from flash_export.models.gau import GauConfig, GauModel
+from flash_export.models.importers.mmpose import HIDDEN_ARGUMENTS, import_rtmpose
+from flash_export.models.rtmpose_gau import RtmposeGauConfig, RtmposeGauModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,6 +48,7 @@ FAMILIES: dict[str, Family] = {
         ("group_size", "causal", "shift_tokens", "laplace_attn_fn", "reduce_group_non_causal_attn"),
     ),
     "gau": Family(GauConfig, GauModel, "flash-pytorch", import_gau, ("causal", "laplace_attn_fn")),
+    "rtmpose_gau": Family(RtmposeGauConfig, RtmposeGauModel, "mmpose", import_rtmpose, HIDDEN_ARGUMENTS),
 }
 
 
