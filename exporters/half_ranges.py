@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from flash_export.data.sources import RandomSource
 from flash_export.exporters.lowering.precision import Precision
 from flash_export.exporters.lowering.registry import LOWERINGS, lower_model
 from flash_export.ranges.growth import fit_growth
@@ -37,13 +38,15 @@ class HalfRanges:
     """The largest magnitude of each value, by length.
 
     Attributes:
-        text: What was read: ``held-out text`` or ``random tokens``.
+        text: What was read: ``held-out text``, ``random tokens``, or ``random inputs`` of a model that takes no tokens.
+        unit: What lengths count.
         seq_lens: Measured lengths, ascending.
         magnitudes: By the value's name, one a length; a weight counts at every length.
         bounded: Values that do not grow with the length, by the name in their block; see :class:`Lowering`.
     """
 
     text: str
+    unit: str
     seq_lens: tuple[int, ...]
     magnitudes: dict[str, tuple[float, ...]]
     bounded: frozenset[str]
@@ -81,7 +84,7 @@ class _Watch:
 
 
 def measure_half_ranges(model: ReferenceModel, folder: Path | None, max_seq_len: int) -> HalfRanges:
-    """Measure a model on the held-out text of its folder, or on random tokens.
+    """Measure a model on the held-out text of its folder, or on random tokens; without a vocabulary, on random inputs.
 
     Args:
         model: The reference model.
@@ -91,31 +94,40 @@ def measure_half_ranges(model: ReferenceModel, folder: Path | None, max_seq_len:
     Returns:
         The magnitudes in the terms of an fp16 graph.
     """
+    interface = model.config.interface
     watch = _Watch()
     lowered = lower_model(model, Precision("fp16", watch=watch))
     weights = dict(watch.largest)
-    text = Text.load(folder, int(model.config.to_dict()["vocab_size"]), random=False)
+    source = RandomSource(interface)
+    text = None if interface.vocab_size is None else Text.load(folder, interface.vocab_size, random=False)
     found: dict[int, dict[str, float]] = {}
     for seq_len in plan_lengths(model.config, max_seq_len):
-        count = text.count_windows(seq_len, WINDOWS)
-        if not count:
-            text, found = Text.load(None, text.vocab_size, random=True), {}
-            count = WINDOWS
+        if text is None:
+            inputs = list(source.draw(WINDOWS, seq_len).to_model_inputs(masked=False).values())
+        else:
+            count = text.count_windows(seq_len, WINDOWS)
+            if not count:
+                text, found = Text.load(None, text.vocab_size, random=True), {}
+                count = WINDOWS
+            inputs = [text.cut_windows(seq_len, count)]
         watch.largest = dict(weights)
         with torch.inference_mode():
-            lowered(torch.from_numpy(text.cut_windows(seq_len, count)))
+            lowered(*map(torch.from_numpy, inputs))
         found[seq_len] = watch.largest
     names = list(next(iter(found.values())))
     magnitudes = {name: tuple(sizes[name] for sizes in found.values()) for name in names}
-    return HalfRanges(text.source, tuple(found), magnitudes, LOWERINGS[model.config.model_type].bounded)
+    label = source.label if text is None else text.source
+    return HalfRanges(label, interface.unit, tuple(found), magnitudes, LOWERINGS[model.config.model_type].bounded)
 
 
 def plan_lengths(config: ModelConfig, max_seq_len: int) -> list[int]:
     """Return ascending lengths, each twice the one before.
 
     They end with the longest that the budget allows, and begin with two chunks if three lengths fit in between: within
-    one chunk nothing has a past to sum.
+    one chunk nothing has a past to sum. A model of one length has that one.
     """
+    if config.interface.fixed_len is not None:
+        return [config.interface.fixed_len]
     shortest = 2 * config.interface.window
     longest = max_seq_len
     while longest > shortest and 2 * WINDOWS * config.count_macs(longest) > BUDGET_MACS:

@@ -75,10 +75,10 @@ class SimccHead(ConfigFields):
         if self.kernel_size % 2 == 0:
             raise ConfigError(f"kernel_size={self.kernel_size} is even, which changes the size of maps; use an odd one")
         if min(self.num_bins) < 1:
+            shortest = min(self.image_width, self.image_height)
             raise ConfigError(
-                f"bins_per_pixel={self.bins_per_pixel} gives an image of {self.image_width} x {self.image_height} "
-                f"pixels {self.num_bins[0]} x {self.num_bins[1]} bins; use 1 / {min(self.image_width, self.image_height)} "
-                "or more"
+                f"bins_per_pixel={self.bins_per_pixel} gives {shortest} pixels of the image no bin; "
+                f"use 1 / {shortest} or more"
             )
 
     @property

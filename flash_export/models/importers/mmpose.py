@@ -1,8 +1,8 @@
 """Checkpoints saved by mmpose: the SimCC head of RTMPose, or its gated attention unit alone.
 
-The reference modules carry mmpose's parameter names, so importing is a matter of prefixes and of the config: sizes follow
-from the shapes; the rest must be given as the constructor arguments that the model was trained with, in the form that
-mmpose's config files have.
+The reference modules carry mmpose's parameter names, so importing is a matter of prefixes and of the config: sizes
+follow from the shapes; the rest must be given as the constructor arguments that the model was trained with, in the form
+that mmpose's config files have.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def import_rtmpose(tensors: Tensors, arguments: Mapping[str, Any]) -> tuple[Rtmp
     Of a whole pose estimator the head is taken; its backbone, neck and preprocessor are left out.
 
     Args:
-        tensors: The state dict: keys ``head.*`` beside those of other parts, or those of the head or of the block alone.
+        tensors: The state dict: keys ``head.*`` beside those of other parts, or those of the head or the block alone.
         arguments: Constructor arguments of ``RTMCCHead``, ``gau_cfg`` as a dictionary or by dotted names
             (``gau_cfg.act_fn``), which win; those of ``RTMCCBlock`` for the block alone. What weights tell may be left
             out. So may ``eps`` of a block, which stands for mmpose's default of 1e-5, and ``simcc_split_ratio``, if the
@@ -127,8 +127,8 @@ def _select_head(tensors: Tensors) -> Tensors:
         rest = [name for name in tensors if not name.startswith((HEAD, *OTHER_PARTS))]
         if rest:
             raise CheckpointError(
-                f"{rest[0]!r} is no tensor of a pose estimator, whose parts are {', '.join((HEAD, *OTHER_PARTS))}; give "
-                "the state dict of one, or of its head"
+                f"{rest[0]!r} is no tensor of a pose estimator, whose parts are {', '.join((HEAD, *OTHER_PARTS))}; "
+                "give the state dict of one, or of its head"
             )
         tensors = {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
     if "uv.weight" in tensors:
@@ -203,8 +203,8 @@ def _read_head(weights: _Weights, given: _Given) -> SimccHead:
     map_width, map_height = _read_pair("in_featuremap_size", map_sizes)
     if map_width * map_height != map_size:
         raise ConfigError(
-            f"in_featuremap_size=[{map_width}, {map_height}] has {map_width * map_height} pixels, but the weights are for "
-            f"{map_size}; correct it"
+            f"in_featuremap_size=[{map_width}, {map_height}] has {map_width * map_height} pixels, but the weights are "
+            f"for {map_size}; correct it"
         )
     image = _read_pair("input_size", image_sizes)
     return SimccHead(
