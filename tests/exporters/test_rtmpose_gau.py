@@ -72,7 +72,7 @@ def list_outputs(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def compute_error(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
     """Return the largest error of an output as a fraction of its scale; NaN if there is one."""
-    errors = [(a - b).abs().max() / a.abs().max() for a, b in zip(expected, actual, strict=True)]
+    errors = [(a - b).abs().max() / a.abs().max().clamp(min=1e-30) for a, b in zip(expected, actual, strict=True)]
     return float(torch.stack(errors).max())
 
 
@@ -114,7 +114,7 @@ configs = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(configs, st.integers(1, 3), st.integers(0, 2**16))
 def test_lowered_model_is_the_reference(config: RtmposeGauConfig, batch: int, seed: int) -> None:
     model, features = build_model(config, seed), draw_features(config, batch, seed)
