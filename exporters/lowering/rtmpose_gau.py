@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from flash_export.exporters.lowering.precision import Precision
     from flash_export.models.rtmpose_gau import RtmccBlock, RtmposeGauConfig, RtmposeGauModel
 
-SIMCC = ("simcc_x", "simcc_y")
-
-
 class LoweredBlock(nn.Module):
     """The gated attention unit in export form."""
 
@@ -136,7 +133,7 @@ class LoweredRtmposeGau(LoweredModel):
         self.precision = precision
         if model.config.head is not None:
             self.maps = KeypointMaps(model, precision)
-            self.classifiers = Classifiers(model, precision)
+            self.classifiers = Classifiers(model)
         self.layers = nn.ModuleList([LoweredBlock(model.gau, precision.enter_block(0))])
 
     def forward(self, features: Float[Tensor, "b ..."]) -> Float[Tensor, "b k out"] | tuple[Tensor, ...]:
@@ -175,21 +172,23 @@ class KeypointMaps(nn.Module):
 
 
 class Classifiers(nn.Module):
-    """From the vector of a keypoint to the scores along both axes of the image, in fp32."""
+    """From the vector of a keypoint to the scores along both axes of the image, in fp32 in every precision.
 
-    def __init__(self, model: RtmposeGauModel, precision: Precision) -> None:
+    A keypoint is where an axis scores highest, and next to a peak the scores of two bins differ by less than a step of
+    half precision: rounded, they tie, and the first wins.
+    """
+
+    def __init__(self, model: RtmposeGauModel) -> None:
         """Store the projections transposed, as one product wants them."""
         super().__init__()
-        self.precision = precision
         self.x_weight, self.y_weight = (
-            nn.Buffer(precision.narrow(linear.weight.mT, name).contiguous())
-            for linear, name in zip((model.cls_x, model.cls_y), SIMCC, strict=True)
+            nn.Buffer(linear.weight.mT.contiguous().clone()) for linear in (model.cls_x, model.cls_y)
         )
 
     def forward(self, hidden: Float[Tensor, "b k out"]) -> tuple[Tensor, Tensor]:
         """Return the scores along the width and along the height."""
-        multiply = self.precision.multiply
-        return widen(multiply(hidden, self.x_weight, "simcc_x")), widen(multiply(hidden, self.y_weight, "simcc_y"))
+        hidden = widen(hidden)
+        return hidden @ self.x_weight, hidden @ self.y_weight
 
 
 def _narrow_bias(bias: Tensor | None, precision: Precision, name: str, rows: Tensor) -> nn.Buffer | None:
@@ -201,6 +200,6 @@ _BLOCK_VALUES = ("normed", "projection", "heads", "scores", "weights", "mixed", 
 RTMPOSE_GAU = Lowering(
     LoweredRtmposeGau,
     growing=("weights", "mixed", "gated", "update", RESIDUAL),
-    growing_around=lambda config: () if config.head is None else SIMCC,
-    bounded=frozenset({*_BLOCK_VALUES, "features", "maps", *SIMCC}),
+    growing_around=lambda config: () if config.head is None else (RESIDUAL,),
+    bounded=frozenset({*_BLOCK_VALUES, "features", "maps"}),
 )
