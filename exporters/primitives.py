@@ -3,7 +3,7 @@
 Each is a PyTorch custom op with an eager meaning, so that a lowered model runs and can be tested without ONNX, and
 a translation to ``ai.onnx`` nodes with constant arguments. No trace of the op is left in the graph.
 
-Axes: b batch, n padded sequence, g chunk, c position in a chunk, h head, d width.
+Axes: b batch, n padded sequence, g chunk, c position in a chunk, d width, k axes that an index is for.
 """
 
 from __future__ import annotations
@@ -24,57 +24,57 @@ op: Any = opset18  # what torch.onnx translates to, before it converts to the op
 
 @torch.library.custom_op("flash_export::split_chunks", mutates_args=())
 def split_chunks(x: torch.Tensor, chunk_size: int) -> torch.Tensor:
-    """Cut ``(b, n, d)`` into ``(b, n / chunk_size, chunk_size, d)``."""
-    return x.reshape(x.shape[0], x.shape[1] // chunk_size, chunk_size, x.shape[-1]).clone()
+    """Cut ``(b, n, ...)`` into ``(b, n / chunk_size, 1, chunk_size, ...)``; the 1 is where heads go."""
+    return x.reshape(x.shape[0], x.shape[1] // chunk_size, 1, chunk_size, *x.shape[2:]).clone()
 
 
 @split_chunks.register_fake
 def _(x: Tensor, chunk_size: int) -> Tensor:
-    return x.new_empty((x.shape[0], x.shape[1] // chunk_size, chunk_size, x.shape[-1]))
+    return x.new_empty((x.shape[0], x.shape[1] // chunk_size, 1, chunk_size, *x.shape[2:]))
 
 
 def _spell_split_chunks(x: Any, chunk_size: int) -> Any:
     # 0 copies the batch and -1 stands for the number of chunks: no shape arithmetic at run time.
-    return op.Reshape(x, op.Constant(value_ints=[0, -1, chunk_size, x.shape[-1]]))
+    return op.Reshape(x, op.Constant(value_ints=[0, -1, 1, chunk_size, *x.shape[2:]]))
 
 
 @torch.library.custom_op("flash_export::join_chunks", mutates_args=())
 def join_chunks(x: torch.Tensor) -> torch.Tensor:
-    """Merge ``(b, g, c, d)`` into ``(b, g * c, d)``."""
-    return x.flatten(1, 2).clone()
+    """Merge ``(b, g, 1, c, d)`` into ``(b, g * c, d)``."""
+    return x.flatten(1, 3).clone()
 
 
 @join_chunks.register_fake
 def _(x: Tensor) -> Tensor:
-    return x.new_empty((x.shape[0], x.shape[1] * x.shape[2], x.shape[3]))
+    return x.new_empty((x.shape[0], x.shape[1] * x.shape[3], x.shape[4]))
 
 
 def _spell_join_chunks(x: Any) -> Any:
     return op.Reshape(x, op.Constant(value_ints=[0, -1, x.shape[-1]]))
 
 
-@torch.library.custom_op("flash_export::join_heads", mutates_args=())
-def join_heads(x: torch.Tensor) -> torch.Tensor:
-    """Merge ``(b, n, h, d)`` into ``(b, n, h * d)``."""
-    return x.flatten(2).clone()
+@torch.library.custom_op("flash_export::merge_chunks", mutates_args=())
+def merge_chunks(x: torch.Tensor) -> torch.Tensor:
+    """Make one chunk of all: ``(b, g, 1, c, d)`` to ``(b, 1, 1, g * c, d)``."""
+    return x.flatten(1, 3)[:, None, None].clone()
 
 
-@join_heads.register_fake
+@merge_chunks.register_fake
 def _(x: Tensor) -> Tensor:
-    return x.new_empty((x.shape[0], x.shape[1], x.shape[2] * x.shape[3]))
+    return x.new_empty((x.shape[0], 1, 1, x.shape[1] * x.shape[3], x.shape[4]))
 
 
-def _spell_join_heads(x: Any) -> Any:
-    return op.Reshape(x, op.Constant(value_ints=[0, 0, x.shape[-2] * x.shape[-1]]))
+def _spell_merge_chunks(x: Any) -> Any:
+    return op.Reshape(x, op.Constant(value_ints=[0, 1, 1, -1, x.shape[-1]]))
 
 
 @torch.library.custom_op("flash_export::shift_half_token", mutates_args=())
 def shift_half_token(x: torch.Tensor) -> torch.Tensor:
-    """Move the flattened sequence of ``(b, n, d)`` half a token to the right, zeros coming in from the left.
+    """Move the flattened sequence of ``(b, g, ..., d)`` half a token to the right, zeros coming in from the left.
 
     If a token is ``[passing | shifted]`` channels, position i becomes ``[shifted of i - 1 | passing of i]``.
     """
-    return F.pad(x.flatten(1), (x.shape[2] // 2, -(x.shape[2] // 2))).reshape(x.shape)
+    return F.pad(x.flatten(1), (x.shape[-1] // 2, -(x.shape[-1] // 2))).reshape(x.shape)
 
 
 @shift_half_token.register_fake
@@ -83,15 +83,23 @@ def _(x: Tensor) -> Tensor:
 
 
 def _spell_shift_half_token(x: Any) -> Any:
+    # Not one Pad by a negative number, which ONNX's reference evaluator and tract lack, nor with axes, which
+    # onnxruntime's symbolic shape inference lacks.
     half = x.shape[-1] // 2
-    flat = op.Reshape(x, op.Constant(value_ints=[0, -1]))
-    moved = op.Pad(flat, op.Constant(value_ints=[half, -half]), None, op.Constant(value_ints=[1]))
-    return op.Reshape(moved, op.Constant(value_ints=[0, -1, 2 * half]))
+    kept = _drop_last(op.Reshape(x, op.Constant(value_ints=[0, -1])), half)
+    moved = op.Pad(kept, op.Constant(value_ints=[0, half, 0, 0]))
+    return op.Reshape(moved, op.Constant(value_ints=[0, -1, *x.shape[2:]]))
+
+
+def _drop_last(flat: Any, count: int) -> Any:
+    """Cut off the end of ``(b, n)``."""
+    starts, ends, axes = (op.Constant(value_ints=[number]) for number in (0, -count, 1))
+    return op.Slice(flat, starts, ends, axes)
 
 
 @torch.library.custom_op("flash_export::continue_shift", mutates_args=())
 def continue_shift(x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """Move ``(b, n, d)`` half a token to the right as above, ``before``, ``(b, d / 2)``, coming in from the left."""
+    """Move ``(b, g, ..., d)`` half a token to the right as above, ``before``, ``(b, d / 2)``, coming in from the left."""
     return torch.cat((before, x.flatten(1)[:, : -before.shape[1]]), dim=1).reshape(x.shape)
 
 
@@ -101,10 +109,8 @@ def _(x: Tensor, before: Tensor) -> Tensor:
 
 
 def _spell_continue_shift(x: Any, before: Any) -> Any:
-    half = x.shape[-1] // 2
     flat = op.Concat(before, op.Reshape(x, op.Constant(value_ints=[0, -1])), axis=1)
-    moved = op.Pad(flat, op.Constant(value_ints=[0, -half]), None, op.Constant(value_ints=[1]))
-    return op.Reshape(moved, op.Constant(value_ints=[0, -1, 2 * half]))
+    return op.Reshape(_drop_last(flat, x.shape[-1] // 2), op.Constant(value_ints=[0, -1, *x.shape[2:]]))
 
 
 @torch.library.custom_op("flash_export::sum_earlier_chunks", mutates_args=())
@@ -139,13 +145,13 @@ def _spell_look_up(table: Any, index: Any) -> Any:
 
 @torch.library.custom_op("flash_export::take_at", mutates_args=())
 def take_at(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return ``x[row, i]`` of ``(b, m, ...)`` for each pair (row, i) of ``(..., 2)``."""
-    return x[index[..., 0], index[..., 1]]
+    """Return ``x[row, i, ...]`` of ``(b, m, ...)`` for each index (row, i, ...) of ``(..., k)``."""
+    return x[tuple(index.unbind(-1))]
 
 
 @take_at.register_fake
 def _(x: Tensor, index: Tensor) -> Tensor:
-    return x.new_empty((*index.shape[:-1], *x.shape[2:]))
+    return x.new_empty((*index.shape[:-1], *x.shape[index.shape[-1] :]))
 
 
 def _spell_take_at(x: Any, index: Any) -> Any:
@@ -170,7 +176,7 @@ def _spell_put_at(x: Any, index: Any, values: Any) -> Any:
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.flash_export.split_chunks.default: _spell_split_chunks,
     torch.ops.flash_export.join_chunks.default: _spell_join_chunks,
-    torch.ops.flash_export.join_heads.default: _spell_join_heads,
+    torch.ops.flash_export.merge_chunks.default: _spell_merge_chunks,
     torch.ops.flash_export.shift_half_token.default: _spell_shift_half_token,
     torch.ops.flash_export.continue_shift.default: _spell_continue_shift,
     torch.ops.flash_export.sum_earlier_chunks.default: _spell_sum_earlier_chunks,

@@ -48,8 +48,7 @@ def bake_bias_by_distance(layer: GauLayer, factor: float, precision: Precision) 
     bias = layer.rel_pos_bias
     table = bias.relative_attention_bias.weight[compute_t5_buckets(offsets, bias.causal), 0] * bias.scale
     table = precision.narrow(table if factor == 1 else table * factor, "scores")
-    hidden = max(HIDDEN_SCORE, torch.finfo(table.dtype).min)
-    return table.masked_fill(offsets > 0, hidden) if bias.causal else table
+    return table.masked_fill(offsets > 0, HIDDEN_SCORE) if bias.causal else table
 
 
 class LoweredGauLayer(nn.Module):

@@ -42,9 +42,12 @@ class LoweredScaleNorm(nn.Module):
         self.floor = compute_norm_floor(norm)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Normalise the last axis, in fp32: squares leave the range of fp16 for values above 256."""
+        """Normalise the last axis, in fp32: squares leave the range of fp16 for values above 256.
+
+        The norm is not ReduceL2, for which onnxruntime's symbolic shape inference has no shape.
+        """
         x = widen(x)
-        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=self.floor)
+        return x / (x * x).sum(dim=-1, keepdim=True).clamp(min=self.floor**2).sqrt()
 
 
 class LoweredLayerNorm(nn.LayerNorm):
