@@ -176,11 +176,12 @@ class GatedOutput(nn.Module):
     out_weight: Tensor
     out_bias: Tensor
 
-    def project_out(
-        self, x: Float[Tensor, "*b d"], gate: Float[Tensor, "*b e"], mixed: Float[Tensor, "*b e"]
-    ) -> Float[Tensor, "*b d"]:
-        """Gate what was attended to, project it, add the residual."""
-        gated = self.precision.combine(torch.mul, gate, mixed, "gated")
+    def gate(self, gate: Float[Tensor, "*b e"], mixed: Float[Tensor, "*b e"]) -> Float[Tensor, "*b e"]:
+        """Gate what was attended to."""
+        return self.precision.combine(torch.mul, gate, mixed, "gated")
+
+    def project_out(self, x: Float[Tensor, "*b d"], gated: Float[Tensor, "*b e"]) -> Float[Tensor, "*b d"]:
+        """Project what passed the gate, add the residual."""
         update = widen(self.precision.multiply(gated, self.out_weight, "update")) + self.out_bias
         return self.precision.narrow(widen(x) + update, RESIDUAL)
 
@@ -233,7 +234,7 @@ class LoweredFlashLayer(GatedOutput):
             # Decode weighs linear keys one by one; here they are only shown, for the ranges of that graph.
             self.precision.multiply(lin_q, lin_k.mT, WEIGHTS)
         mixed = self.precision.combine(torch.add, quadratic, linear, "mixed")
-        return mark(self.project_out(x, gate, mixed), "out", order="channels")
+        return mark(self.project_out(x, self.gate(gate, mixed)), "out", order="channels")
 
 
 class LoweredFlash(nn.Module):

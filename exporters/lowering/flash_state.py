@@ -158,7 +158,7 @@ class PrefillLayer(StatefulLayer):
             v=self.store(precision.combine(torch.mul, take_at(v, end.chunk), end.is_open, "value"), "value"),
             shift=shift,
         )
-        return self.project_out(x, gate, mixed), new
+        return self.project_out(x, self.gate(gate, mixed)), new
 
     def sum_cached(self, past: LayerState) -> Float[Tensor, "b s e"]:
         """Return what the cached tokens add to the sum."""
@@ -193,13 +193,14 @@ class DecodeLayer(StatefulLayer):
             normed = torch.cat((precision.narrow(past.shift, "normed"), passing), dim=-1)
             shift = self.store(shift, "normed")
         value, gate, z = self.projection.project_token(normed)
-        heads = self.heads.rotate(z.unsqueeze(1), cos, sin, self.gamma, self.beta)  # (b, 4, s)
-        quad_q, lin_q, quad_k, lin_k = heads.split(1, dim=1)
-        leaving_k, lin_k = _order(take_at(past.lin_k, slot.place), self.store(lin_k, "heads"))
-        leaving_v, value = _order(take_at(past.v, slot.place), self.store(value.unsqueeze(1), "value"))
+        heads = self.heads.rotate(z, cos, sin, self.gamma, self.beta)  # (b, 4, s)
+        entering = self.store(heads, "heads")
+        quad_q, lin_q, quad_k, lin_k, leaving_k = _order(entering, take_at(past.lin_k, slot.place))
+        quad_q, lin_q = (precision.narrow(queries, "heads") for queries in (quad_q, lin_q))
+        value, leaving_v = _order(self.store(value, "value"), take_at(past.v, slot.place))
         new = LayerState(
             kv=past.kv + widen(leaving_k).mT * widen(leaving_v),
-            quad_k=put_at(past.quad_k, slot.place, self.store(quad_k, "heads")),
+            quad_k=put_at(past.quad_k, slot.place, quad_k),
             lin_k=put_at(past.lin_k, slot.place, lin_k),
             v=put_at(past.v, slot.place, value),
             shift=shift,
@@ -211,12 +212,16 @@ class DecodeLayer(StatefulLayer):
         quadratic = precision.multiply(weights, precision.narrow(new.v, "value"), "quadratic")
         # One row times an fp32 matrix that has to be read anyway: narrowing it first would read it twice.
         linear = precision.narrow(widen(lin_q) @ new.kv, "linear")
-        return self.project_out(x, gate, precision.combine(torch.add, quadratic, linear, "mixed").squeeze(1)), new
+        mixed = precision.combine(torch.add, quadratic, linear, "mixed")
+        return self.project_out(x, self.gate(gate, mixed).squeeze(1)), new
 
 
-def _order(leaving: Float[Tensor, "b 1 w"], entering: Float[Tensor, "b 1 w"]) -> tuple[Tensor, ...]:
-    """Return both, such that a graph cannot write the one before it has read the other: they may share their memory."""
-    return torch.cat((leaving, entering), dim=1).chunk(2, dim=1)
+def _order(entering: Float[Tensor, "b m w"], leaving: Float[Tensor, "b 1 w"]) -> tuple[Tensor, ...]:
+    """Return all m + 1, such that a graph cannot write what enters before it has read what leaves.
+
+    The new state may have the memory of the old one.
+    """
+    return torch.cat((entering, leaving), dim=1).split(1, dim=1)
 
 
 class StatefulFlash(nn.Module):

@@ -91,7 +91,7 @@ class InputProjection(nn.Module):
     def forward(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, ...]:
         """Return values, gates and the query/key projection."""
         if self.is_joined:
-            return self.project_token(x)
+            return self._project_all(x, self.weight, self.bias).split([self.widths[0], *self.widths], dim=-1)
         value = apply_silu(self._project(x, self.value_weight, self.value_bias, "value"))
         gate, z = apply_silu(self._project(x, self.weight, self.bias, "gate")).split(self.widths, dim=-1)
         return value, gate, z
@@ -100,8 +100,12 @@ class InputProjection(nn.Module):
         """Return the product and sum, both of which are to fit."""
         return self.precision.narrow(self.precision.multiply(x, weight, name) + bias, name)
 
+    def _project_all(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return values, gates and the query/key projection as one."""
+        return apply_silu(self.precision.multiply(x, weight, "value") + bias)
+
     def project_token(self, x: Float[Tensor, "b d"]) -> tuple[Tensor, ...]:
-        """Return the same by one product: for one token it is the number of operations that counts.
+        """Return the same with an axis for the token, ``(b, 1, w)``, by one product: there, operations are what counts.
 
         Runtimes join the weights when they load the graph.
         """
@@ -109,11 +113,10 @@ class InputProjection(nn.Module):
         bias: Tensor = self.bias
         if not self.is_joined:
             if self.value_weight.dtype != weight.dtype:
-                return self.forward(x)
+                return tuple(part.unsqueeze(1) for part in self.forward(x))
             weight = torch.cat((self.value_weight, weight), dim=1)
             bias = torch.cat((self.value_bias, bias))
-        projected = self.precision.multiply(x, weight, "value") + bias
-        return apply_silu(projected).split([self.widths[0], *self.widths], dim=-1)
+        return self._project_all(x, weight, bias).unsqueeze(1).split([self.widths[0], *self.widths], dim=-1)
 
     def join(self) -> None:
         """Make one product of both for good: in few bits a product costs less than to round its input once more."""
