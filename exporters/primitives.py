@@ -99,7 +99,7 @@ def _drop_last(flat: Any, count: int) -> Any:
 
 @torch.library.custom_op("flash_export::continue_shift", mutates_args=())
 def continue_shift(x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """Move ``(b, g, ..., d)`` half a token to the right as above, ``before``, ``(b, d / 2)``, coming in from the left."""
+    """Move ``(b, g, ..., d)`` half a token to the right as above; ``(b, d / 2)`` comes in from the left."""
     return torch.cat((before, x.flatten(1)[:, : -before.shape[1]]), dim=1).reshape(x.shape)
 
 

@@ -101,7 +101,7 @@ def _parse_sizes(text: str, part: str, axes: Mapping[str, AxisRange]) -> dict[st
             f"such as {_format_example(axes)}"
         )
     for axis, size in zip(axes, sizes, strict=True):
-        if not re.fullmatch(r"[0-9]+", size):
+        if not re.fullmatch(r"[0-9]{1,1000}", size):
             raise ProfileError(f"profile {text}: {axis} {size!r} is not a whole number; write {wanted} in digits")
         if int(size) == 0:
             raise ProfileError(f"profile {text}: {axis} 0 is an empty axis; use at least 1")

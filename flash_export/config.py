@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -13,6 +14,24 @@ DEFAULT_MAX_BATCH = 64
 PRECISIONS = ("fp32", "fp16", "bf16")
 ISLAND_MODES = ("auto", "minimal", "all")
 GRAPHS = FORWARD, PREFILL, DECODE = "forward", "prefill", "decode"
+# Positions are fp32, which tells no two whole numbers apart beyond.
+MAX_SEQ_LEN = 1 << 24
+MAX_BATCH = (1 << 31) - 1
+MAX_THREADS = 1024
+MAX_WINDOWS = 65536
+MAX_WORKSPACE_BYTES = 1 << 48
+
+
+def check_count(name: str, value: int | None, most: int) -> None:
+    """Check that an option is a whole number from 1 to ``most``, or was not given.
+
+    Raises:
+        ConfigError: It is below or above.
+    """
+    if value is not None and value < 1:
+        raise ConfigError(f"{name}={value} is not usable; use at least 1")
+    if value is not None and value > most:
+        raise ConfigError(f"{name}={value} is not usable; use at most {most}")
 
 
 @dataclass(frozen=True)
@@ -50,11 +69,8 @@ class ExportOptions:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
         if self.precision == "fp32" and self.islands != "auto":
             raise ConfigError(f"islands={self.islands} needs half precision; add --precision fp16 or bf16")
-        for name in ("max_seq_len", "max_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} is not usable; use a whole number of at least 1")
-        if self.batch is not None and self.batch < 1:
-            raise ConfigError(f"batch={self.batch} is not usable; use a whole number of at least 1, or leave it out")
+        for name, most in (("max_seq_len", MAX_SEQ_LEN), ("max_batch", MAX_BATCH), ("batch", MAX_BATCH)):
+            check_count(name, getattr(self, name), most)
         if unknown := sorted(set(self.graphs) - set(GRAPHS)):
             raise ConfigError(f"graphs has {', '.join(unknown)}; use {', '.join(GRAPHS)}")
         if self.graphs and GRAPHS[0] not in self.graphs:
@@ -104,8 +120,7 @@ class QuantizeOptions:
             raise ConfigError(
                 f"block_size={self.block_size} is not usable; use a power of two from {MIN_BLOCK_SIZE} on"
             )
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads={self.threads} is not usable; use at least 1")
+        check_count("threads", self.threads, MAX_THREADS)
 
     @property
     def accepted_loss(self) -> float:
@@ -126,9 +141,12 @@ class Tolerance:
     bits_change: None = None
 
     def __post_init__(self) -> None:
-        """Check that something is tolerated, and nothing negative."""
-        if not (self.atol >= 0 and self.rtol >= 0 and self.atol + self.rtol > 0):
-            raise ConfigError(f"atol={self.atol}, rtol={self.rtol} is not usable; both at least 0 and one above")
+        """Check that something is tolerated, not everything, and nothing negative."""
+        is_usable = self.atol >= 0 and self.rtol >= 0 and 0 < self.atol + self.rtol < math.inf
+        if not is_usable:
+            raise ConfigError(
+                f"atol={self.atol}, rtol={self.rtol} is not usable; give finite numbers, both at least 0 and one above"
+            )
 
     def compute_limit(self, scale: float, noise: float) -> float:
         """Return the largest accepted absolute difference for outputs of this scale; ``noise`` does not matter."""
@@ -272,8 +290,7 @@ class BuildOptions:
                 "compute_capabilities need flavour tensorrt-rtx, because tensorrt builds for the GPU at hand; "
                 "leave one of them out"
             )
-        if self.workspace_bytes is not None and self.workspace_bytes < 1:
-            raise ConfigError(f"workspace_bytes={self.workspace_bytes} is not usable; use at least 1, or leave it out")
+        check_count("workspace_bytes", self.workspace_bytes, MAX_WORKSPACE_BYTES)
 
     @property
     def engine_name(self) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import flash_export
 from flash_export.bundle import MANIFEST_FILE
-from flash_export.config import ERROR_BUDGETS, QUANTIZATION_BUDGETS, Tolerance
+from flash_export.config import ERROR_BUDGETS, MAX_THREADS, QUANTIZATION_BUDGETS, Tolerance, check_count
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.files import hash_file
 from flash_export.heldout import Heldout
@@ -77,8 +77,7 @@ class ValidationOptions:
         """Check what does not depend on the bundle."""
         if self.seq_lens is not None and self.max_seq_len is not None:
             raise ConfigError("seq_lens and max_seq_len were both given; max_seq_len limits the plans only")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads={self.threads} is not usable; use at least 1")
+        check_count("threads", self.threads, MAX_THREADS)
 
     def get_limit(self, precision: str, quantization: QuantizationRecord | None = None) -> Limit:
         """Return what decides on a graph of this precision; a quantized one may lose what it was made to lose."""

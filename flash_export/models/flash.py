@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_QK_DIM = 2
+MAX_CHUNK_SIZE = 8192  # each layer has a table of the relative positions in a chunk, 256 MiB of it
 HEADS = ("quad_q", "lin_q", "quad_k", "lin_k")  # in the order of the affine maps
 
 
@@ -83,6 +84,12 @@ class FlashConfig(ModelConfig):
         super().__post_init__()
         if self.dim % 2:
             raise ConfigError(f"dim={self.dim} is odd; the sinusoidal position embedding needs an even width")
+        if self.chunk_size > MAX_CHUNK_SIZE:
+            table_gib = 4 * self.chunk_size**2 / 2**30
+            raise ConfigError(
+                f"chunk_size={self.chunk_size} (group_size of flash-pytorch) is not usable: the table of relative "
+                f"positions of one layer would take {table_gib:,.1f} GiB; use at most {MAX_CHUNK_SIZE}"
+            )
         if self.qk_dim < MIN_QK_DIM:
             raise ConfigError(f"qk_dim={self.qk_dim} is too narrow; rotary embedding turns pairs, so use at least 2")
 

@@ -7,6 +7,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.config import MAX_THREADS, check_count
 from flash_export.errors import BundleError, ConfigError
 from flash_export.probes import LOGITS
 from flash_export.validators.backends import ENGINE_PREFIX, GRAPH, ORT_PROVIDERS
@@ -48,8 +49,7 @@ class BisectOptions:
 
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads={self.threads} is not usable; use at least 1")
+        check_count("threads", self.threads, MAX_THREADS)
         if self.backend.split(":")[0] == ENGINE_PREFIX:
             raise ConfigError(
                 f"backend {self.backend!r} cannot be read inside: an engine shows its outputs alone, and would have to "

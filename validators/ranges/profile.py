@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.config import MAX_THREADS, MAX_WINDOWS, check_count
 from flash_export.errors import ConfigError, InputError
 from flash_export.ranges.growth import fit_growth
 from flash_export.ranges.text import Text
@@ -52,12 +54,10 @@ class RangesOptions:
 
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
-        for name in ("windows", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} is not usable; use at least 1")
-        if not self.seconds > 0:
-            raise ConfigError(f"seconds={self.seconds} is not usable; use more than 0")
+        check_count("windows", self.windows, MAX_WINDOWS)
+        check_count("threads", self.threads, MAX_THREADS)
+        if not 0 < self.seconds < math.inf:
+            raise ConfigError(f"seconds={self.seconds} is not usable; use a finite number above 0")
 
 
 def profile_ranges(

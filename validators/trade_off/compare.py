@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.config import MAX_THREADS, MAX_WINDOWS, check_count
 from flash_export.errors import ConfigError
 from flash_export.heldout import Heldout
 from flash_export.validators.backends import GRAPH, list_backends
@@ -60,10 +61,8 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         """Check what does not depend on the bundles."""
-        for name in ("threads", "windows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} is not usable; use at least 1")
+        check_count("threads", self.threads, MAX_THREADS)
+        check_count("windows", self.windows, MAX_WINDOWS)
         if not 0 <= self.latency_budget_s < float("inf"):
             raise ConfigError(f"latency_budget_s={self.latency_budget_s} is not usable; use seconds, or 0")
 
