@@ -167,11 +167,14 @@ class ErrorBudget:
     Attributes:
         noise_ratio: Largest accepted error as a multiple of the eager model's.
         floor: Smallest noise that counts, as a fraction of the output's scale.
+        tiny: Smallest noise that counts at any scale: some steps between the smallest numbers of the precision, below
+            which it has no more digits.
         bits_change: Largest accepted change of the bits a byte on held-out text, as a fraction.
     """
 
     noise_ratio: float
     floor: float
+    tiny: float = 0.0
     bits_change: float | None = None
     kl_bits: None = None
 
@@ -182,7 +185,7 @@ class ErrorBudget:
             scale: Largest expected magnitude.
             noise: Largest absolute error of the eager model; NaN if it has none, because it overflowed.
         """
-        least = self.floor * scale
+        least = max(self.floor * scale, self.tiny)
         return self.noise_ratio * (noise if noise > least else least)
 
     def compute_own_limit(self, scale: float, noise: float) -> float:
@@ -215,11 +218,12 @@ class QuantizationBudget:
         return self.own_error * scale
 
 
-# docs/validation.md says how these were chosen. The floor is four units in the last place of the precision.
+# docs/validation.md says how these were chosen. The floor is four units in the last place of the precision, and so is
+# what is tiny, among its subnormal numbers.
 ERROR_BUDGETS = {
-    "fp32": ErrorBudget(noise_ratio=8.0, floor=2.0**-22, bits_change=0.0005),
-    "fp16": ErrorBudget(noise_ratio=4.0, floor=2.0**-9, bits_change=0.001),
-    "bf16": ErrorBudget(noise_ratio=4.0, floor=2.0**-6, bits_change=0.005),
+    "fp32": ErrorBudget(noise_ratio=8.0, floor=2.0**-22, tiny=2.0**-147, bits_change=0.0005),
+    "fp16": ErrorBudget(noise_ratio=4.0, floor=2.0**-9, tiny=2.0**-22, bits_change=0.001),
+    "bf16": ErrorBudget(noise_ratio=4.0, floor=2.0**-6, tiny=2.0**-131, bits_change=0.005),
 }
 QUANTIZATION_BUDGETS = {
     INT8: QuantizationBudget(error=0.5, own_error=0.02, kl_bits=0.2, bits_change=DEFAULT_BUDGETS[INT8]),
