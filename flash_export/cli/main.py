@@ -164,7 +164,8 @@ def main(show_traceback: bool) -> None:
       flash-export validate BUNDLE
       flash-export trt BUNDLE
 
-    Exit codes: 0 all good; 1 the verdict is no; 2 bad input or usage; 130 interrupted.
+    Exit codes: 0 all good; 1 the verdict is no; 2 bad input or usage; 70 a fault of
+    flash-export; 130 interrupted.
     """
     # Idle threads of PyTorch would spin on the cores that the runtime it is compared with needs. OpenMP reads this
     # when it is loaded, so it is set before anything imports PyTorch.
