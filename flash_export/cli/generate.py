@@ -128,7 +128,7 @@ def generate_command(
       flash-export generate BUNDLE --prompt "def main("
       flash-export generate BUNDLE --prompt-file story.txt --temperature 0.8
       flash-export generate BUNDLE --tokens 17,4,256 --max-tokens 20 --stop 0
-      flash-export generate BUNDLE --prompt-file a.txt --max-tokens 0 --save-state S
+      flash-export generate BUNDLE --prompt-file a --max-tokens 0 --save-state S
       flash-export generate BUNDLE --load-state S --prompt "In short: "
     """
     if [prompt, prompt_file, tokens].count(None) != 2:
