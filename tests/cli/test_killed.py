@@ -37,11 +37,13 @@ main(sys.argv[3:])
 FLUSH = ("os", "fsync")
 TRIAL = ("flash_export.exporters.quantization.trial", "TrialGraph.write")
 COMMANDS = {
-    "generate": (FLUSH, "generate {bundle} --prompt a --max-tokens 1 --threads 1 --save-state {folder}/text.state"),
+    "generate": (FLUSH, "generate {bundle} --tokens 65 --max-tokens 1 --threads 1 --save-state {folder}/text.state"),
     "validate": (FLUSH, "validate {bundle} --seq-lens 1 --batch 1 --backend ort-cpu --no-latency --threads 1"),
     "onnx": (FLUSH, "onnx {bundle} -o {folder}/new --max-seq-len 16"),
     "quantize": (TRIAL, "quantize {bundle} -o {folder}/new"),
 }
+# What PyTorch and onnxruntime keep among the temporary files of a user, once and for all: a cache and a session id.
+NOT_OURS = ("torchinductor_", ".ses")
 QUICK = ("generate", "validate")
 
 
@@ -55,9 +57,9 @@ class Place:
         self.environment = {**os.environ, "TMPDIR": str(self.temporary)}
 
     def list_temporary(self) -> list[str]:
-        """Return the temporary files and folders anywhere; PyTorch keeps an empty cache folder among them."""
+        """Return our temporary files and folders, wherever they are."""
         paths = set(self.folder.rglob(".flash-export-*")) | set(self.temporary.iterdir())
-        return sorted(str(path) for path in paths if not path.name.startswith("torchinductor"))
+        return sorted(str(path) for path in paths if not path.name.startswith(NOT_OURS))
 
     def fill(self, line: str) -> list[str]:
         return [word.format(bundle=self.bundle, folder=self.folder) for word in line.split()]
