@@ -42,8 +42,7 @@ COMMANDS = {
     "onnx": (FLUSH, "onnx {bundle} -o {folder}/new --max-seq-len 16"),
     "quantize": (TRIAL, "quantize {bundle} -o {folder}/new"),
 }
-# What PyTorch and onnxruntime keep among the temporary files of a user, once and for all: a cache and a session id.
-NOT_OURS = ("torchinductor_", ".ses")
+NOT_OURS = "torchinductor_"  # a cache folder that PyTorch makes once for each user
 QUICK = ("generate", "validate")
 
 
