@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.bundle import Bundle
 from flash_export.models.checkpoint import load_checkpoint
+from flash_export.quantization.judge import Judge
 from flash_export.quantization.text import CalibrationText
 from tests.fuzz.mutations import (
     mutate_array,
@@ -73,8 +74,11 @@ def _load_ids(folder: Path) -> object:
     return CalibrationText.load(Bundle.open(folder / "bundle"), str(folder / "ids.npy"), 96)
 
 
-def _load_text(folder: Path) -> object:
-    return CalibrationText.load(Bundle.open(folder / "bundle"), str(folder / "text.txt"), 96)
+def _judge_text(folder: Path) -> object:
+    bundle = Bundle.open(folder / "bundle")
+    text = CalibrationText.load(bundle, str(folder / "text.txt"), 96)
+    graph = bundle.get_graph_path()
+    return Judge(bundle.get_graph(), graph, text.windows, threads=1).measure(graph)
 
 
 REPORTS = (
@@ -114,8 +118,7 @@ TARGETS: tuple[Target, ...] = (
     Target("checkpoint/config.json", mutate_json, calls=(_load_folder,), weight=4),
     Target("weights.pt", mutate_zip, calls=(_load_weights,), weight=6),
     Target("ids.npy", mutate_array, calls=(_load_ids,), weight=4),
-    Target("text.txt", mutate_text, calls=(_load_text,)),
-    Target("text.txt", mutate_text, ("quantize bundle -o out --calibration text.txt --threads 1",), weight=1),
+    Target("text.txt", mutate_text, calls=(_judge_text,)),
     Target("plan.json", mutate_json, ("validate bundle --plan plan.json --backend ort-cpu --threads 1 --no-latency",)),
     Target("arguments.json", mutate_json, (f"{IMPORT} --config arguments.json --graphs forward",), weight=1),
 )
