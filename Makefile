@@ -5,14 +5,17 @@
 # make clean  remove the virtual environment and the demo
 #
 # Everything runs in .venv, which is made when it is missing or when the requirements change.
-# PYTHON=python3.12 chooses the interpreter, PIP_ARGS passes options to pip.
+# PYTHON=python3.12 chooses the interpreter, PIP_ARGS passes options to pip, WORKERS=1 runs tests in one process.
 
 PYTHON ?= python3
 PIP_ARGS ?=
+WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ORACLES := $(VENV)/oracles
+# A process takes up to 1.5 GiB. Tests of one file share what they export, so they stay in one process.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint slow clean
@@ -38,10 +41,10 @@ demo: $(INSTALLED)
 	$(BIN)/flash-export demo --output demo
 
 test: $(INSTALLED) $(ORACLES)/.installed
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 slow: $(INSTALLED) $(ORACLES)/.installed
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

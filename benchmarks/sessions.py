@@ -22,6 +22,7 @@ def make_options(threads: int = THREADS) -> Any:
     options.log_severity_level = _LOG_ERROR
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

@@ -83,7 +83,9 @@ def time_wide_models(
         yield from _time(what, FORWARD, config, folder / what, wanted, _bind_forward(config, seq_len), **how)
     config = replace(TINY, causal=True) if quick else WIDER
     wanted = [name for name in DECODE_PRECISIONS if name in precisions]
-    yield from _time(f"step, d={config.dim}", DECODE, config, folder / DECODE, wanted, _bind_step(config), **how)
+    yield from _time(
+        f"step, d={config.dim}, no budget", DECODE, config, folder / DECODE, wanted, _bind_step(config), **how
+    )
 
 
 def _bind_forward(config: PeerConfig, seq_len: int) -> Bind:

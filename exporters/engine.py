@@ -6,12 +6,12 @@ import hashlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from flash_export.bundle import ENGINE_FOLDER
+from flash_export.bundle import reads_bundles
 from flash_export.config import BuildOptions, Flavour
-from flash_export.errors import BundleError, EngineBuildError
+from flash_export.errors import EngineBuildError
 from flash_export.exporters.engine_facts import count_layer_dtypes, read_tensors
 from flash_export.exporters.engine_log import collect_errors, get_log
-from flash_export.exporters.engine_progress import BuildWatch, ProgressCallback, create_monitor
+from flash_export.exporters.engine_progress import BuildWatch, create_monitor
 from flash_export.exporters.flavour import CURRENT_TARGET, choose_flavour, choose_targets, import_flavour
 from flash_export.exporters.parser_errors import format_complaints, read_complaints
 from flash_export.exporters.profile import DEFAULT_CHUNK_SIZE, derive_profile, parse_profile
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
     from flash_export.bundle import Bundle
     from flash_export.manifest import GraphSpec, ProfileShapes
+    from flash_export.progress import ProgressCallback
 
 _TURING_REFUSAL = "FP32 GEMM is not supported"
 
 
+@reads_bundles
 def build_engine(
     bundle: Bundle, *, options: BuildOptions | None = None, progress: ProgressCallback | None = None
 ) -> EngineManifest:
@@ -51,7 +53,8 @@ def build_engine(
     """
     options = options or BuildOptions()
     graph = bundle.get_graph(options.graph)
-    _check_name_is_free(bundle, options)
+    if not options.overwrite:
+        bundle.check_engine_name(options.engine_name)
     profiles = tuple(parse_profile(text, graph) for text in options.profiles) or (
         derive_profile(graph, _read_chunk_size(bundle)),
     )
@@ -95,17 +98,8 @@ def build_engine(
         build_seconds=round(time.perf_counter() - started, 3),
         size_bytes=len(content),
     )
-    bundle.write_engine(engine, content)
+    bundle.write_engine(engine, content, overwrite=options.overwrite)
     return engine
-
-
-def _check_name_is_free(bundle: Bundle, options: BuildOptions) -> None:
-    path = bundle.path / ENGINE_FOLDER / f"{options.engine_name}.json"
-    if path.exists() and not options.overwrite:
-        raise BundleError(
-            f"{bundle.path} already has an engine {options.engine_name!r}; "
-            "replace it with --force, or choose another --name"
-        )
 
 
 def _read_chunk_size(bundle: Bundle) -> int:

@@ -55,7 +55,7 @@ def get_log(trt: Any) -> Any:
                 for errors in _collectors:
                     errors.append(text)
             elif level == severity.WARNING and not _HARMLESS.search(text):
-                logger.warning("%s", text)
+                logger.warning("TensorRT: %s", text)
 
     return Log()
 

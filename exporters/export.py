@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,7 +24,7 @@ from flash_export.exporters.islands import choose_islands
 from flash_export.exporters.lowering.pieces import join_projections
 from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.registry import lower_model
-from flash_export.exporters.promises import check_promises
+from flash_export.exporters.promises import check_promises, check_traced_sizes
 from flash_export.exporters.quantization.rewrite import quantize_graph
 from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
@@ -32,39 +32,26 @@ from flash_export.exporters.tracing import trace_model
 from flash_export.files import hash_files, replace_folder
 from flash_export.manifest import Manifest, ModelFacts
 from flash_export.models.checkpoint import load_checkpoint
+from flash_export.models.registry import get_family
 from flash_export.probes import LOGITS, PROBES_FILE, Probe, ProbeMap
+from flash_export.progress import Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from torch import nn
 
     from flash_export.exporters.quantization.plan import Quantization
     from flash_export.manifest import GraphSpec
     from flash_export.models.base import ReferenceModel
+    from flash_export.models.checkpoint import Checkpoint
+    from flash_export.progress import ProgressCallback
 
 FLOPS_SEQ_LEN = 1024
 VERSIONED_PACKAGES = ("flash-export", "torch", "onnx", "onnxscript", "onnx-ir", "numpy", "safetensors")
 
 
-@dataclass(frozen=True)
-class ExportStage:
-    """A step of the export, for progress display."""
-
-    index: int
-    total: int
-    text: str
-
-
-STAGES = (
-    "Loading the checkpoint",
-    "Measuring the ranges",
-    "Lowering",
-    "Tracing",
-    "Checking the promises",
-    "Writing",
-    "Hashing",
-)
+NUM_STEPS = 7
 
 
 def export_onnx(
@@ -74,21 +61,28 @@ def export_onnx(
     options: ExportOptions | None = None,
     family: str | None = None,
     config: Mapping[str, Any] | None = None,
+    library_version: str | None = None,
+    weights_key: str | None = None,
+    assume_defaults: bool = False,
     force: bool = False,
-    on_stage: Callable[[ExportStage], None] | None = None,
     quantization: Quantization | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Bundle:
     """Export a checkpoint as a bundle.
 
     Args:
-        checkpoint: Checkpoint folder or foreign weights file, see :func:`load_checkpoint`.
+        checkpoint: Checkpoint folder or foreign weights file, see :func:`load_checkpoint`, which says more about what
+            is passed on to it; or a bundle, whose provenance is then carried on.
         output: Folder to create.
         options: Opset, axes and mask.
         family: Model family of a foreign file.
         config: Constructor arguments of a foreign file, or fields to replace in a folder's config.
+        library_version: Release of the library that foreign weights were trained with.
+        weights_key: Which weights of a file that holds several sets.
+        assume_defaults: Take that library's defaults for arguments that nobody told.
         force: Replace a bundle that is there, with its engines and reports.
-        on_stage: Called at the start of each step.
         quantization: What :func:`quantize_bundle` decided; None: nothing is quantized.
+        progress: Called before each step.
 
     Returns:
         The bundle, opened and checked.
@@ -101,16 +95,17 @@ def export_onnx(
     options = options or ExportOptions()
     target = Path(output)
     check_output(target, force=force)
-
-    def start(index: int) -> None:
-        if on_stage:
-            on_stage(ExportStage(index, len(STAGES), STAGES[index]))
-
-    start(0)
-    if (Path(checkpoint) / MANIFEST_FILE).exists():
-        Bundle.open(checkpoint)  # its config and weights are those that were exported
-    loaded = load_checkpoint(checkpoint, family=family, config=config)
-    start(1)
+    steps = Steps(progress, NUM_STEPS)
+    steps.begin("loading the checkpoint")
+    loaded = _load(
+        Path(checkpoint),
+        family=family,
+        config=config,
+        library_version=library_version,
+        weights_key=weights_key,
+        assume_defaults=assume_defaults,
+    )
+    steps.begin("measuring the ranges")
     precision, precision_facts = FP32, None
     if options.precision != "fp32":
         choice = choose_islands(loaded.model, loaded.folder, options)
@@ -119,40 +114,41 @@ def export_onnx(
     if quantization:
         graphs = {name: replace(graph, precision=quantization.plan.scheme) for name, graph in graphs.items()}
         loaded = replace(loaded, provenance=quantization.provenance)
-    provenance, facts = loaded.provenance, _describe_model(loaded.model, options, graphs)
-    with replace_folder(target) as staging:
-        start(2)
+    provenance, imported = loaded.provenance, loaded.imported
+    facts = _describe_model(loaded.model, options, graphs)
+    with replace_folder(target, overwrite=force) as staging:
+        steps.begin("lowering")
         loaded.model.save_pretrained(staging)
         _copy_heldout(loaded.folder, staging)
         lowered = lower_model(loaded.model, precision)
         if quantization:
             join_projections(lowered)
         del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
-        start(3)
-        models, sizes = SplitModels(f"{GRAPH_FILE}.data"), {}
+        steps.begin("tracing")
+        models = SplitModels(f"{GRAPH_FILE}.data")
         for name, graph in graphs.items():
             module = build_graph_module(name, lowered)
-            block_size = quantization.plan.block_size if quantization else None
-            sizes[name] = choose_traced_sizes(module, window, graph, block_size)
-            traced = trace_model(module, graph, sizes[name])
+            sizes = choose_traced_sizes(module, window, graph)
+            traced = trace_model(module, graph, sizes)
+            check_traced_sizes(traced.model, sizes)
             if quantization:
                 quantize_graph(traced.model, quantization.plan)
             models.add(graph.file, traced.model)
             if name == FORWARD:
                 probes = _describe_probes(lowered, traced.probes)
-        start(4)
-        for name, graph in graphs.items():
+        steps.begin("checking the promises")
+        for graph in graphs.values():
             skeleton = models.skeletons[graph.file]
-            check_promises(skeleton, sizes[name], graph.inputs, graph.outputs)
+            check_promises(skeleton, graph.inputs, graph.outputs)
             # Where onnxruntime knows that two blocks have values of the same shape, it keeps one buffer for both all
             # the time: twice the memory of letting go of it in between.
             del skeleton.graph.value_info[:]
-        start(5)
+        steps.begin("writing")
         write_models(models, staging)
         (staging / PROBES_FILE).write_text(probes.to_json(), encoding="utf-8")
         if quantization:
             (staging / QUANTIZATION_FILE).write_text(quantization.record, encoding="utf-8")
-        start(6)
+        steps.begin("hashing")
         written = sorted(staging.iterdir())
         manifest = Manifest(
             versions=_read_versions(),
@@ -161,9 +157,21 @@ def export_onnx(
             files={path.name: digest for path, digest in zip(written, hash_files(written), strict=True)},
             model=facts,
             precision=precision_facts,
+            imported=imported,
         )
         (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return Bundle.open(target)
+
+
+def _load(checkpoint: Path, *, config: Mapping[str, Any] | None, **arguments: Any) -> Checkpoint:
+    """Load the checkpoint; of a bundle only if it is unchanged, and with what it knows of its own checkpoint."""
+    bundle = Bundle.open(checkpoint) if (checkpoint / MANIFEST_FILE).is_file() else None
+    loaded = load_checkpoint(checkpoint, config=config, **arguments)
+    if bundle is None:
+        return loaded
+    hidden = get_family(loaded.model.config.model_type).hidden_arguments
+    told = [argument for argument, field in hidden.items() if field in (config or {})]
+    return replace(loaded, provenance=bundle.manifest.checkpoint, imported=bundle.manifest.imported.forget(told))
 
 
 def check_output(target: Path, *, force: bool) -> None:

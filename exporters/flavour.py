@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from flash_export.config import AUTO_FLAVOUR, FLAVOURS, FP8, TENSORRT, TENSORRT_RTX, BuildOptions, Flavour
 from flash_export.errors import BackendUnavailableError, ConfigError
+from flash_export.install import get_install_command
+from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +65,7 @@ def import_flavour(flavour: Flavour) -> Any:
     Raises:
         BackendUnavailableError: It is not installed, or its libraries cannot be loaded.
     """
-    cure = f"pip install 'flash-export[{flavour.extra}]'"
+    cure = get_install_command(flavour.extra)
     try:
         return importlib.import_module(flavour.module)
     except ModuleNotFoundError as error:
@@ -99,7 +101,7 @@ def choose_targets(trt: Any, flavour: Flavour, requested: Sequence[str], precisi
         if name not in offered:
             raise ConfigError(
                 f"compute capability {name!r} is not one that {flavour.title} {trt.__version__} builds for; "
-                f"use one of {', '.join(offered)}"
+                f"use one of {list_known(name, offered)}"
             )
         if precision in MIN_CAPABILITIES and _parse_capability(name) < least:
             first = ".".join(map(str, least))

@@ -12,7 +12,15 @@ from flash_export.config import DECODE, FORWARD, PREFILL
 from flash_export.errors import ConfigError
 from flash_export.exporters.lowering.flash_state import DecodeFlash, PrefillFlash, describe_state
 from flash_export.exporters.lowering.precision import FP32
-from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec, TensorSpec
+from flash_export.manifest import (
+    LENGTHS,
+    NEW_STATE_PREFIX,
+    STATE_PREFIX,
+    AxisRange,
+    Content,
+    GraphSpec,
+    TensorSpec,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,12 +70,13 @@ def _describe_graph(name: str, config: ModelConfig, options: ExportOptions, prec
         axis: axis if bounds.min < bounds.max else bounds.max for axis, bounds in axes.items()
     }
     batch, seq = sizes["batch"], sizes.get("seq", 1)
-    inputs = [TensorSpec("input_ids", "int64", (batch, seq))]
-    outputs = [TensorSpec("logits", "float32", (batch, seq, int(config.to_dict()["vocab_size"])))]
+    vocab_size = int(config.to_dict()["vocab_size"])
+    inputs = [TensorSpec("input_ids", "int64", (batch, seq), Content.from_vocabulary(vocab_size))]
+    outputs = [TensorSpec("logits", "float32", (batch, seq, vocab_size))]
     if name == FORWARD and (config.sees_padding if options.mask is None else options.mask):
         inputs.append(TensorSpec("attention_mask", "int64", (batch, seq)))
     if name == PREFILL:
-        inputs.append(TensorSpec("lengths", "int64", (batch,)))
+        inputs.append(TensorSpec("lengths", "int64", (batch,), Content(LENGTHS, 1, seq)))
     if name in _STATEFUL:
         inputs.extend(describe_state(cast("FlashConfig", config), batch, STATE_PREFIX, precision))
         outputs.extend(describe_state(cast("FlashConfig", config), batch, NEW_STATE_PREFIX, precision))

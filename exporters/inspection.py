@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flash_export.bundle import ENGINE_FOLDER, MANIFEST_FILE, Bundle
+from flash_export.bundle import ENGINE_FOLDER, MANIFEST_FILE, Bundle, reads_bundles
 from flash_export.errors import BundleError
 from flash_export.exporters.analysis import GraphAnalysis, analyse_graph
+from flash_export.strict_json import format_json
 
 if TYPE_CHECKING:
     from flash_export.manifest import EngineManifest, Manifest
@@ -36,9 +36,21 @@ class Inspection:
     engines: tuple[EngineManifest, ...]
     quantization: QuantizationRecord | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return {**dataclasses.asdict(self), "path": str(self.path)}
+    def to_json(self) -> str:
+        """Return strict JSON."""
+        return format_json(self)
+
+
+@reads_bundles
+def inspect_bundle(bundle: Bundle) -> Inspection:
+    """Inspect a bundle that is open.
+
+    Raises:
+        BundleError: A file was changed since it was written.
+    """
+    graphs = {name: analyse_graph(bundle.get_graph_path(name)) for name in bundle.manifest.graphs}
+    engines, quantization = tuple(bundle.list_engines()), bundle.read_quantization()
+    return Inspection("bundle", bundle.path, bundle.manifest, graphs, engines, quantization)
 
 
 def inspect_path(path: str | Path) -> Inspection:
@@ -51,10 +63,7 @@ def inspect_path(path: str | Path) -> Inspection:
     if not target.exists():
         raise BundleError(f"{target} does not exist; give a bundle folder, an .onnx file or an engine")
     if target.is_dir():
-        bundle = Bundle.open(target)
-        graphs = {name: analyse_graph(bundle.get_graph_path(name)) for name in bundle.manifest.graphs}
-        engines, quantization = tuple(bundle.list_engines()), bundle.read_quantization()
-        return Inspection("bundle", target, bundle.manifest, graphs, engines, quantization)
+        return inspect_bundle(Bundle.open(target))
     if target.suffix == ".onnx":
         return Inspection("graph", target, None, {target.name: analyse_graph(target)}, ())
     folder = target.resolve().parent

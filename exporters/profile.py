@@ -75,17 +75,8 @@ def derive_profile(graph: GraphSpec, chunk_size: int = DEFAULT_CHUNK_SIZE) -> di
 
 
 def get_input_axes(graph: GraphSpec) -> dict[str, AxisRange]:
-    """Return the symbolic axes of the inputs and their ranges, in order of appearance.
-
-    Raises:
-        ProfileError: The manifest declares no range for an axis.
-    """
-    axes = {}
-    for axis in _iterate_input_axes(graph):
-        if axis not in graph.axes:
-            raise ProfileError(f"{graph.file}: axis {axis!r} has no range in the manifest; export the bundle again")
-        axes[axis] = graph.axes[axis]
-    return axes
+    """Return the symbolic axes of the inputs and their ranges, in order of appearance."""
+    return {axis: graph.axes[axis] for axis in _iterate_input_axes(graph)}
 
 
 def _iterate_input_axes(graph: GraphSpec) -> Iterator[str]:
@@ -101,7 +92,7 @@ def _parse_sizes(text: str, part: str, axes: Mapping[str, AxisRange]) -> dict[st
             f"such as {_format_example(axes)}"
         )
     for axis, size in zip(axes, sizes, strict=True):
-        if not re.fullmatch(r"[0-9]+", size):
+        if not re.fullmatch(r"[0-9]{1,1000}", size):
             raise ProfileError(f"profile {text}: {axis} {size!r} is not a whole number; write {wanted} in digits")
         if int(size) == 0:
             raise ProfileError(f"profile {text}: {axis} 0 is an empty axis; use at least 1")

@@ -1,7 +1,8 @@
 """The graph promises: what every exported graph is checked for before it is written.
 
 Only ``ai.onnx`` operators, no functions, no control flow, symbolic ``batch`` and ``seq``, and nowhere a number that
-comes from the traced sizes instead of the model.
+comes from the traced sizes instead of the model. The last is asked of the graph as it was traced: what quantization
+puts into it later has sizes of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+import onnx_ir as ir
 
 from flash_export.errors import GraphError
 
@@ -23,17 +24,14 @@ if TYPE_CHECKING:
 STANDARD_DOMAINS = ("", "ai.onnx")
 CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
 MAX_SHAPE_LENGTH = 8
-INTEGER_TYPES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+INTEGER_TYPES = (ir.DataType.INT64, ir.DataType.INT32)
 
 
-def check_promises(
-    model: onnx.ModelProto, traced: TracedSizes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> None:
-    """Check a graph against every promise.
+def check_promises(model: onnx.ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    """Check a graph that is about to be written; see :func:`check_traced_sizes` for what is asked before.
 
     Args:
         model: The graph; its weights may be external, and need not be there yet.
-        traced: Sizes it was traced with.
         inputs: What the inputs must be, in order.
         outputs: What the outputs must be, in order.
 
@@ -47,9 +45,26 @@ def check_promises(
     for problem in (
         *_find_foreign_operators(model),
         *_find_interface_changes(model, inputs, outputs),
-        *_find_baked_sizes(model, traced),
     ):
-        raise GraphError(f"the exported graph breaks a promise: {problem}; please report this model's config")
+        raise _make_error(problem)
+
+
+def check_traced_sizes(model: ir.Model, traced: TracedSizes) -> None:
+    """Check that nothing in a graph comes from the sizes that it was traced with.
+
+    Args:
+        model: The graph as it was traced.
+        traced: Those sizes.
+
+    Raises:
+        GraphError: A constant shape or the size of a value does; the message names the node.
+    """
+    for problem in _find_baked_sizes(model.graph, traced):
+        raise _make_error(problem)
+
+
+def _make_error(problem: str) -> GraphError:
+    return GraphError(f"the exported graph breaks a promise: {problem}; please report this model's config")
 
 
 def _declare_external_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -94,15 +109,17 @@ def _describe_value(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | s
     return value.name, dtype, tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
 
 
-def _find_baked_sizes(model: onnx.ModelProto, traced: TracedSizes) -> Iterator[str]:
+def _find_baked_sizes(graph: ir.Graph, traced: TracedSizes) -> Iterator[str]:
     """Look for the traced sizes among constant shapes and among the sizes of intermediate values."""
-    users = {name: node.name for node in model.graph.node for name in node.input}
-    for tensor in model.graph.initializer:
-        if tensor.data_type in INTEGER_TYPES and int(np.prod(tensor.dims)) <= MAX_SHAPE_LENGTH:
-            values = numpy_helper.to_array(tensor).reshape(-1).tolist()
-            if baked := traced.telltales.intersection(values):
-                yield f"node {users.get(tensor.name)!r} takes the constant {values}, where {baked} comes from tracing"
-    for value in model.graph.value_info:
-        sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.HasField("dim_value")]
-        if baked := traced.telltales.intersection(sizes):
-            yield f"value {value.name!r} has the fixed sizes {sizes}, where {baked} comes from tracing"
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype in INTEGER_TYPES and tensor.size <= MAX_SHAPE_LENGTH:
+            numbers = tensor.numpy().reshape(-1).tolist()
+            if baked := traced.telltales.intersection(numbers):
+                users = ", ".join(repr(user.name) for user, _ in value.uses())
+                yield f"node {users} takes the constant {numbers}, where {set(baked)} comes from tracing"
+    for node in graph:
+        for value in node.outputs:
+            sizes = [size for size in value.shape or () if isinstance(size, int)]
+            if not value.is_graph_output() and (baked := traced.telltales.intersection(sizes)):
+                yield f"value {value.name!r} has the fixed sizes {sizes}, where {set(baked)} comes from tracing"

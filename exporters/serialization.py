@@ -51,7 +51,8 @@ class SplitModels:
     def add(self, file: str, model: ir.Model) -> onnx.ModelProto:
         """Take the large weights out of a graph, which is of no use afterwards, and return its skeleton.
 
-        Weights that an earlier graph has under the same name are the same, and let go of here.
+        Weights that an earlier graph has under the same name are the same, and let go of here. The skeleton is of the
+        lowest IR version that its opset has, so that old runtimes take it.
 
         Args:
             file: Name of the graph's file.
@@ -75,6 +76,8 @@ class SplitModels:
                 shape=ir.Shape(tensor.shape.numpy()),
                 name=name,
             )
+        opset = onnx.helper.make_opsetid("", model.opset_imports[""])
+        model.ir_version = onnx.helper.find_min_ir_version_for([opset])
         self.skeletons[file] = ir.to_proto(model)
         return self.skeletons[file]
 

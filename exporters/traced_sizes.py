@@ -31,21 +31,16 @@ class TracedSizes:
     telltales: frozenset[int]
 
 
-def choose_traced_sizes(
-    lowered: nn.Module, window: int, graph: GraphSpec, block_size: int | None = None
-) -> TracedSizes:
+def choose_traced_sizes(lowered: nn.Module, window: int, graph: GraphSpec) -> TracedSizes:
     """Choose a batch and a number of windows that no size in the model explains.
 
     Args:
         lowered: The module to be traced.
         window: Number of tokens that sequences are padded to a multiple of.
         graph: Contract of the graph; only where its axes are too short for a telling size is a smaller one taken.
-        block_size: Inputs of a weight that are to share a scale, whose number is a size too; None: none do.
     """
     limits = {name: bounds.max for name, bounds in graph.axes.items()}
     explained = collect_model_sizes(lowered) | set(range(MIN_TELLTALE))
-    if block_size is not None:
-        explained |= {size // block_size for size in explained}
     free = (size for size in itertools.count(MIN_TELLTALE) if size not in explained)
     batch, num_windows = min(next(free), limits["batch"]), next(free)
     fixed = {bounds.max for bounds in graph.axes.values() if bounds.min == bounds.max}

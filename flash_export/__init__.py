@@ -1,13 +1,11 @@
 """Take trained FLASH models from PyTorch to ONNX to TensorRT, and prove that they are still the same model.
 
 The names below are the public API. They are imported on first use, so that ``import flash_export`` loads neither
-PyTorch nor ONNX.
+PyTorch nor ONNX. Nothing at all is imported here: a command is still to take the current folder, which may be a bundle,
+off the import path.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # type checkers take it for that of typing
 
 if TYPE_CHECKING:
     from flash_export.bundle import Bundle as Bundle
@@ -15,6 +13,7 @@ if TYPE_CHECKING:
     from flash_export.config import ExportOptions as ExportOptions
     from flash_export.config import QuantizeOptions as QuantizeOptions
     from flash_export.config import Tolerance as Tolerance
+    from flash_export.doctor import diagnose as diagnose
     from flash_export.errors import FlashExportError as FlashExportError
     from flash_export.exporters.engine import build_engine as build_engine
     from flash_export.exporters.export import export_onnx as export_onnx
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from flash_export.validators.report.files import read_report as read_report
     from flash_export.validators.trade_off.compare import CompareOptions as CompareOptions
     from flash_export.validators.trade_off.compare import compare_bundles as compare_bundles
+    from flash_export.validators.validate import ValidationOptions as ValidationOptions
     from flash_export.validators.validate import validate_bundle as validate_bundle
 
 __version__ = "0.1.0"
@@ -57,10 +57,12 @@ _MODULES = {
     "SamplingOptions": "flash_export.runtime.sampling",
     "State": "flash_export.runtime.state",
     "Tolerance": "flash_export.config",
+    "ValidationOptions": "flash_export.validators.validate",
     "bisect_bundle": "flash_export.validators.bisect.bisect",
     "build_engine": "flash_export.exporters.engine",
     "compare_bundles": "flash_export.validators.trade_off.compare",
     "compare_reports": "flash_export.validators.report.comparison",
+    "diagnose": "flash_export.doctor",
     "export_onnx": "flash_export.exporters.export",
     "inspect_path": "flash_export.exporters.inspection",
     "load_checkpoint": "flash_export.models.checkpoint",
@@ -72,8 +74,10 @@ _MODULES = {
 __all__ = ["__version__", *_MODULES]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first used."""
     if name not in _MODULES:
         raise AttributeError(f"module 'flash_export' has no attribute {name!r}")
+    import importlib
+
     return getattr(importlib.import_module(_MODULES[name]), name)

@@ -6,22 +6,36 @@ compiled or shipped later is what was exported.
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, fields
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields, replace
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from typing_extensions import ParamSpec
 
 from flash_export.config import SCHEMES
 from flash_export.errors import BundleError
-from flash_export.files import hash_file, hash_files, replace_folder
+from flash_export.external_data import check_external_data
+from flash_export.files import check_utf8, hash_file, hash_files, link_folder, replace_folder
+from flash_export.locks import lock_folder
 from flash_export.manifest import FORMAT_VERSION, EngineManifest, GraphSpec, Manifest
+from flash_export.plain_tree import check_plain_tree
 from flash_export.probes import PROBES_FILE, ProbeMap
 from flash_export.quantization_record import QuantizationRecord
 from flash_export.reading import build_record, read_json_object, read_record
+from flash_export.stamp import Stamp, check_stamp, take_stamp
 from flash_export.structure import show
+from flash_export.suggest import list_known
+from flash_export.temporary import remove_leftovers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from flash_export.models.base import ReferenceModel
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -67,15 +81,35 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    stamp: Stamp | None = field(default=None, compare=False, repr=False)  # None: made without a look at the files
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
         """Read the manifest and check the sha256 of every file it names.
 
+        What killed processes left in the bundle, beside it or among the system's temporary files is removed first.
+
         Raises:
-            BundleError: The folder is no bundle, a file is missing, or a file was changed.
+            BundleError: The folder is no bundle, a file is missing or was changed, something in the folder is no plain
+                file or folder, or a graph takes its weights from elsewhere.
+            ConfigError: The path is no UTF-8.
         """
         folder = Path(path)
+        check_utf8(folder)
+        if folder.is_dir():
+            check_plain_tree(folder)
+            remove_leftovers(folder, folder / ENGINE_FOLDER, folder / REPORT_FOLDER, folder.resolve().parent, None)
+        before = take_stamp(folder, MANIFEST_FILE)
+        try:
+            bundle = cls._read(folder)
+        except BundleError as error:
+            check_stamp(folder, before, error)
+            raise
+        check_stamp(folder, before)
+        return replace(bundle, stamp=take_stamp(folder, MANIFEST_FILE, bundle.manifest.files))
+
+    @classmethod
+    def _read(cls, folder: Path) -> Bundle:
         manifest = _read_manifest(folder)
         for name in manifest.files:
             if not (folder / name).is_file():
@@ -93,7 +127,52 @@ class Bundle:
                     f"{folder / name} was changed after the export: sha256 {actual[:12]}..., the manifest says "
                     f"{expected[:12]}...; export the bundle again"
                 )
+        for graph in manifest.graphs.values():
+            check_external_data(folder / graph.file, manifest.files)
         return cls(folder, manifest)
+
+    def check_unchanged(self, cause: Exception | None = None) -> None:
+        """Look whether the files are still those that were opened, without reading more of them than the manifest.
+
+        Args:
+            cause: What went wrong with them, if anything did.
+
+        Raises:
+            BundleError: They were replaced.
+        """
+        if self.stamp is not None:
+            check_stamp(self.path, self.stamp, cause)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Let what the block finds in the bundle, errors too, count only if it is still the one that was opened.
+
+        Raises:
+            BundleError: It was replaced.
+        """
+        try:
+            yield
+        except Exception as error:
+            self.check_unchanged(error)
+            raise
+        self.check_unchanged()
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from changing the bundle while the block does.
+
+        Raises:
+            BundleError: It was replaced, or another process did not let go of it.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock_folder(self.path))
+            except OSError as error:
+                self.check_unchanged(error)
+                raise
+            self.check_unchanged()
+            check_plain_tree(self.path)
+            yield
 
     def get_graph(self, name: str = "forward") -> GraphSpec:
         """Return the contract of a graph.
@@ -104,7 +183,7 @@ class Bundle:
         try:
             return self.manifest.graphs[name]
         except KeyError:
-            known = ", ".join(self.manifest.graphs)
+            known = list_known(name, self.manifest.graphs)
             raise BundleError(f"{self.path} has no graph {name!r}; it has {known}") from None
 
     def get_graph_path(self, name: str = "forward") -> Path:
@@ -185,22 +264,58 @@ class Bundle:
             raise BundleError(f"{path} was built from another graph than this bundle's; build the engine again")
         return path
 
-    def write_engine(self, engine: EngineManifest, plan: bytes) -> None:
-        """Store an engine and its manifest in one step, replacing an engine of that name.
+    def check_engine_name(self, name: str) -> None:
+        """Look whether an engine can be stored under a name.
+
+        Raises:
+            BundleError: There is one of that name.
+        """
+        if (self.path / ENGINE_FOLDER / f"{name}.json").exists():
+            raise BundleError(
+                f"{self.path} already has an engine {name!r}; replace it with --force, or choose another --name"
+            )
+
+    def write_engine(self, engine: EngineManifest, plan: bytes, *, overwrite: bool = True) -> None:
+        """Store an engine and its manifest in one step.
 
         The folder of engines is exchanged for one with the new pair in it, the others being hard links: a killed run
         leaves the old pair or the new one.
 
+        Args:
+            engine: The manifest.
+            plan: The engine.
+            overwrite: Whether an engine of that name is replaced.
+
         Raises:
-            BundleError: The folder cannot be written, or the disk is full; the engines are then as they were.
+            BundleError: The folder cannot be written, the disk is full, there is an engine of that name, or the bundle
+                was replaced; the engines are then as they were.
         """
-        folder = self.path / ENGINE_FOLDER
-        with replace_folder(folder) as staging:
-            for path in folder.glob("*") if folder.is_dir() else ():
-                if path.stem != engine.name:
-                    os.link(path, staging / path.name)
-            (staging / f"{engine.name}.engine").write_bytes(plan)
-            (staging / f"{engine.name}.json").write_text(engine.to_json(), encoding="utf-8")
+        folder, files = self.path / ENGINE_FOLDER, (f"{engine.name}.engine", f"{engine.name}.json")
+        with self.lock():
+            if not overwrite:
+                self.check_engine_name(engine.name)
+            with replace_folder(folder) as staging:
+                link_folder(folder, staging, files)
+                (staging / files[0]).write_bytes(plan)
+                (staging / files[1]).write_text(engine.to_json(), encoding="utf-8")
+
+
+def reads_bundles(function: Callable[P, T]) -> Callable[P, T]:
+    """Wrap a function so that what it says of bundles counts only if none was replaced while it ran.
+
+    Its bundles are its arguments of this type, alone or in a list or tuple.
+    """
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with ExitStack() as stack:
+            for value in (*args, *kwargs.values()):
+                for one in value if isinstance(value, list | tuple) else (value,):
+                    if isinstance(one, Bundle):
+                        stack.enter_context(one.hold())
+            return function(*args, **kwargs)
+
+    return run
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 from flash_export.errors import ConfigError
+from flash_export.suggest import list_known
 
 MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 23, 20
 DEFAULT_MAX_SEQ_LEN = 65536
@@ -13,6 +15,24 @@ DEFAULT_MAX_BATCH = 64
 PRECISIONS = ("fp32", "fp16", "bf16")
 ISLAND_MODES = ("auto", "minimal", "all")
 GRAPHS = FORWARD, PREFILL, DECODE = "forward", "prefill", "decode"
+# Positions are fp32, which tells no two whole numbers apart beyond.
+MAX_SEQ_LEN = 1 << 24
+MAX_BATCH = (1 << 31) - 1
+MAX_THREADS = 1024
+MAX_WINDOWS = 65536
+MAX_WORKSPACE_BYTES = 1 << 48
+
+
+def check_count(name: str, value: int | None, most: int) -> None:
+    """Check that an option is a whole number from 1 to ``most``, or was not given.
+
+    Raises:
+        ConfigError: It is below or above.
+    """
+    if value is not None and value < 1:
+        raise ConfigError(f"{name}={value} is not usable; use at least 1")
+    if value is not None and value > most:
+        raise ConfigError(f"{name}={value} is not usable; use at most {most}")
 
 
 @dataclass(frozen=True)
@@ -46,17 +66,15 @@ class ExportOptions:
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise ConfigError(f"opset={self.opset} is not supported; use {MIN_OPSET} to {MAX_OPSET}")
         for name, known in (("precision", PRECISIONS), ("islands", ISLAND_MODES)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(known)}")
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"{name}={value!r} is unknown; use one of {list_known(value, known)}")
         if self.precision == "fp32" and self.islands != "auto":
             raise ConfigError(f"islands={self.islands} needs half precision; add --precision fp16 or bf16")
-        for name in ("max_seq_len", "max_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} is not usable; use a whole number of at least 1")
-        if self.batch is not None and self.batch < 1:
-            raise ConfigError(f"batch={self.batch} is not usable; use a whole number of at least 1, or leave it out")
+        for name, most in (("max_seq_len", MAX_SEQ_LEN), ("max_batch", MAX_BATCH), ("batch", MAX_BATCH)):
+            check_count(name, getattr(self, name), most)
         if unknown := sorted(set(self.graphs) - set(GRAPHS)):
-            raise ConfigError(f"graphs has {', '.join(unknown)}; use {', '.join(GRAPHS)}")
+            raise ConfigError(f"graphs has {', '.join(unknown)}; use {list_known(unknown[0], GRAPHS)}")
         if self.graphs and GRAPHS[0] not in self.graphs:
             raise ConfigError(f"graphs={','.join(self.graphs)} lacks {GRAPHS[0]}, which validation needs; add it")
 
@@ -97,15 +115,14 @@ class QuantizeOptions:
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
         if self.scheme not in SCHEMES:
-            raise ConfigError(f"scheme={self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
+            raise ConfigError(f"scheme={self.scheme!r} is unknown; use one of {list_known(self.scheme, SCHEMES)}")
         if self.budget is not None and not 0 < self.budget < 1:
             raise ConfigError(f"budget={self.budget} is not usable; use a fraction between 0 and 1, such as 0.005")
         if self.block_size < MIN_BLOCK_SIZE or self.block_size & (self.block_size - 1):
             raise ConfigError(
                 f"block_size={self.block_size} is not usable; use a power of two from {MIN_BLOCK_SIZE} on"
             )
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads={self.threads} is not usable; use at least 1")
+        check_count("threads", self.threads, MAX_THREADS)
 
     @property
     def accepted_loss(self) -> float:
@@ -122,13 +139,17 @@ class Tolerance:
 
     atol: float = 0.0
     rtol: float = 1e-4
+    noise_ratio: None = None
     kl_bits: None = None
     bits_change: None = None
 
     def __post_init__(self) -> None:
-        """Check that something is tolerated, and nothing negative."""
-        if not (self.atol >= 0 and self.rtol >= 0 and self.atol + self.rtol > 0):
-            raise ConfigError(f"atol={self.atol}, rtol={self.rtol} is not usable; both at least 0 and one above")
+        """Check that something is tolerated, not everything, and nothing negative."""
+        is_usable = self.atol >= 0 and self.rtol >= 0 and 0 < self.atol + self.rtol < math.inf
+        if not is_usable:
+            raise ConfigError(
+                f"atol={self.atol}, rtol={self.rtol} is not usable; give finite numbers, both at least 0 and one above"
+            )
 
     def compute_limit(self, scale: float, noise: float) -> float:
         """Return the largest accepted absolute difference for outputs of this scale; ``noise`` does not matter."""
@@ -137,6 +158,10 @@ class Tolerance:
     def compute_own_limit(self, scale: float, noise: float) -> float:
         """Return how much two of a backend's own runs that compute the same may differ."""
         return self.compute_limit(scale, noise)
+
+    def describe(self) -> dict[str, str]:
+        """Say it by name, for reports."""
+        return {"tolerance": f"{self.atol:g} and {self.rtol:g} of the largest logit"}
 
 
 @dataclass(frozen=True)
@@ -171,6 +196,11 @@ class ErrorBudget:
         """Return how much two of a backend's own runs that compute the same may differ."""
         return self.compute_limit(scale, noise)
 
+    def describe(self) -> dict[str, str]:
+        """Say it by name, for reports."""
+        limit = {"error_limit": f"{self.noise_ratio:g} times the eager model's own error"}
+        return limit if self.bits_change is None else {**limit, "accepted_loss": f"{self.bits_change:.2%}"}
+
 
 @dataclass(frozen=True)
 class QuantizationBudget:
@@ -187,6 +217,7 @@ class QuantizationBudget:
     own_error: float
     kl_bits: float
     bits_change: float
+    noise_ratio: None = None
 
     def compute_limit(self, scale: float, noise: float) -> float:
         """Return the largest accepted absolute error; ``noise`` does not matter."""
@@ -195,6 +226,14 @@ class QuantizationBudget:
     def compute_own_limit(self, scale: float, noise: float) -> float:
         """Return how much two runs may differ; ``noise`` does not matter."""
         return self.own_error * scale
+
+    def describe(self) -> dict[str, str]:
+        """Say it by name, for reports."""
+        return {
+            "error_limit": f"{self.error:.0%} of the largest logit",
+            "divergence_limit": f"{self.kl_bits:g} bits per position",
+            "accepted_loss": f"{self.bits_change:.2%}",
+        }
 
 
 # docs/validation.md says how these were chosen. The floor is four units in the last place of the precision.
@@ -263,7 +302,7 @@ class BuildOptions:
     def __post_init__(self) -> None:
         """Check what can be checked without a graph and without TensorRT."""
         if self.flavour not in (AUTO_FLAVOUR, *FLAVOURS):
-            known = ", ".join((AUTO_FLAVOUR, *FLAVOURS))
+            known = list_known(self.flavour, (AUTO_FLAVOUR, *FLAVOURS))
             raise ConfigError(f"flavour={self.flavour!r} is unknown; use one of {known}")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ConfigError(f"name={self.name!r} is not usable as a file name; use letters, digits, '.', '_' and '-'")
@@ -272,8 +311,7 @@ class BuildOptions:
                 "compute_capabilities need flavour tensorrt-rtx, because tensorrt builds for the GPU at hand; "
                 "leave one of them out"
             )
-        if self.workspace_bytes is not None and self.workspace_bytes < 1:
-            raise ConfigError(f"workspace_bytes={self.workspace_bytes} is not usable; use at least 1, or leave it out")
+        check_count("workspace_bytes", self.workspace_bytes, MAX_WORKSPACE_BYTES)
 
     @property
     def engine_name(self) -> str:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flash_export.config import FLAVOURS, TENSORRT_RTX, Flavour
+from flash_export.install import get_install_command
+from flash_export.strict_json import format_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,14 +73,18 @@ class Diagnosis:
         """Tell whether everything that an export needs can be used."""
         return all(finding for finding in self.findings if finding.required)
 
+    def to_json(self) -> str:
+        """Return strict JSON."""
+        return format_json({"can_export": bool(self), "findings": self.findings})
+
 
 def diagnose(folder: str | Path = ".") -> Diagnosis:
     """Look at Python, the packages, the GPU, the disk that holds ``folder`` and the memory."""
     probes: tuple[tuple[str, Callable[[], Finding], bool], ...] = (
         ("python", _probe_python, True),
         ("torch", _probe_torch, True),
-        ("onnx", lambda: _probe_package("onnx", "flash-export"), True),
-        ("onnxscript", lambda: _probe_package("onnxscript", "flash-export"), True),
+        ("onnx", lambda: _probe_package("onnx"), True),
+        ("onnxscript", lambda: _probe_package("onnxscript"), True),
         ("onnxruntime", _probe_onnxruntime, False),
         *((name, lambda flavour=flavour: _probe_tensorrt(flavour), False) for name, flavour in FLAVOURS.items()),
         ("gpu", _probe_gpu, False),
@@ -104,8 +110,8 @@ def _probe_python() -> Finding:
     return Finding("python", Status.OK, version, f"{platform.system()} {platform.machine()}")
 
 
-def _probe_package(name: str, extra: str) -> Finding:
-    cure = f"pip install '{extra}'"
+def _probe_package(name: str, extra: str = "") -> Finding:
+    cure = get_install_command(extra)
     if not _is_installed(name):
         return Finding(name, Status.MISSING, cure=cure)
     try:
@@ -116,7 +122,7 @@ def _probe_package(name: str, extra: str) -> Finding:
 
 
 def _probe_torch() -> Finding:
-    found = _probe_package("torch", "flash-export")
+    found = _probe_package("torch")
     if not found:
         return found
     torch = importlib.import_module("torch")
@@ -125,19 +131,19 @@ def _probe_torch() -> Finding:
 
 
 def _probe_onnxruntime() -> Finding:
-    found = _probe_package("onnxruntime", "flash-export[cpu]")
+    found = _probe_package("onnxruntime", "cpu")
     if not found:
         return found
     ort = importlib.import_module("onnxruntime")
     listed = [name for name in ort.get_available_providers() if name != REMOTE_PROVIDER]
-    if not _probe_package("onnx", "flash-export"):
+    if not _probe_package("onnx"):
         detail = f"listed, not tried: {_format_providers(listed)}"
         return Finding("onnxruntime", Status.LIMITED, found.version, detail, "needs onnx to try its providers")
     usable = _try_providers(ort, listed)
     detail = f"usable: {_format_providers(usable) or 'none'}"
     if unusable := [name for name in listed if name not in usable]:
         detail += f"; only listed: {_format_providers(unusable)}"
-    cure = "" if usable else "install it again: pip install 'flash-export[cpu]'"
+    cure = "" if usable else f"install it again: {get_install_command('cpu')}"
     return Finding("onnxruntime", Status.OK if usable else Status.BROKEN, found.version, detail, cure)
 
 
@@ -171,7 +177,7 @@ def _format_providers(providers: Sequence[str]) -> str:
 def _probe_tensorrt(flavour: Flavour) -> Finding:
     from flash_export.exporters.flavour import import_flavour, is_installed
 
-    cure = f"pip install 'flash-export[{flavour.extra}]'"
+    cure = get_install_command(flavour.extra)
     if not is_installed(flavour):
         return Finding(flavour.name, Status.MISSING, cure=cure)
     version = str(import_flavour(flavour).__version__)

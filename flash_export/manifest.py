@@ -9,8 +9,10 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 from flash_export.config import FORWARD, PRECISIONS, SCHEMES
+from flash_export.import_record import ImportRecord
 from flash_export.structure import show
 
 FORMAT_VERSION = 1
@@ -26,13 +28,43 @@ PROVENANCE = ("source", "format", "sha256")
 STATE_PREFIX, NEW_STATE_PREFIX = "state.", "new_state."
 
 
+ContentKind = Literal["token ids", "lengths"]
+TOKEN_IDS: ContentKind = "token ids"
+LENGTHS: ContentKind = "lengths"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an integer input holds, and so which values it may have.
+
+    Attributes:
+        kind: ``token ids``, or ``lengths``: the number of real tokens of each row.
+        min: Least value.
+        max: Largest value; a string stands for the size of that axis.
+    """
+
+    kind: ContentKind
+    min: int
+    max: int | str
+
+    @classmethod
+    def from_vocabulary(cls, vocab_size: int) -> Content:
+        """Describe token ids of a vocabulary of this size."""
+        return cls(TOKEN_IDS, 0, vocab_size - 1)
+
+
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, numpy dtype name and shape of a graph input or output; symbolic axes are strings."""
+    """Name, numpy dtype name and shape of a graph input or output; symbolic axes are strings.
+
+    Attributes:
+        content: Which values an integer input may have; None: any.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    content: Content | None = None
 
     def __post_init__(self) -> None:
         """Check that it can be a tensor of a graph."""
@@ -88,6 +120,7 @@ class GraphSpec:
         for spec in self.state_inputs:
             if any(isinstance(size, str) for size in spec.shape[1:]):
                 raise ValueError(f"{spec.name} has an axis of no fixed size beside the batch")
+        object.__setattr__(self, "inputs", _add_vocabulary(self.inputs, self.outputs))
 
     @property
     def is_half(self) -> bool:
@@ -103,6 +136,18 @@ class GraphSpec:
     def has_mask(self) -> bool:
         """Whether the graph takes an ``attention_mask``."""
         return any(spec.name == "attention_mask" for spec in self.inputs)
+
+
+def _add_vocabulary(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Return the inputs with what a bundle of an older version does not say: there are as many ids as logits."""
+    vocab_size = next((spec.shape[-1] for spec in outputs if spec.name == "logits" and spec.shape), None)
+    if not isinstance(vocab_size, int):
+        return inputs
+    content = Content.from_vocabulary(vocab_size)
+    return tuple(
+        dataclasses.replace(spec, content=content) if spec.name == "input_ids" and spec.content is None else spec
+        for spec in inputs
+    )
 
 
 @dataclass(frozen=True)
@@ -189,6 +234,7 @@ class Manifest:
         files: sha256 of every other file of the export, by name.
         model: Facts about the model that readers want without loading it.
         precision: How half precision was kept in range; None for fp32.
+        imported: What was assumed, chosen and repaired when the weights were read.
         format_version: Version of this layout.
     """
 
@@ -198,6 +244,7 @@ class Manifest:
     files: dict[str, str]
     model: ModelFacts | None = None
     precision: PrecisionFacts | None = None
+    imported: ImportRecord = field(default_factory=ImportRecord)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:

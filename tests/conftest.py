@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import onnx
 import pytest
@@ -14,15 +15,34 @@ from flash_export.config import ExportOptions
 from flash_export.files import hash_file
 from flash_export.manifest import AxisRange, GraphSpec, Manifest, TensorSpec
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 # Small models on busy machines: threads cost more than they give. Read when PyTorch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PROVENANCE = {"source": "model.pt", "format": "flash-pytorch", "sha256": "0" * 64}
 BundleFactory = Callable[..., Bundle]
 SchemeExporter = Callable[[str], Bundle]
+FolderSharer = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def share_folder(tmp_path_factory: pytest.TempPathFactory) -> FolderSharer:
+    """Make a folder once for all processes of a test run; whoever comes second waits for it. Not to be changed."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # that of the whole run
+
+    def share(name: str, write: Callable[[Path], None]) -> Path:
+        folder = root / "shared" / name
+        folder.parent.mkdir(exist_ok=True)
+        with folder.with_name(f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                partial = tmp_path_factory.mktemp(name)
+                write(partial)
+                partial.rename(folder)
+        return folder
+
+    return share
 
 
 @pytest.fixture
@@ -75,30 +95,31 @@ def _read_specs(values: list[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
 
 
 @pytest.fixture(scope="session")
-def causal_byte_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def causal_byte_bundle(share_folder: FolderSharer) -> Bundle:
     """Export a tiny causal model of bytes with text to be measured on, all graphs; not to be changed."""
-    return _export_bytes(tmp_path_factory.mktemp("causal-bytes"), causal=True)
+    return Bundle.open(share_folder("causal-bytes", lambda folder: _export_bytes(folder, causal=True)) / "bundle")
 
 
 @pytest.fixture(scope="session")
-def masked_byte_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def masked_byte_bundle(share_folder: FolderSharer) -> Bundle:
     """Export a tiny masked model of bytes with text to be measured on; not to be changed."""
-    return _export_bytes(tmp_path_factory.mktemp("masked-bytes"), causal=False)
+    return Bundle.open(share_folder("masked-bytes", lambda folder: _export_bytes(folder, causal=False)) / "bundle")
 
 
 @pytest.fixture(scope="session")
-def int8_bundle(causal_byte_bundle: Bundle) -> Bundle:
+def int8_bundle(causal_byte_bundle: Bundle, share_folder: FolderSharer) -> Bundle:
     """Quantize the causal model with the defaults; not to be changed."""
     from flash_export.config import QuantizeOptions
     from flash_export.quantization.quantize import quantize_bundle
 
-    return quantize_bundle(
-        causal_byte_bundle, causal_byte_bundle.path.parent / "int8", options=QuantizeOptions(threads=1)
-    )
+    def write(folder: Path) -> None:
+        quantize_bundle(causal_byte_bundle, folder / "int8", options=QuantizeOptions(threads=1))
+
+    return Bundle.open(share_folder("int8-bytes", write) / "int8")
 
 
 @pytest.fixture(scope="session")
-def export_scheme(masked_byte_bundle: Bundle) -> SchemeExporter:
+def export_scheme(masked_byte_bundle: Bundle, share_folder: FolderSharer) -> SchemeExporter:
     """Quantize all of the masked model by a plan that asks no one, each scheme once; not to be changed."""
     from flash_export.exporters.export import export_onnx
     from flash_export.exporters.quantization.plan import ProductPlan, Quantization, QuantizationPlan
@@ -111,17 +132,18 @@ def export_scheme(masked_byte_bundle: Bundle) -> SchemeExporter:
         largest = 8.0 if scheme in ("int8", "fp8") else None
         plan = QuantizationPlan(scheme, {name: ProductPlan(scheme, largest, block_size=16) for name in names})
         record = QuantizationRecord(scheme, "", "text", "", (96,), 1, 0.02, 0.01, 0.01, None, 1.0, 0.0, None, ())
-        return export_onnx(
-            masked_byte_bundle.path,
-            masked_byte_bundle.path.parent / f"planned-{scheme}",
-            options=ExportOptions(opset=21, max_seq_len=96, max_batch=4, mask=True),
-            quantization=Quantization(plan, masked_byte_bundle.manifest.checkpoint, record.to_json()),
-        )
+        options = ExportOptions(opset=21, max_seq_len=96, max_batch=4, mask=True)
+        quantization = Quantization(plan, masked_byte_bundle.manifest.checkpoint, record.to_json())
+
+        def write(folder: Path) -> None:
+            export_onnx(masked_byte_bundle.path, folder / "bundle", options=options, quantization=quantization)
+
+        return Bundle.open(share_folder(f"planned-{scheme}", write) / "bundle")
 
     return export
 
 
-def _export_bytes(folder: Path, *, causal: bool) -> Bundle:
+def _export_bytes(folder: Path, *, causal: bool) -> None:
     import torch
 
     from flash_export.exporters.export import export_onnx
@@ -140,4 +162,4 @@ def _export_bytes(folder: Path, *, causal: bool) -> Bundle:
     (folder / "checkpoint" / "heldout.txt").write_text(text)
     (folder / "checkpoint" / "heldout.json").write_text(json.dumps(settings))
     options = ExportOptions(max_seq_len=96, max_batch=4)
-    return export_onnx(folder / "checkpoint", folder / "bundle", options=options)
+    export_onnx(folder / "checkpoint", folder / "bundle", options=options)

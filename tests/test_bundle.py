@@ -1,19 +1,27 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flash_export.bundle import Bundle
+from flash_export.bundle import Bundle, reads_bundles
 from flash_export.errors import BundleError
-from flash_export.files import hash_file
+from flash_export.files import hash_file, hash_files, replace_folder
 from flash_export.manifest import (
     AxisRange,
+    Content,
     EngineManifest,
     GraphSpec,
     Manifest,
@@ -24,9 +32,10 @@ from flash_export.manifest import (
 from flash_export.quantization_record import ProductRecord, QuantizationRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-INPUT = TensorSpec("input_ids", "int64", ("batch", "seq"))
+INPUT = TensorSpec("input_ids", "int64", ("batch", "seq"), Content.from_vocabulary(256))
 OUTPUT = TensorSpec("logits", "float32", ("batch", "seq", 256))
 GRAPH = GraphSpec("model.onnx", 20, "fp32", (INPUT,), (OUTPUT,), {"batch": AxisRange(1, 64), "seq": AxisRange(1, 4096)})
 JUNK = st.sampled_from((None, True, -1, 1.5, "junk", [], ["junk"], {}, {"junk": 1}))
@@ -51,10 +60,16 @@ def bundle(tmp_path: Path) -> Bundle:
     return Bundle.open(folder)
 
 
-def make_engine(bundle: Bundle, plan: bytes, **changes: Any) -> EngineManifest:
-    """Store a made-up engine; ``changes`` replace fields of its manifest."""
+def test_older_bundle_has_as_many_ids_as_logits(bundle: Bundle) -> None:
+    values = read_manifest(bundle.path)
+    del values["graphs"]["forward"]["inputs"][0]["content"]
+    (bundle.path / "manifest.json").write_text(json.dumps(values))
+    assert Bundle.open(bundle.path).get_graph().inputs[0].content == Content("token ids", 0, 255)
+
+
+def describe_engine(bundle: Bundle, plan: bytes, **changes: Any) -> EngineManifest:
+    """Return the manifest of a made-up engine; ``changes`` replace fields of it."""
     profile = {"input_ids": ProfileShapes((1, 1), (1, 512), (8, 4096))}
-    (bundle.path / "plan").write_bytes(plan)
     engine = EngineManifest(
         name="forward",
         flavour="tensorrt-rtx",
@@ -62,7 +77,7 @@ def make_engine(bundle: Bundle, plan: bytes, **changes: Any) -> EngineManifest:
         targets=("8.9",),
         graph="forward",
         graph_sha256=bundle.manifest.files["model.onnx"],
-        engine_sha256=hash_file(bundle.path / "plan"),
+        engine_sha256=hashlib.sha256(plan).hexdigest(),
         profiles=(profile,),
         inputs=(INPUT,),
         outputs=(OUTPUT,),
@@ -71,8 +86,12 @@ def make_engine(bundle: Bundle, plan: bytes, **changes: Any) -> EngineManifest:
         build_seconds=1.5,
         size_bytes=len(plan),
     )
-    (bundle.path / "plan").unlink()
-    engine = dataclasses.replace(engine, **changes)
+    return dataclasses.replace(engine, **changes)
+
+
+def make_engine(bundle: Bundle, plan: bytes, **changes: Any) -> EngineManifest:
+    """Store a made-up engine."""
+    engine = describe_engine(bundle, plan, **changes)
     bundle.write_engine(engine, plan)
     return engine
 
@@ -214,7 +233,8 @@ def test_any_damage_to_a_manifest_is_a_bundle_error_or_harmless(bundle: Bundle, 
     except BundleError:
         pass
     else:
-        assert json.loads(opened.manifest.to_json()) == json.loads(path.read_text())
+        is_restored = opened.manifest == bundle.manifest  # what an older version did not write down
+        assert is_restored or json.loads(opened.manifest.to_json()) == json.loads(path.read_text())
     finally:
         path.write_text(text)
 
@@ -302,6 +322,185 @@ def test_full_disk_while_an_engine_is_written_leaves_the_old_one(
             bundle.write_engine(engine, b"new plan")
     assert bundle.get_engine_path(engine).read_bytes() == b"plan"
     assert len(list((bundle.path / "engines").iterdir())) == 2
+
+
+# --- several processes
+
+
+def make_engines(bundle: Bundle, prefix: str, count: int) -> None:
+    """Store engines one after another; none may be lost."""
+    plan = prefix.encode()
+    for index in range(count):
+        bundle.write_engine(describe_engine(bundle, plan, name=f"{prefix}{index}"), plan)
+
+
+def test_engines_that_threads_store_at_once_are_all_there(bundle: Bundle) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda prefix: make_engines(Bundle.open(bundle.path), prefix, 6), "abcd"))
+    assert [engine.name for engine in bundle.list_engines()] == sorted(f"{p}{i}" for p in "abcd" for i in range(6))
+    for engine in bundle.list_engines():
+        bundle.get_engine_path(engine)
+    assert [path.name for path in bundle.path.iterdir() if path.name.startswith(".")] == []
+
+
+ENGINE_WRITER = """
+import sys
+from dataclasses import replace
+from hashlib import sha256
+from flash_export.bundle import Bundle, reads_bundles
+
+bundle, prefix = Bundle.open(sys.argv[1]), sys.argv[2]
+(pattern,) = (engine for engine in bundle.list_engines() if engine.name == "pattern")
+for index in range(8):
+    plan = f"{prefix}{index}".encode()
+    bundle.write_engine(replace(pattern, name=f"{prefix}{index}", engine_sha256=sha256(plan).hexdigest()), plan)
+"""
+
+
+def test_engines_that_processes_store_at_once_are_all_there(bundle: Bundle) -> None:
+    make_engine(bundle, b"plan", name="pattern")
+    writers = [subprocess.Popen([sys.executable, "-c", ENGINE_WRITER, bundle.path, prefix]) for prefix in "abc"]
+    assert [writer.wait(120) for writer in writers] == [0, 0, 0]
+    wanted = sorted(["pattern", *(f"{prefix}{index}" for prefix in "abc" for index in range(8))])
+    assert [engine.name for engine in bundle.list_engines()] == wanted
+
+
+def test_engine_of_a_name_that_another_process_took_is_told(bundle: Bundle) -> None:
+    engine = make_engine(bundle, b"first")
+    with pytest.raises(BundleError, match="already has an engine 'forward'; replace it with --force"):
+        bundle.write_engine(engine, b"second", overwrite=False)
+    assert bundle.get_engine_path(engine).read_bytes() == b"first"
+
+
+def replace_bundle(bundle: Bundle) -> None:
+    """Put another good bundle in the place of this one, as an export with --force does."""
+    with replace_folder(bundle.path) as staging:
+        for path in bundle.path.iterdir():
+            if path.is_file():
+                shutil.copy(path, staging)
+        (staging / "model.onnx").write_bytes(b"another")
+        files = {**bundle.manifest.files, "model.onnx": hash_file(staging / "model.onnx")}
+        (staging / "manifest.json").write_text(dataclasses.replace(bundle.manifest, files=files).to_json())
+
+
+def test_engine_for_a_bundle_that_was_replaced_is_not_stored(bundle: Bundle) -> None:
+    engine = describe_engine(bundle, b"plan")
+    replace_bundle(bundle)
+    with pytest.raises(BundleError, match=r"bundle was replaced while it was read; run it again"):
+        bundle.write_engine(engine, b"plan")
+    assert Bundle.open(bundle.path).list_engines() == []
+
+
+def test_engine_for_a_bundle_that_was_removed_is_not_stored(bundle: Bundle) -> None:
+    engine = describe_engine(bundle, b"plan")
+    shutil.rmtree(bundle.path)
+    with pytest.raises(BundleError, match="was replaced while it was read"):
+        bundle.write_engine(engine, b"plan")
+    assert not bundle.path.exists()
+
+
+@reads_bundles
+def read(bundles: list[Bundle], change: Callable[[], object], error: Exception | None = None) -> str:
+    change()
+    if error is not None:
+        raise error
+    return "read"
+
+
+@pytest.mark.parametrize("error", [None, ValueError("the model is wrong"), BundleError("a file is missing")])
+def test_what_is_found_of_a_bundle_that_was_replaced_does_not_count(bundle: Bundle, error: Exception | None) -> None:
+    with pytest.raises(BundleError, match="was replaced while it was read; run it again") as caught:
+        read([bundle], lambda: replace_bundle(bundle), error)
+    assert caught.value.__cause__ is error
+
+
+def test_what_is_found_of_a_bundle_that_stayed_counts(bundle: Bundle) -> None:
+    assert read([bundle], lambda: None) == "read"
+    with pytest.raises(ValueError, match="the model is wrong"):
+        read([bundle], lambda: None, ValueError("the model is wrong"))
+    assert read([bundle], lambda: make_engine(bundle, b"plan")) == "read"
+
+
+def test_file_that_was_written_over_is_noticed(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="was replaced while it was read"):
+        read([bundle], lambda: (bundle.path / "model.onnx").write_text("longer content of model.onnx"))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_bundle_that_is_replaced_while_it_is_opened_is_no_damaged_one(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def hash_then_replace(paths: list[Path]) -> list[str]:
+        hashes = hash_files(paths)
+        replace_bundle(bundle)
+        return hashes
+
+    def replace_then_hash(paths: list[Path]) -> list[str]:
+        replace_bundle(bundle)
+        return hash_files(paths)
+
+    monkeypatch.setattr(
+        "flash_export.bundle.hash_files", {"before": replace_then_hash, "after": hash_then_replace}[when]
+    )
+    with pytest.raises(BundleError, match="was replaced while it was read; run it again"):
+        Bundle.open(bundle.path)
+
+
+# --- what is none of the bundle's
+
+
+def test_bundle_with_a_link_out_of_it_is_not_opened(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir(mode=0o700)
+    (bundle.path / "engines").symlink_to(tmp_path / "outside")
+    with pytest.raises(BundleError, match="engines is a symbolic link out of the bundle"):
+        Bundle.open(bundle.path)
+    with pytest.raises(BundleError, match="engines is a symbolic link out of the bundle"):
+        bundle.write_engine(describe_engine(bundle, b"plan"), b"plan")
+    assert (tmp_path / "outside").stat().st_mode & 0o777 == 0o700
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_engines_that_are_linked_over_keep_their_permissions(bundle: Bundle, tmp_path: Path) -> None:
+    make_engine(bundle, b"first", name="first")
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "secret").chmod(0o600)
+    os.link(tmp_path / "secret", bundle.path / "engines" / "hard")
+    (bundle.path / "engines" / "first.engine").chmod(0o640)
+    (bundle.path / "engines" / "notes").mkdir()
+    (bundle.path / "engines" / "notes" / "a").write_text("mine")
+    make_engine(bundle, b"second", name="second")
+    folder = bundle.path / "engines"
+    assert (folder / "first.engine").stat().st_mode & 0o777 == 0o640
+    assert (folder / "hard").stat().st_mode & 0o777 == (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+    assert (folder / "notes" / "a").read_text() == "mine"
+    assert (folder / "second.engine").stat().st_mode & 0o777 == 0o644
+
+
+def test_graph_that_takes_weights_from_elsewhere_is_refused(bundle: Bundle) -> None:
+    model = onnx.ModelProto()
+    model.graph.initializer.add(name="w").external_data.add(key="location", value="../../etc/passwd")
+    (bundle.path / "model.onnx").write_bytes(model.SerializeToString())
+    values = read_manifest(bundle.path)
+    values["files"]["model.onnx"] = hash_file(bundle.path / "model.onnx")
+    (bundle.path / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(BundleError, match=r"takes weights from '../../etc/passwd', which is not part of it"):
+        Bundle.open(bundle.path)
+
+
+def test_opening_removes_what_killed_processes_left(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_engine(bundle, b"plan")
+    (bundle.path / "reports").mkdir()
+    (tmp_path / "system").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "system"))
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (tmp_path, tmp_path / "system", bundle.path, bundle.path / "engines", bundle.path / "reports"):
+        (folder / ".flash-export-abcdefgh.tmp").mkdir()
+        (folder / ".flash-export-abcdefgh.tmp" / "a").write_text("half")
+        (folder / ".flash-export-12345678.tmp").write_text("half")
+    Bundle.open(bundle.path)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # --- quantization.json

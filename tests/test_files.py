@@ -7,9 +7,12 @@ import errno
 import fcntl
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flash_export.errors import BundleError
-from flash_export.files import hash_file, hash_files, replace_folder, write_file
+from flash_export.files import hash_file, hash_files, link_folder, replace_folder, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -345,21 +348,114 @@ def test_folder_of_a_living_process_stays(tmp_path: Path) -> None:
     assert list_tree(tmp_path) == {"target": None, "target/a": b"of another process"}
 
 
-def test_what_staging_never_left_stays(tmp_path: Path) -> None:
-    for name in (".target.mine.tmp", ".target.12345678", ".other.12345678.tmp", "target.12345678.tmp"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a").write_bytes(b"mine")
-    (tmp_path / ".target.87654321.tmp").write_bytes(b"a file")
-    (tmp_path / ".target.abcdefgh.tmp").symlink_to(".target.mine.tmp")
-    before = list_tree(tmp_path)
-    with replace_folder(tmp_path / "target"):
-        pass
-    assert list_tree(tmp_path) == {**before, "target": None}
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_writer_left_is_removed_by_the_next_write_beside_it(tmp_path: Path, kind: str) -> None:
+    command = [sys.executable, "-c", KILLED_WRITER, str(tmp_path / "target"), kind]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert len(list_tree(tmp_path)) > 0
+    write_file(tmp_path / "another", b"new")
+    assert list_tree(tmp_path) == {"another": b"new"}
 
 
-def test_file_system_without_locks_keeps_stale_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / ".target.12345678.tmp").mkdir()
-    monkeypatch.setattr(fcntl, "flock", FullDisk(lambda: None))
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from flash_export.files import replace_folder, write_file
+
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "file":
+    write_file(Path(sys.argv[1]), b"half")
+with replace_folder(Path(sys.argv[1])) as staging:
+    (staging / "a").write_bytes(b"half")
+"""
+
+
+def test_new_folder_is_not_written_over_what_another_process_made(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+
+    def replace(*, overwrite: bool) -> None:
+        with replace_folder(target, overwrite=overwrite) as staging:
+            (staging / "a").write_bytes(b"ours")
+            write_old_folder(target)
+
+    with pytest.raises(BundleError, match=r"target was made by another process in the meantime; choose another folder"):
+        replace(overwrite=False)
+    assert list_tree(target)["a"] == b"old"
+    shutil.rmtree(target)
+    replace(overwrite=True)
+    assert list_tree(tmp_path) == {"target": None, "target/a": b"ours"}
+
+
+def test_of_many_who_make_one_folder_the_first_succeeds(tmp_path: Path) -> None:
+    target, together = tmp_path / "target", threading.Barrier(8)
+
+    def make(number: int) -> int | None:
+        try:
+            with replace_folder(target, overwrite=False) as staging:
+                (staging / "a").write_bytes(bytes([number]))
+                together.wait(30)
+        except BundleError:
+            return None
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(make, range(8)))
+    (winner,) = [number for number in found if number is not None]
+    assert list_tree(tmp_path) == {"target": None, "target/a": bytes([winner])}
+
+
+def test_empty_folder_is_replaced_in_any_case(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    with replace_folder(tmp_path / "target", overwrite=False) as staging:
+        (staging / "a").write_bytes(b"new")
+    assert list_tree(tmp_path) == {"target": None, "target/a": b"new"}
+
+
+def test_what_is_replaced_keeps_its_permissions(tmp_path: Path) -> None:
+    write_old_folder(tmp_path / "target")
+    (tmp_path / "target").chmod(0o700)
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "file").chmod(0o600)
     with replace_folder(tmp_path / "target") as staging:
         (staging / "a").write_bytes(b"new")
-    assert list_tree(tmp_path) == {".target.12345678.tmp": None, "target": None, "target/a": b"new"}
+    write_file(tmp_path / "file", b"new")
+    modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("target", "target/a", "file")}
+    assert modes == {"target": 0o700, "target/a": 0o644, "file": 0o600}
+
+
+def test_link_in_the_place_of_a_file_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"old")
+    (tmp_path / "precious").chmod(0o600)
+    (tmp_path / "file").symlink_to("precious")
+    write_file(tmp_path / "file", b"new")
+    assert list_tree(tmp_path) == {"precious": b"old", "file": b"new"}
+    assert (tmp_path / "precious").stat().st_mode & 0o777 == 0o600
+    assert not (tmp_path / "file").is_symlink()
+
+
+def test_linked_folder_is_the_same_files_with_the_same_permissions(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    write_old_folder(source)
+    (source / "a").chmod(0o600)
+    (source / "engines" / "out").symlink_to("/etc/passwd")
+    (source / "skipped").write_bytes(b"skipped")
+    with replace_folder(target) as staging:
+        link_folder(source, staging, {"skipped"})
+    assert sorted(str(path.relative_to(target)) for path in target.rglob("*")) == [
+        "a",
+        "engines",
+        "engines/b",
+        "engines/out",
+    ]
+    assert (target / "a").samefile(source / "a")
+    assert (target / "a").stat().st_mode & 0o777 == 0o600
+    assert (target / "engines" / "out").is_symlink()
+    link_folder(tmp_path / "none", target, ())
+
+
+def test_file_system_without_locks_is_written_as_well(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(fcntl, "flock", FullDisk(lambda: None))
+    write_old_folder(tmp_path / "target")
+    with replace_folder(tmp_path / "target") as staging:
+        (staging / "a").write_bytes(b"new")
+    assert list_tree(tmp_path) == {"target": None, "target/a": b"new"}

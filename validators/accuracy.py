@@ -20,6 +20,11 @@ class Limit(Protocol):
     """What decides how far an output may be off: a tolerance, or the budget of a precision."""
 
     @property
+    def noise_ratio(self) -> float | None:
+        """Largest accepted error as a multiple of the eager model's own; None: that does not matter."""
+        ...
+
+    @property
     def kl_bits(self) -> float | None:
         """Largest accepted divergence of the predictions, in bits a position; None: any."""
         ...
@@ -35,6 +40,10 @@ class Limit(Protocol):
 
     def compute_limit(self, scale: float, noise: float) -> float:
         """Return the largest accepted absolute error."""
+        ...
+
+    def describe(self) -> dict[str, str]:
+        """Say it by name, for reports."""
         ...
 
 
@@ -118,16 +127,18 @@ def compare_outputs(
         kl_bits=max(divergence / positions / math.log(2), 0.0),
     )
     if max_error > (result.tolerance or 0.0):
-        return _explain(result)
+        return _explain(result, limit)
     if limit.kl_bits is not None and (result.kl_bits or 0.0) > limit.kl_bits:
         reason = f"the predictions diverge by {result.kl_bits:.3g} bits a position, accepted are {limit.kl_bits:g}"
         return replace(result, reason=reason)
     return result
 
 
-def _explain(result: AccuracyResult) -> AccuracyResult:
+def _explain(result: AccuracyResult, limit: Limit) -> AccuracyResult:
     """Return the result of a failed comparison with the reason in one line."""
-    own = "" if not result.noise else f", {(result.max_rel_error or 0) / result.noise:.3g} times the eager model's own"
+    own = ""
+    if result.noise and limit.noise_ratio is not None:
+        own = f", {(result.max_rel_error or 0) / result.noise:.3g} times the eager model's own"
     reason = (
         f"max abs error {result.max_abs_error:.3g} exceeds the tolerance {result.tolerance:.3g}{own}; "
         f"the top token agrees at {math.floor(1000 * (result.top1_agreement or 0)) / 10:g}% of the positions"

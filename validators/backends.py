@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flash_export.config import DECODE, PREFILL
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.manifest import TensorSpec
+from flash_export.suggest import describe_unknown
+from flash_export.temporary import create_temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from flash_export.bundle import Bundle
     from flash_export.manifest import EngineManifest, ProfileShapes
@@ -98,8 +99,7 @@ def list_backends(
         elif name == ENGINE_PREFIX or name in ORT_PROVIDERS or name in engines or name in streams:
             names[name] = None
         else:
-            known = ", ".join([*ORT_PROVIDERS, ENGINE_PREFIX, *engines, *streams])
-            raise ConfigError(f"unknown backend {name!r}; use one of {known}")
+            raise ConfigError(describe_unknown("backend", name, (*ORT_PROVIDERS, ENGINE_PREFIX, *engines, *streams)))
     foreign = [_describe_foreign(bundle, path, threads) for path in onnx_files]
     return [*(_describe_backend(bundle, name, engines, threads) for name in names), *foreign]
 
@@ -168,8 +168,8 @@ def _open_stream(bundle: Bundle, runtime: str, threads: int | None) -> Runner:
 def _reload_state(bundle: Bundle, state: State) -> State:
     from flash_export.runtime.state import State
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state.safetensors"
+    with create_temporary_folder() as folder:
+        path = folder / "state.safetensors"
         state.save(path)
         return State.load(path, bundle)
 

@@ -34,6 +34,7 @@ def describe_environment(bundle: Bundle, model: ReferenceModel, threads: int | N
         "model_type": model.config.model_type,
         "parameters": model.count_parameters(),
         **{name: int(value) for name, value in model.config.to_dict().items() if name == "chunk_size"},
+        **({"assumed": assumed} if (assumed := bundle.manifest.imported.assumptions) else {}),
         "precision": graph.precision,
         "opset": graph.opset,
         "flash_export": flash_export.__version__,

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.isolation import run_module
 from flash_export.structure import build
 from flash_export.validators.backends import ONNX_PREFIX
 from flash_export.validators.memory import describe_lack_of_memory
@@ -143,18 +143,9 @@ def measure_footprint(request: FootprintRequest, *, timeout_s: float = _TIMEOUT_
     """Measure a backend in a fresh process; what goes wrong there becomes the reason."""
     if not request.seq_lens:
         return Footprint(request.backend, "not measured: the backend takes no length of the plan")
-    paths = os.pathsep.join(map(os.path.abspath, sys.path))
+    untrusted = (request.bundle, *map(os.path.dirname, request.onnx_files))
     try:
-        process = subprocess.run(
-            [sys.executable, "-m", PROCESS_MODULE],
-            input=json.dumps(asdict(request)),
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            env={**os.environ, "PYTHONPATH": paths},
-            cwd=request.bundle,  # Python looks for modules where it runs, and this folder holds none
-            check=False,
-        )
+        process = run_module(PROCESS_MODULE, json.dumps(asdict(request)), untrusted=untrusted, timeout_s=timeout_s)
     except subprocess.TimeoutExpired:
         return Footprint(request.backend, f"not measured: it took more than {timeout_s:g} s")
     if process.returncode:

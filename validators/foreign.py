@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flash_export.errors import BundleError
+from flash_export.external_data import check_external_data
+from flash_export.files import check_utf8
 from flash_export.manifest import GraphSpec, TensorSpec
 from flash_export.runtime.ort import OrtRunner
 
@@ -49,10 +51,13 @@ def read_foreign_graph(path: Path, graph: GraphSpec) -> ForeignGraph:
 
     Raises:
         BundleError: The file is no ONNX, or does not take token ids, and perhaps a mask.
+        ConfigError: Its path is no UTF-8.
     """
+    check_utf8(path)
     from flash_export.graph_files import read_graph
 
     model = read_graph(path)
+    check_external_data(path)
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     masks = [value for value in inputs if _MASK_WORD in value.name.lower()]
@@ -65,12 +70,16 @@ def read_foreign_graph(path: Path, graph: GraphSpec) -> ForeignGraph:
     names = {"input_ids": tokens[0].name, "logits": model.graph.output[0].name}
     if masks:
         names["attention_mask"] = masks[0].name
+    ids = next(spec.content for spec in graph.inputs if spec.name == "input_ids")
     try:
         spec = GraphSpec(
             file=path.name,
             opset=max((opset.version for opset in model.opset_import if not opset.domain), default=0),
             precision=graph.precision,
-            inputs=tuple(TensorSpec(value.name, _read_dtype(value), ("batch", "seq")) for value in inputs),
+            inputs=tuple(
+                TensorSpec(value.name, _read_dtype(value), ("batch", "seq"), None if value in masks else ids)
+                for value in inputs
+            ),
             outputs=tuple(
                 TensorSpec(value.name, _read_dtype(value), graph.outputs[0].shape) for value in model.graph.output
             ),

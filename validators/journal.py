@@ -79,13 +79,14 @@ class Journal:
             return
         kept = self._read(path, digest) if resume and path.exists() else []
         write_file(path, "".join(f"{line}\n" for line in (json.dumps({"key": digest}), *kept)).encode())
+        self._file = path.stat()
 
     def find(self, label: str) -> StepResult | None:
         """Return what a step found, if it is finished."""
         return self._steps.get(label)
 
     def record(self, label: str, result: StepResult) -> None:
-        """Keep what a step found.
+        """Keep what a step found; on disk only as long as no other validation has put its own journal there.
 
         Raises:
             BundleError: The disk is full.
@@ -95,10 +96,14 @@ class Journal:
             return
         line = json.dumps({"label": label, "result": asdict(result)}, allow_nan=False)
         try:
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(f"{line}\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+            with self._path.open("r+", encoding="utf-8") as stream:
+                if os.path.samestat(os.fstat(stream.fileno()), self._file):
+                    stream.seek(0, os.SEEK_END)
+                    stream.write(f"{line}\n")
+                    stream.flush()
+                    os.fsync(stream.fileno())
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise BundleError(f"cannot write {self._path}: {error.strerror}; free some space, then --resume") from error
 

@@ -16,6 +16,7 @@ from flash_export.errors import ConfigError, InputError
 from flash_export.manifest import AxisRange
 from flash_export.reading import read_record
 from flash_export.runtime.inputs import check_axis
+from flash_export.suggest import list_known
 from flash_export.validators.latency import DEFAULT_BUDGET_S
 
 if TYPE_CHECKING:
@@ -260,7 +261,8 @@ class _PlanFile:
 
 def _read_plan(path: Path, batches: tuple[int, ...]) -> Plan:
     """Read a plan from a JSON file."""
-    cure = 'use quick, full, or a JSON file such as {"seq_lens": [1, 17, 300], "batches": [1, 8]}'
+    known = list_known(path, (QUICK, FULL))
+    cure = f'use a JSON file such as {{"seq_lens": [1, 17, 300], "batches": [1, 8]}}, or one of {known}'
     found = read_record(path, _PlanFile, ConfigError, cure)
     chosen = batches if found.batches is None else found.batches
     return Plan(path.name, tuple(sorted(set(found.seq_lens))), chosen, is_default=False)

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flash_export.config import SCHEMES
 from flash_export.validators.footprint import Footprint  # noqa: TC001 (its fields are read as a schema)
 from flash_export.validators.latency import Percentiles  # noqa: TC001
 
@@ -35,7 +36,8 @@ class Row:
         inputs: What the tokens are: ``random`` or ``text``.
         max_abs_error: Largest absolute difference from the reference in float64; of an invariance: of the two runs.
         max_rel_error: The same as a fraction of the largest expected magnitude.
-        noise: The eager model's own error in the graph's precision, as such a fraction.
+        noise: The eager model's own error in the graph's precision, as such a fraction; None in a report of a
+            quantized bundle, because no eager model has its precision.
         tolerance: Largest accepted ``max_abs_error``.
         top1_agreement: Fraction of positions whose most likely token is the reference's.
         kl_bits: Mean Kullback-Leibler divergence of the predicted distribution from the reference's, in bits a
@@ -95,6 +97,24 @@ class ValidationReport:
     footprints: tuple[Footprint, ...] = ()
     format_version: int = REPORT_FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        """Drop the noise of a quantized bundle: it would be that of fp32, which its error has nothing to do with."""
+        if self.is_quantized:
+            rows = tuple(row if row.noise is None else dataclasses.replace(row, noise=None) for row in self.rows)
+            object.__setattr__(self, "rows", rows)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the graph computes in few bits, so that it loses something by design."""
+        return self.environment.get("precision") in SCHEMES
+
+    @property
+    def bits_change(self) -> float | None:
+        """Largest change of the bits per byte from the eager model's, as a fraction; None where none was measured."""
+        bits = self.bits_per_byte or {}
+        changes = [value / bits["eager"] - 1 for name, value in bits.items() if name != "eager" and bits.get("eager")]
+        return max(changes, default=None)
+
     @property
     def passed(self) -> bool:
         """Whether at least one row passed and none failed; a skipped row proves nothing."""
@@ -102,6 +122,14 @@ class ValidationReport:
 
     def __bool__(self) -> bool:
         return self.passed
+
+    @property
+    def caveat(self) -> str | None:
+        """What both sides of the comparison share, so that no check can find it wrong; None if nothing was assumed."""
+        assumed = self.environment.get("assumed")
+        if not assumed:
+            return None
+        return f"Assumed: {assumed}. Original and exported model share this, so that no check can find it wrong."
 
     def count(self, status: Status) -> int:
         """Return the number of rows with this status."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import flash_export
-from flash_export.bundle import MANIFEST_FILE
-from flash_export.config import ERROR_BUDGETS, QUANTIZATION_BUDGETS, Tolerance
+from flash_export.bundle import MANIFEST_FILE, reads_bundles
+from flash_export.config import ERROR_BUDGETS, MAX_THREADS, QUANTIZATION_BUDGETS, Tolerance, check_count
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.files import hash_file
 from flash_export.heldout import Heldout
+from flash_export.printable import format_path
 from flash_export.validators.backends import GRAPH, list_backends
 from flash_export.validators.bits_per_byte import compare_bits_per_byte
 from flash_export.validators.cells import CellChecker, OpenBackend, describe_exception
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from flash_export.bundle import Bundle
     from flash_export.models.base import ReferenceModel
+    from flash_export.progress import ProgressCallback
     from flash_export.quantization_record import QuantizationRecord
     from flash_export.runtime.runner import Runner
     from flash_export.validators.accuracy import Limit
@@ -38,8 +41,7 @@ if TYPE_CHECKING:
     from flash_export.validators.footprint import FootprintRequest
     from flash_export.validators.plan import Cell
 
-    # Work done, work in all, and what comes next; the unit is tokens.
-    ProgressCallback = Callable[[int, int, str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,7 @@ class ValidationOptions:
         """Check what does not depend on the bundle."""
         if self.seq_lens is not None and self.max_seq_len is not None:
             raise ConfigError("seq_lens and max_seq_len were both given; max_seq_len limits the plans only")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads={self.threads} is not usable; use at least 1")
+        check_count("threads", self.threads, MAX_THREADS)
 
     def get_limit(self, precision: str, quantization: QuantizationRecord | None = None) -> Limit:
         """Return what decides on a graph of this precision; a quantized one may lose what it was made to lose."""
@@ -104,6 +105,7 @@ class Step:
     run: Callable[[], StepResult]
 
 
+@reads_bundles
 def validate_bundle(
     bundle: Bundle,
     options: ValidationOptions | None = None,
@@ -129,7 +131,8 @@ def validate_bundle(
     """
     options = options or ValidationOptions()
     graph = bundle.get_graph(GRAPH)
-    limit = options.get_limit(graph.precision, bundle.read_quantization())
+    quantization = bundle.read_quantization()
+    limit = options.get_limit(graph.precision, quantization)
     precision = graph.precision if graph.precision in ERROR_BUDGETS else "fp32"
     check_lengths(graph, options.seq_lens, options.batches)
     if options.max_seq_len is not None:
@@ -151,12 +154,14 @@ def validate_bundle(
         steps = list(_list_steps(plan, checker, opened, heldout, bundle, limit))
         steps += _list_footprints(plan, checker, opened, bundle, options)
         results = list(_run_steps(steps, journal, progress))
-        environment = describe_environment(bundle, model, options.threads) | {"plan": plan.name}
+        environment = describe_environment(bundle, model, options.threads) | {"plan": plan.name} | limit.describe()
+        if quantization is not None:
+            environment["loss_when_quantized"] = f"{quantization.loss:.2%} on {quantization.text}"
     order = {backend.name: index for index, backend in enumerate(backends)}
     rows = sorted((row for result in results for row in result.rows), key=lambda row: order[row.backend])
     bits = next((result.bits_per_byte for result in results if result.bits_per_byte), None)
     return ValidationReport(
-        str(bundle.path),
+        format_path(bundle.path),
         environment,
         (*rows, *skipped),
         bits,
@@ -229,6 +234,7 @@ def _open_backends(
         try:
             runner = stack.enter_context(backend.open())
         except BackendUnavailableError as error:
+            logger.debug("%s is skipped", backend.name, exc_info=True)
             skipped.append(Row(backend.name, backend.graph, None, None, False, "skipped", describe_exception(error)))
             continue
         if backend.device not in timed:

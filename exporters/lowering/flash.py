@@ -23,8 +23,6 @@ from flash_export.exporters.lowering.fold import (
     order_rotary_columns,
 )
 from flash_export.exporters.lowering.pieces import (
-    LAPLACE_SHIFT,
-    LAPLACE_SLOPE,
     RESIDUAL,
     WEIGHTS,
     Head,
@@ -32,6 +30,7 @@ from flash_export.exporters.lowering.pieces import (
     TokenEmbedding,
     apply_attention_fn,
     get_attention_factor,
+    get_score_line,
     lower_norm,
 )
 from flash_export.exporters.lowering.precision import FP32, widen
@@ -71,7 +70,7 @@ class Heads(nn.Module):
         """Fold signs and divisors into the affine maps, and what makes up for the factor missing in Laplace."""
         super().__init__()
         config, self.precision = layer.config, precision
-        slope = 1.0 if config.attention_fn == "relu2" else LAPLACE_SLOPE
+        slope, _ = get_score_line(config.attention_fn)
         restored = 1 / get_attention_factor(config.attention_fn)
         key_divisor = config.chunk_size if config.causal else get_key_divisor(config, precision)
         self.factors = [slope / config.chunk_size, restored, 1.0, 1 / key_divisor]
@@ -108,13 +107,10 @@ class QuadraticAttention(nn.Module):
         super().__init__()
         config, self.precision = layer.config, precision
         self.attention_fn = config.attention_fn
-        bias = layer.rel_pos_bias(config.chunk_size)
-        if config.attention_fn == "laplace":
-            bias = bias * LAPLACE_SLOPE - LAPLACE_SHIFT
-        bias = precision.narrow(bias, "scores")
+        slope, shift = get_score_line(config.attention_fn)
+        bias = precision.narrow(layer.rel_pos_bias(config.chunk_size) * slope - shift, "scores")
         if config.causal:
-            hidden = max(HIDDEN_SCORE, torch.finfo(bias.dtype).min)
-            bias = bias.masked_fill(~build_causal_mask(config.chunk_size, bias.device), hidden)
+            bias = bias.masked_fill(~build_causal_mask(config.chunk_size, bias.device), HIDDEN_SCORE)
         self.bias = nn.Buffer(bias)
 
     def forward(

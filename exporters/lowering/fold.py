@@ -5,6 +5,7 @@ Axes: d model width, e hidden width, s query/key width, r rotated width, h heads
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from flash_export.layers.attention import OffsetScale
 
 # relu² and Laplace of it are exactly 0, whatever finite score is added.
-HIDDEN_SCORE = -1e9
+HIDDEN_SCORE = -math.inf
 
 
 def fold_input_projection(

@@ -15,19 +15,19 @@ from torch import nn
 
 from flash_export.exporters.lowering.fold import HIDDEN_SCORE, compute_norm_gain, fold_heads, get_linear
 from flash_export.exporters.lowering.pieces import (
-    LAPLACE_SHIFT,
-    LAPLACE_SLOPE,
     RESIDUAL,
     Head,
     InputProjection,
     TokenEmbedding,
     apply_attention_fn,
     get_attention_factor,
+    get_score_line,
     lower_norm,
 )
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.marks import mark
 from flash_export.exporters.primitives import look_up
+from flash_export.layers.activation import RELU2
 from flash_export.layers.position import MAX_DISTANCE, compute_t5_buckets
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def bake_bias_by_distance(layer: GauLayer, factor: float, precision: Precision) 
     bias = layer.rel_pos_bias
     table = bias.relative_attention_bias.weight[compute_t5_buckets(offsets, bias.causal), 0] * bias.scale
     table = precision.narrow(table if factor == 1 else table * factor, "scores")
-    hidden = max(HIDDEN_SCORE, torch.finfo(table.dtype).min)
-    return table.masked_fill(offsets > 0, hidden) if bias.causal else table
+    return table.masked_fill(offsets > 0, HIDDEN_SCORE) if bias.causal else table
 
 
 class LoweredGauLayer(nn.Module):
@@ -60,7 +59,7 @@ class LoweredGauLayer(nn.Module):
         super().__init__()
         config, self.precision = layer.config, precision
         columns = torch.arange(config.qk_dim)
-        self.score_factor = HALF_SCORE_FACTOR if precision.is_half and config.attention_fn == "relu2" else 1.0
+        self.score_factor = HALF_SCORE_FACTOR if precision.is_half and config.attention_fn == RELU2 else 1.0
         gamma, beta = fold_heads(layer.offsetscale, columns, torch.ones(config.qk_dim), [self.score_factor, 1.0])
         self.norm, self.norm_gain = lower_norm(layer.norm, torch.arange(config.dim)), compute_norm_gain(layer.norm)
         self.projection = InputProjection(layer, columns, precision)
@@ -89,10 +88,11 @@ class LoweredGauLayer(nn.Module):
         if value_weight is not None:
             value = precision.combine(torch.mul, value, value_weight, "value")
         scores = precision.multiply(q, k.mT, "scores") + look_up(self.bias_by_distance, distance_index)
-        if self.attention_fn == "laplace":
-            scores = widen(scores) * (inverse_length * LAPLACE_SLOPE) - LAPLACE_SHIFT
+        if self.attention_fn != RELU2:
+            slope, shift = get_score_line(self.attention_fn)
+            scores = widen(scores) * (inverse_length * slope) - shift
         # The divisor of relu²'s scores is in the values, see LoweredGau.
-        power, scale = (-2, self.score_factor**-2) if self.attention_fn == "relu2" else (0, self.factor)
+        power, scale = (-2, self.score_factor**-2) if self.attention_fn == RELU2 else (0, self.factor)
         weights = apply_attention_fn(scores, self.attention_fn, precision)
         attended = self.attend(mark(weights, "weights", scale, length_power=power), value, inverse_length)
         gated = precision.combine(torch.mul, gate, mark(attended, "mixed", self.factor), "gated")
@@ -104,7 +104,7 @@ class LoweredGauLayer(nn.Module):
     ) -> Float[Tensor, "b n e"]:
         """Weigh the values; in half precision relu²'s divisor, too small for it when squared, comes after."""
         precision = self.precision
-        if self.attention_fn == "laplace" or not precision.is_half:
+        if self.attention_fn != RELU2 or not precision.is_half:
             return precision.multiply(weights, value, "mixed")
         attended = widen(precision.multiply(weights, value, "products"))
         scale = inverse_length * inverse_length * self.score_factor**-2
@@ -150,7 +150,7 @@ class LoweredGau(nn.Module):
             if self.config.mask_divisor == "valid":
                 length = valid.sum(dim=1, keepdim=True).clamp(min=1)
         inverse_length = 1 / length
-        if self.config.attention_fn == "laplace" or self.precision.is_half:
+        if self.config.attention_fn != RELU2 or self.precision.is_half:
             return None if valid is None else self.precision.narrow(valid, "valid"), inverse_length
         # relu²(scores / length) = relu²(scores) / length²: two numbers a token instead of one a score.
         weight = inverse_length * inverse_length

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from flash_export.exporters.lowering.fold import compute_norm_floor, fold_input_projection
 from flash_export.exporters.lowering.precision import FP32, widen
-from flash_export.layers.activation import LAPLACE_MEAN, LAPLACE_STD
+from flash_export.layers.activation import LAPLACE_MEAN, LAPLACE_STDS, RELU2
 from flash_export.layers.norm import ScaleNorm
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 # Laplace is 0.5 * (1 + erf(x * slope - shift)): slope and shift go into the scores, the factor into what follows.
 LAPLACE_FACTOR = 0.5
-LAPLACE_SLOPE = 1 / (LAPLACE_STD * math.sqrt(2))
-LAPLACE_SHIFT = LAPLACE_MEAN * LAPLACE_SLOPE
 
 # Names of values that may be islands and that belong to no block, or to several files.
 TABLE, RESIDUAL, LOGITS = "table", "residual", "logits"
@@ -178,7 +176,15 @@ def apply_silu(x: Float[Tensor, ...]) -> Float[Tensor, ...]:
 
 def get_attention_factor(attention_fn: str) -> float:
     """Return the factor that :func:`apply_attention_fn` leaves out."""
-    return 1.0 if attention_fn == "relu2" else LAPLACE_FACTOR
+    return 1.0 if attention_fn == RELU2 else LAPLACE_FACTOR
+
+
+def get_score_line(attention_fn: str) -> tuple[float, float]:
+    """Return slope and shift: :func:`apply_attention_fn` takes ``scores * slope - shift``."""
+    if attention_fn == RELU2:
+        return 1.0, 0.0
+    slope = 1 / (LAPLACE_STDS[attention_fn] * math.sqrt(2))
+    return slope, LAPLACE_MEAN * slope
 
 
 def apply_attention_fn(
@@ -189,7 +195,7 @@ def apply_attention_fn(
     Laplace is summed in fp32: most keys weigh little, and next to -1 an error function in half precision has steps of
     some per cent of that.
     """
-    if attention_fn == "relu2":
+    if attention_fn == RELU2:
         positive = torch.relu(scores)
         if precision.get_dtype(WEIGHTS) == torch.float32:
             positive = widen(positive)

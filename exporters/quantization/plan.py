@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flash_export.config import FP8, INT4, INT8
+from flash_export.config import FP8, INT8
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,11 +53,6 @@ class QuantizationPlan:
 
     scheme: str
     products: Mapping[str, ProductPlan] = field(default_factory=dict)
-
-    @property
-    def block_size(self) -> int | None:
-        """Inputs of a weight that share a scale; None where all of them do."""
-        return next((product.block_size for product in self.products.values() if product.scheme == INT4), None)
 
 
 @dataclass(frozen=True)

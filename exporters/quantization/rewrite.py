@@ -114,22 +114,28 @@ def _round_both(place: _Place, plan: ProductPlan) -> None:
 
 
 def _round_in_two_terms(place: _Place, step: np.float32) -> None:
-    """Make two int8 products of one: of the activation in whole steps, and of what is left of it.
+    """Make one int8 product of twice the rows: the activation in whole steps, then what is left of it, in finer ones.
 
-    Activation and weight are measured in steps. The rest is taken the other way round and its product subtracted,
-    because onnxruntime makes a Gemm of a product and a sum (see :func:`_keep_bias_apart`).
+    Before: ``activation -> MatMul(weight)``. After: ``Concat(whole, finer rest) -> Quantize -> MatMul(int8 weight) ->
+    Split -> Sub``. The weight has one reader, because onnxruntime, where it makes unsigned numbers of it (see
+    ``session.x64quantprecision`` in ``runtime/ort.py``), fails at the second.
     """
     scaled = place.insert("Mul", [place.activation, place.add("inverse_step", np.float32(1) / step)])
     whole = place.insert("Round", [scaled])
-    rest = place.insert("Sub", [whole, scaled])
+    finer = np.float32(2 * INT8_MAX)
+    rest = place.insert("Mul", [place.insert("Sub", [whole, scaled]), place.add("finer", finer)], number=1)
+    terms = place.insert("Concat", [whole, rest], axis=0)
+    rounded = place.round_activation(terms, "terms", np.float32(1), np.dtype(np.int8))
     weight = place.dequantize_weight(round_to_int8(place.weight * step))
-    first = place.round_activation(whole, "whole", np.float32(1), np.dtype(np.int8))
-    second = place.round_activation(rest, "rest", np.float32(0.5 / INT8_MAX), np.dtype(np.int8), number=2)
     output = place.node.outputs[0]
-    products = [place.insert("MatMul", [x, weight], number=i) for i, x in enumerate((first, second))]
-    for product in products:
-        product.shape, product.type = output.shape, output.type
-    replace_value(place.graph, output, place.insert("Sub", products, number=1))
+    product = place.insert("MatMul", [rounded, weight])
+    product.type = output.type
+    name = f"{place.scope}/Split_0"
+    first, second = insert_nodes(place.graph, place.node, name, "Split", [product], outputs=2, axis=0, num_outputs=2)
+    small = place.insert("Mul", [second, place.add("inverse_finer", 1 / finer)], number=2)
+    for value in (first, second, small):
+        value.shape, value.type = output.shape, output.type
+    replace_value(place.graph, output, place.insert("Sub", [first, small], number=1))
 
 
 def _keep_bias_apart(place: _Place) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import STDOUT, show_progress
+from flash_export.cli.options import output_options
+from flash_export.cli.output import Output, write_text
 
-EXIT_FAULT_FOUND = 1
+if TYPE_CHECKING:
+    from flash_export.validators.bisect.results import BisectReport
 
 
-@click.command("bisect")
+@click.command("bisect", short_help="Find the block where a graph leaves the model.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--seq-len", type=int, help="Length of the input.  [default: into the third chunk, then 1 and one chunk]")
 @click.option("--batch", type=int, help="Rows of the input.  [default: 2, as far as the graph allows]")
@@ -23,18 +26,18 @@ EXIT_FAULT_FOUND = 1
 )
 @click.option("--backend", default="ort-cpu", show_default=True, help="What runs the graph: ort-cpu or ort-cuda.")
 @click.option("--threads", type=int, help="CPU threads of one operator, for both.")
-@click.option("--json", "json_file", metavar="FILE", help="Write all numbers as JSON; - for stdout.")
 @click.option("--html", "html_file", metavar="FILE", help="Write a page with a plot of the error by depth.")
+@output_options("html_file", verdict=bool)
 def bisect_command(
+    output: Output,
     bundle: Path,
     seq_len: int | None,
     batch: int | None,
     against: Path | None,
     backend: str,
     threads: int | None,
-    json_file: str | None,
     html_file: str | None,
-) -> None:
+) -> BisectReport:
     """Find the first block and quantity where the graph of BUNDLE leaves the model.
 
     Reads the graph and the float64 model at every quantity that both compute, and says which one is wrong first. Exit
@@ -47,27 +50,21 @@ def bisect_command(
       flash-export bisect quantized/ --against BUNDLE
       flash-export bisect BUNDLE --json - | jq .finding
     """
-    from rich.console import Console
-
     from flash_export.bundle import Bundle
-    from flash_export.files import write_file
     from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
     from flash_export.validators.bisect.html import render_bisection
-    from flash_export.validators.bisect.summary import describe_finding
     from flash_export.validators.bisect.terminal import print_bisection
 
     options = BisectOptions(seq_len=seq_len, batch=batch, backend=backend, threads=threads)
-    other = Bundle.open(against) if against is not None else None
-    stderr = Console(stderr=True)
-    with show_progress(stderr, "Bisecting") as progress:
-        report = bisect_bundle(Bundle.open(bundle), options, against=other, progress=progress)
-    text = report.to_json(describe_finding(report))
-    if json_file is not None and json_file != STDOUT:
-        write_file(Path(json_file), text.encode())
-    if html_file is not None:
-        write_file(Path(html_file), render_bisection(report).encode())
-    if json_file == STDOUT:
-        click.echo(text, nl=False)
-    print_bisection(report, stderr if json_file == STDOUT else Console())
-    if not report:
-        raise click.exceptions.Exit(EXIT_FAULT_FOUND)
+    opened, other = Bundle.open(bundle), Bundle.open(against) if against is not None else None
+    with output.show_progress("Bisecting") as progress:
+        report = bisect_bundle(opened, options, against=other, progress=progress)
+    write_text(html_file, render_bisection(report))
+    print_bisection(report, output.console)
+    if report:
+        output.suggest_next("validate", bundle)
+    elif opened.get_graph().is_half:
+        output.suggest_next("profile-ranges", bundle)
+    else:
+        output.suggest_next("validate", bundle, "--seq-lens", str(report.shown_run.seq_len))
+    return report

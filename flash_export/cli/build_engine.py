@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.config import AUTO_FLAVOUR, FLAVOURS, BuildOptions
+from flash_export.cli.options import Choice, output_options
+from flash_export.cli.output import format_bytes
+from flash_export.config import AUTO_FLAVOUR, DECODE, FLAVOURS, FORWARD, PREFILL, BuildOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from flash_export.bundle import Bundle
-    from flash_export.exporters.engine_progress import BuildProgress, ProgressCallback
+    from flash_export.cli.output import Output
     from flash_export.manifest import EngineManifest
 
 
-@click.command("trt")
+@click.command("trt", short_help="Build a TensorRT engine from a bundle.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--flavour",
-    type=click.Choice((AUTO_FLAVOUR, *FLAVOURS)),
+    type=Choice((AUTO_FLAVOUR, *FLAVOURS)),
     default=AUTO_FLAVOUR,
     show_default=True,
     help="tensorrt builds for the GPU at hand; tensorrt-rtx builds for RTX GPUs, on any machine. "
@@ -44,12 +44,14 @@ if TYPE_CHECKING:
     metavar="MAJOR.MINOR",
     help="GPU to build for, tensorrt-rtx only, such as 8.9; repeatable.  [default: all that it offers from 8.0 on]",
 )
-@click.option("--graph", default="forward", show_default=True, help="Graph of the bundle to build.")
+@click.option("--graph", default=FORWARD, show_default=True, help="Graph of the bundle to build.")
 @click.option("--name", help="Name of the engine.  [default: the name of the graph]")
 @click.option("--workspace-mib", type=click.IntRange(min=1), help="Most scratch memory a layer may use.")
 @click.option("--tf32", is_flag=True, help="Let fp32 products round to TensorFloat-32: faster, three digits less.")
 @click.option("--force", is_flag=True, help="Replace the engine of that name.")
+@output_options()
 def trt_command(
+    output: Output,
     bundle: Path,
     flavour: str,
     profiles: tuple[str, ...],
@@ -59,15 +61,16 @@ def trt_command(
     workspace_mib: int | None,
     tf32: bool,
     force: bool,
-) -> None:
+) -> EngineManifest:
     """Build a TensorRT engine from BUNDLE, the folder that 'flash-export onnx' wrote, and store it there.
 
     \b
     Examples:
       flash-export trt BUNDLE
       flash-export trt BUNDLE --profile 1x1:1x512:4x4096
-      flash-export trt BUNDLE --compute-capability 8.9 --compute-capability 12.0 --name ada-blackwell
-      flash-export trt BUNDLE --flavour tensorrt --profile 1x1:1x256:1x1024 --profile 8x1:8x256:8x1024 --force
+      flash-export trt BUNDLE --profile 1x1:1x64:1x512 --profile 8x1:8x64:8x512
+      flash-export trt BUNDLE --compute-capability 8.9 --name ada
+      flash-export trt BUNDLE --flavour tensorrt --force
     """
     from flash_export.bundle import Bundle
     from flash_export.exporters.engine import build_engine
@@ -83,65 +86,38 @@ def trt_command(
         overwrite=force,
     )
     opened = Bundle.open(bundle)
-    with _show_warnings(), _show_progress() as progress:
+    with output.show_progress("Building") as progress:
         engine = build_engine(opened, options=options, progress=progress)
-    _print_summary(opened, engine)
+    output.echo_rows(_list_facts(opened, engine))
+    output.suggest_next(*_choose_next(opened, engine))
+    return engine
 
 
-@contextmanager
-def _show_warnings() -> Iterator[None]:
-    """Print what TensorRT warns of on stderr while the block runs."""
-    from flash_export.exporters.engine_log import logger
-
-    class Echo(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            click.echo(f"Warning: TensorRT: {record.getMessage()}", err=True)
-
-    handler = Echo(logging.WARNING)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
-@contextmanager
-def _show_progress() -> Iterator[ProgressCallback]:
-    """Show a bar of the whole build and one of the innermost phase on stderr, if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(progress: BuildProgress) -> None:
-            if progress.phase not in tasks:
-                tasks[progress.phase] = bars.add_task(progress.phase)
-            done = progress.parent is not None and progress.step == progress.num_steps
-            bars.update(tasks[progress.phase], completed=progress.step, total=progress.num_steps, visible=not done)
-
-        yield report
-
-
-def _print_summary(bundle: Bundle, engine: EngineManifest) -> None:
+def _list_facts(bundle: Bundle, engine: EngineManifest) -> Iterable[tuple[str, str]]:
     from flash_export.bundle import ENGINE_FOLDER
 
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in engine.layer_dtypes.items())
     depth = bundle.read_config().get("depth")
-    blocks = f", {engine.num_layers / depth:.0f} a block with what is around the {depth}" if depth else ""
-    rows = {
-        "engine": bundle.path / ENGINE_FOLDER / f"{engine.name}.engine",
+    blocks = f", {engine.num_layers / depth:.0f} per block with what is around the {depth}" if depth else ""
+    return {
+        "engine": str(bundle.path / ENGINE_FOLDER / f"{engine.name}.engine"),
         "flavour": f"{engine.flavour} {engine.version}",
         "targets": ", ".join(engine.targets),
         "profiles": "; ".join(_format_profile(engine, index) for index in range(len(engine.profiles))),
         "layers": f"{engine.num_layers}{blocks} ({dtypes})",
-        "size": f"{engine.size_bytes / 2**20:.1f} MiB",
+        "size": format_bytes(engine.size_bytes),
         "built in": f"{engine.build_seconds:.1f} s",
-    }
-    for label, value in rows.items():
-        click.echo(f"{label:<9} {value}")
+    }.items()
+
+
+def _choose_next(bundle: Bundle, engine: EngineManifest) -> tuple[str | Path, ...]:
+    """Return what comes next: to validate the engine, or, with a state, to build the other graph and to generate."""
+    if engine.graph == FORWARD:
+        return ("validate", bundle.path, "--backend", f"trt:{engine.name}")
+    built = {other.graph for other in bundle.list_engines()}
+    if missing := [graph for graph in (PREFILL, DECODE) if graph not in built]:
+        return ("trt", bundle.path, "--graph", missing[0])
+    return ("generate", bundle.path, "--backend", "trt", "--prompt", "TEXT")
 
 
 def _format_profile(engine: EngineManifest, index: int) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import STDOUT, IntegerList, show_progress, write_text
+from flash_export.cli.options import IntegerList, output_options
+from flash_export.cli.output import Output, write_text
+
+if TYPE_CHECKING:
+    from flash_export.validators.trade_off.results import TradeOff
 
 
-@click.command("compare")
+@click.command("compare", short_help="Show what each bundle of one model costs and loses.")
 @click.argument("bundles", metavar="BUNDLE...", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option(
     "--reference",
@@ -26,10 +31,11 @@ from flash_export.cli.options import STDOUT, IntegerList, show_progress, write_t
     help="Read this many pieces of text.  [default: all of the held-out text, 8 of random tokens]",
 )
 @click.option("--no-latency", is_flag=True, help="Leave timing and memory out.")
-@click.option("--json", "json_file", metavar="FILE", help="Write all numbers as JSON; - for stdout.")
 @click.option("--html", "html_file", metavar="FILE", help="Write a page with plots of loss against cost.")
 @click.option("--markdown", "markdown_file", metavar="FILE", help="Write the table in Markdown; - for stdout.")
+@output_options("html_file", "markdown_file")
 def compare_command(
+    output: Output,
     bundles: tuple[Path, ...],
     reference: Path | None,
     seq_lens: tuple[int, ...] | None,
@@ -37,10 +43,9 @@ def compare_command(
     threads: int | None,
     windows: int | None,
     no_latency: bool,
-    json_file: str | None,
     html_file: str | None,
     markdown_file: str | None,
-) -> None:
+) -> TradeOff:
     """Show what each BUNDLE of one model costs and loses: size, latency, bits per byte, agreement, divergence.
 
     All bundles read the held-out text of the reference, and are timed in turn, with onnxruntime on the CPU. What cannot
@@ -49,14 +54,10 @@ def compare_command(
     \b
     Examples:
       flash-export compare fp32/ fp16/ int8/
-      flash-export compare bundles/* --reference bundles/fp32 --html trade-off.html
+      flash-export compare bundles/* --reference bundles/fp32 --html loss.html
       flash-export compare fp32/ int4/ --seq-len 256,4096 --threads 2
-      flash-export compare fp32/ int8/ --no-latency --json - | jq '.entries[].quality'
+      flash-export compare fp32/ int8/ --json - | jq '.entries[].quality'
     """
-    if json_file == markdown_file == STDOUT:
-        raise click.UsageError("--json and --markdown both go to stdout; give one of them a file")
-    from rich.console import Console
-
     from flash_export.bundle import Bundle
     from flash_export.validators.trade_off.compare import DEFAULT_BUDGET_S, CompareOptions, compare_bundles
     from flash_export.validators.trade_off.html import render_trade_off
@@ -66,10 +67,10 @@ def compare_command(
     options = CompareOptions(seq_lens, batch, threads, windows, 0.0 if no_latency else DEFAULT_BUDGET_S)
     opened = [Bundle.open(path) for path in bundles]
     first = Bundle.open(reference) if reference is not None else None
-    stderr = Console(stderr=True)
-    with show_progress(stderr, "Comparing") as progress:
+    with output.show_progress("Comparing") as progress:
         trade = compare_bundles(opened, options, progress, reference=first)
-    write_text(json_file, trade.to_json())
     write_text(html_file, render_trade_off(trade))
     write_text(markdown_file, render_trade_off_markdown(trade))
-    print_trade_off(trade, stderr if STDOUT in (json_file, html_file, markdown_file) else Console())
+    print_trade_off(trade, output.console)
+    output.suggest_next("validate", bundles[-1])
+    return trade

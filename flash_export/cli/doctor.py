@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from typing import TYPE_CHECKING
 
 import click
 
+from flash_export.cli.options import output_options
+
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flash_export.cli.output import Output
     from flash_export.doctor import Diagnosis
 
-EXIT_CANNOT_EXPORT = 1
 _STYLES = {"ok": "green", "limited": "yellow", "missing": "yellow", "broken": "red"}
 
 
-@click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-@click.pass_context
-def doctor_command(context: click.Context, as_json: bool) -> None:
+@click.command("doctor", short_help="Show what is installed here, and what to install.")
+@output_options(verdict=bool)
+def doctor_command(output: Output) -> Diagnosis:
     """Show what is installed here, what can be done with it, and what to install for the rest.
 
     Exit code 1 if no model can be exported here, else 0.
@@ -26,33 +27,30 @@ def doctor_command(context: click.Context, as_json: bool) -> None:
     \b
     Examples:
       flash-export doctor
-      flash-export doctor --json
+      flash-export doctor --json -
     """
     from flash_export.doctor import diagnose
 
     diagnosis = diagnose()
-    if as_json:
-        click.echo(json.dumps({"can_export": bool(diagnosis), **dataclasses.asdict(diagnosis)}, indent=2))
-    else:
-        _print_table(diagnosis)
-    context.exit(0 if diagnosis else EXIT_CANNOT_EXPORT)
+    _print_table(diagnosis, output.console)
+    output.suggest_next("demo" if diagnosis else "doctor")
+    return diagnosis
 
 
-def _print_table(diagnosis: Diagnosis) -> None:
-    from rich.console import Console
+def _print_table(diagnosis: Diagnosis, console: Console) -> None:
     from rich.table import Table
-    from rich.text import Text
+
+    from flash_export.terminal import make_text
 
     table = Table("", "status", "version", "here", "to do", box=None, pad_edge=False)
     for finding in diagnosis.findings:
         status = finding.status.value
         table.add_row(
             finding.name,
-            Text(status, style=_STYLES[status]),
+            make_text((status, _STYLES[status])),
             finding.version,
-            Text(finding.detail),
-            Text(finding.cure),
+            make_text(finding.detail),
+            make_text(finding.cure),
         )
-    console = Console()
     console.print(table)
     console.print("Models can be exported here." if diagnosis else "No model can be exported here.", style="bold")

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import format_bytes, parse_config
+from flash_export.cli.options import Choice, output_options, parse_config
+from flash_export.cli.output import format_bytes
 from flash_export.config import (
     DEFAULT_MAX_BATCH,
     DEFAULT_MAX_SEQ_LEN,
     DEFAULT_OPSET,
+    FORWARD,
     ISLAND_MODES,
     MAX_OPSET,
     MIN_OPSET,
@@ -20,11 +22,13 @@ from flash_export.config import (
 
 if TYPE_CHECKING:
     from flash_export.bundle import Bundle
+    from flash_export.cli.output import Output
+    from flash_export.exporters.inspection import Inspection
 
 
-@click.command("onnx")
+@click.command("onnx", short_help="Export a checkpoint as a bundle of ONNX graphs.")
 @click.argument("checkpoint", type=click.Path())
-@click.option("-o", "--output", type=click.Path(), required=True, help="Bundle folder to create.")
+@click.option("-o", "--output", "target", type=click.Path(), required=True, help="Bundle folder to create.")
 @click.option("--family", help="Model family of a weights file: flash or gau. Folders tell it themselves.")
 @click.option("--config", "config_file", type=click.Path(), help="JSON file with what weights cannot tell.")
 @click.option(
@@ -34,6 +38,9 @@ if TYPE_CHECKING:
     multiple=True,
     help="One config value; overrides --config. Repeatable.",
 )
+@click.option("--library-version", metavar="VERSION", help="Release of flash-pytorch that made a weights file.")
+@click.option("--weights-key", metavar="KEY", help="Which weights of a file that holds several, such as model_ema.")
+@click.option("--assume-defaults", is_flag=True, help="Take flash-pytorch's defaults for what weights do not tell.")
 @click.option(
     "--opset",
     type=click.IntRange(MIN_OPSET, MAX_OPSET),
@@ -51,22 +58,27 @@ if TYPE_CHECKING:
 )
 @click.option("--mask/--no-mask", default=None, help="Take attention_mask. Default: only if padding would matter.")
 @click.option(
-    "--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True, help="Of weights and products."
+    "--precision", type=Choice(PRECISIONS), default="fp32", show_default=True, help="Of weights and products."
 )
 @click.option(
     "--islands",
-    type=click.Choice(ISLAND_MODES),
+    type=Choice(ISLAND_MODES),
     default="auto",
     show_default=True,
     help="What stays fp32 in half precision: auto adds what would overflow within --max-seq-len to the minimum.",
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, with its engines and reports.")
+@output_options()
 def onnx_command(
+    output: Output,
     checkpoint: str,
-    output: str,
+    target: str,
     family: str | None,
     config_file: str | None,
     assignments: tuple[str, ...],
+    library_version: str | None,
+    weights_key: str | None,
+    assume_defaults: bool,
     opset: int,
     max_seq_len: int,
     max_batch: int,
@@ -76,19 +88,20 @@ def onnx_command(
     precision: str,
     islands: str,
     force: bool,
-) -> None:
+) -> Inspection:
     """Export CHECKPOINT as a bundle: ONNX graphs, weights, manifest.
 
     CHECKPOINT is a folder with config.json and model.safetensors, or a weights file of flash-pytorch (.pt, .pth,
-    .bin, .ckpt, .safetensors) with --family and that library's constructor arguments.
+    .bin, .ckpt, .safetensors, or the .index.json of several) with --family and that library's constructor arguments.
 
     \b
     Examples:
-      flash-export onnx my-model/ -o bundle/
-      flash-export onnx model.pt -o bundle/ --family flash --set causal=true --set group_size=256
-      flash-export onnx model.pt -o bundle/ --family flash --config arguments.json --opset 18 --max-seq-len 8192
-      flash-export onnx my-model/ -o bundle/ --graphs forward --batch 1
-      flash-export onnx my-model/ -o bundle/ --precision fp16 --max-seq-len 16384
+      flash-export onnx MODEL -o BUNDLE
+      flash-export onnx model.pt -o BUNDLE --family flash --config arguments.json
+      flash-export onnx model.pt -o BUNDLE --family gau --assume-defaults
+      flash-export onnx MODEL -o BUNDLE --opset 18 --max-seq-len 8192
+      flash-export onnx MODEL -o BUNDLE --graphs forward --batch 1
+      flash-export onnx MODEL -o BUNDLE --precision fp16 --max-seq-len 16384
     """
     options = ExportOptions(
         opset=opset,
@@ -102,48 +115,49 @@ def onnx_command(
     )
     config = parse_config(config_file, assignments)
 
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    with console.status("Loading PyTorch ..."):
+    with output.show_progress("Exporting") as progress:
         from flash_export.exporters.export import export_onnx
-    with console.status("Starting ...") as status:
+        from flash_export.exporters.inspection import inspect_bundle
+
         bundle = export_onnx(
             checkpoint,
-            output,
+            target,
             options=options,
             family=family,
             config=config,
+            library_version=library_version,
+            weights_key=weights_key,
+            assume_defaults=assume_defaults,
             force=force,
-            on_stage=lambda stage: status.update(f"[{stage.index + 1}/{stage.total}] {stage.text} ..."),
+            progress=progress,
         )
-    print_bundle(bundle)
+        inspection = inspect_bundle(bundle)
+    print_export(bundle, inspection, output)
+    output.suggest_next("validate", bundle.path)
+    return inspection
 
 
-def print_bundle(bundle: Bundle) -> None:
+def print_export(bundle: Bundle, inspection: Inspection, output: Output) -> None:
     """Print what an export made."""
-    from flash_export.exporters.analysis import analyse_graph
+    from flash_export.cli.inspect_path import count_nodes, format_import, format_precision, join_values
 
-    graph = bundle.get_graph()
-    analysis = analyse_graph(bundle.get_graph_path())
-    sizes = [(bundle.path / name).stat().st_size for name in bundle.manifest.files]
-    nodes = sorted(set(analysis.nodes_by_block.values()))
-    click.echo(f"Exported {bundle.manifest.checkpoint['source']} to {bundle.path} ({format_bytes(sum(sizes))})")
+    manifest, graph, analysis = bundle.manifest, bundle.get_graph(), inspection.graphs[FORWARD]
+    size = sum((bundle.path / name).stat().st_size for name in manifest.files)
+    output.echo(f"Exported {manifest.checkpoint['source']} to {bundle.path} ({format_bytes(size)})")
     config = bundle.read_config()
     fields = [f"{name} {value}" for name, value in config.items() if name != "model_type"]
-    click.echo(f"  {'model':<8}{', '.join([config['model_type'], *fields])}")
-    if (facts := bundle.manifest.model) and facts.state_bytes:
-        graphs = ", ".join(bundle.manifest.graphs)
-        click.echo(f"  {'graphs':<8}{graphs}, with a state of {format_bytes(facts.state_bytes)} a row at any length")
-    for name, values in (("inputs", analysis.inputs), ("outputs", analysis.outputs)):
-        click.echo(f"  {name:<8}{', '.join(values)}")
-    click.echo(f"  {'ranges':<8}{', '.join(f'{name} {axis.min} to {axis.max}' for name, axis in graph.axes.items())}")
-    if bundle.manifest.precision:
-        from flash_export.cli.inspect_path import format_precision
-
-        for line in format_precision(bundle.manifest.precision):
-            click.echo(f"  {line[:10].strip():<8}{line[10:]}")
-    click.echo(
-        f"  {'graph':<8}opset {analysis.opset}, {graph.precision}, {analysis.num_nodes} nodes, "
-        f"{' or '.join(map(str, nodes))} in each of {len(analysis.nodes_by_block)} blocks"
+    output.echo_rows([("model", ", ".join([config["model_type"], *fields]))], indent=2)
+    output.echo_rows(format_import(manifest.imported), indent=2)
+    if (facts := manifest.model) and facts.state_bytes:
+        state = f"with a state of {format_bytes(facts.state_bytes)} per row at any length"
+        output.echo_rows([("graphs", f"{', '.join(manifest.graphs)}, {state}")], indent=2)
+    output.echo_rows(
+        [
+            ("inputs", join_values(analysis.inputs)),
+            ("outputs", join_values(analysis.outputs)),
+            ("ranges", ", ".join(f"{name} {axis.min} to {axis.max}" for name, axis in graph.axes.items())),
+            *(format_precision(manifest.precision) if manifest.precision else ()),
+            ("nodes", f"{count_nodes(analysis)}; opset {analysis.opset}, {graph.precision}"),
+        ],
+        indent=2,
     )

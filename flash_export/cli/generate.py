@@ -3,43 +3,71 @@
 from __future__ import annotations
 
 import codecs
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from flash_export.cli.options import IntegerList
+from flash_export.cli.options import IntegerList, output_options
 from flash_export.errors import InputError
+from flash_export.strict_json import format_json
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from flash_export.cli.output import Output
+
 BYTE_VOCAB_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote.
+
+    Attributes:
+        text: As text, with a replacement character for bytes that are none; None where token ids were asked for.
+        tokens: As token ids; a stop token is the last of them.
+        prompt_tokens: Length of the prompt.
+        position: Length of all the text up to here, that of a loaded state included.
+        backend: What ran the model.
+    """
+
+    text: str | None
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    position: int
+    backend: str
+
+    def to_json(self) -> str:
+        """Return strict JSON."""
+        return format_json(self)
 
 
 class TokenWriter:
     """Shows tokens one by one: the text of bytes, or token ids separated by commas."""
 
-    def __init__(self, *, as_text: bool) -> None:
+    def __init__(self, *, as_text: bool, to_stderr: bool = False) -> None:
         """Start at the beginning of a line."""
+        self._to_stderr = to_stderr
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace") if as_text else None
         self._is_empty = True
 
     def write(self, row: int, token: int) -> None:
         """Show a token of the one row; a character of several bytes is shown with its last byte."""
         if self._decoder:
-            click.echo(self._decoder.decode(bytes([token])), nl=False)
+            click.echo(self._decoder.decode(bytes([token])), nl=False, err=self._to_stderr)
         else:
-            click.echo(token if self._is_empty else f",{token}", nl=False)
+            click.echo(token if self._is_empty else f",{token}", nl=False, err=self._to_stderr)
         self._is_empty = False
 
     def finish(self) -> None:
         """Show what is left of a character, and end the line."""
         if not self._is_empty:
-            click.echo(self._decoder.decode(b"", final=True) if self._decoder else "")
+            click.echo(self._decoder.decode(b"", final=True) if self._decoder else "", err=self._to_stderr)
 
 
-@click.command("generate")
+@click.command("generate", short_help="Let a causal model write, in constant time per token.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--prompt", metavar="TEXT", help="Text to go on from, for models whose tokens are the 256 bytes.")
 @click.option("--prompt-file", type=click.File("rb"), help="File with that text; - for stdin.")
@@ -69,9 +97,11 @@ class TokenWriter:
 @click.option("--threads", type=int, help="CPU threads of one operator.")
 @click.option("--save-state", type=click.Path(path_type=Path), help="Write the state after the text to this file.")
 @click.option("--load-state", type=click.Path(path_type=Path), help="Go on from a state in place of an empty text.")
+@output_options()
 @click.pass_context
 def generate_command(
     ctx: click.Context,
+    output: Output,
     bundle: Path,
     prompt: str | None,
     prompt_file: BinaryIO | None,
@@ -87,7 +117,7 @@ def generate_command(
     threads: int | None,
     save_state: Path | None,
     load_state: Path | None,
-) -> None:
+) -> Continuation:
     """Go on from a prompt with the causal model of BUNDLE, and show the new text as it comes.
 
     Models whose tokens are the 256 bytes read and write UTF-8; given --tokens, any model writes token ids. A saved
@@ -96,10 +126,10 @@ def generate_command(
     \b
     Examples:
       flash-export generate BUNDLE --prompt "def main("
-      flash-export generate BUNDLE --prompt-file story.txt --temperature 0.8 --top-p 0.95 --seed 1
+      flash-export generate BUNDLE --prompt-file story.txt --temperature 0.8
       flash-export generate BUNDLE --tokens 17,4,256 --max-tokens 20 --stop 0
-      flash-export generate BUNDLE --prompt-file manual.txt --max-tokens 0 --save-state manual.state
-      flash-export generate BUNDLE --load-state manual.state --prompt "In short: "
+      flash-export generate BUNDLE --prompt-file a --max-tokens 0 --save-state S
+      flash-export generate BUNDLE --load-state S --prompt "In short: "
     """
     if [prompt, prompt_file, tokens].count(None) != 2:
         raise click.UsageError("Give one of --prompt, --prompt-file and --tokens", ctx)
@@ -118,13 +148,25 @@ def generate_command(
             input_ids = _encode_text(text, generator.vocab_size)
         else:
             input_ids = _encode_tokens(tokens, generator.vocab_size)
-        writer = TokenWriter(as_text=tokens is None)
+        writer = TokenWriter(as_text=tokens is None, to_stderr=output.stdout_is_taken)
+        on_token = None if output.quiet and output.stdout_is_taken else writer.write
         try:
-            result = generator.generate([input_ids], options, state, on_token=writer.write)
+            result = generator.generate([input_ids], options, state, on_token=on_token)
         finally:
             writer.finish()
     if save_state:
         result.state.save(save_state)
+        output.suggest_next("generate", bundle, "--load-state", save_state, "--prompt", "TEXT")
+    else:
+        output.suggest_next("validate", bundle, *(() if backend == "eager" else ("--backend", f"stream:{backend}")))
+    written = tuple(map(int, result.tokens[0]))
+    return Continuation(
+        text=bytes(written).decode("utf-8", "replace") if tokens is None else None,
+        tokens=written,
+        prompt_tokens=int(input_ids.size),
+        position=int(result.state.position[0]),
+        backend=backend,
+    )
 
 
 def _encode_text(text: bytes, vocab_size: int) -> np.ndarray:

@@ -1,22 +1,23 @@
-"""Parsing, and showing progress, that several commands share."""
+"""Options that several commands share, and those that every command has."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from flash_export.cli.output import STDOUT, Output, Result, write_text
 from flash_export.errors import ConfigError
 from flash_export.reading import parse_json, read_json_object
+from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from rich.console import Console
-
-STDOUT = "-"
+EXIT_VERDICT_NO = 1
 
 
 class IntegerList(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -36,19 +37,54 @@ class IntegerList(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(f"{value!r} is not a list of whole numbers; write it like 1,17,300", param, ctx)
 
 
-@contextlib.contextmanager
-def show_progress(console: Console, title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a bar on a terminal while the block runs; what is yielded takes work done, work in all, and what is next."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+class Choice(click.Choice):  # type: ignore[type-arg,unused-ignore]
+    """One of several names; a mistyped one is answered with the one that was probably meant."""
 
-    columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("loading", total=None)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the name."""
+        if value not in self.choices:
+            self.fail(f"{value!r} is none of {list_known(value, self.choices)}", param, ctx)
+        return value
 
-        def update(done: int, total: int, label: str) -> None:
-            bar.update(task, completed=done, total=total, description=label)
 
-        yield update
+def output_options(
+    *targets: str, verdict: Callable[[Any], bool] | None = None
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Give a command ``--json``, ``--quiet`` and ``--verbose``; its function takes an ``output`` and returns a result.
+
+    Args:
+        targets: Parameters of the command's other options that write to stdout for ``-``.
+        verdict: Whether a result is a yes; on a no, the exit code is 1. None: every result is one.
+    """
+
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
+        @click.option("--json", "json_file", metavar="FILE", help="Write the result as JSON; - for stdout.")
+        @click.option("-q", "--quiet", is_flag=True, help="Show errors alone.")
+        @click.option("-v", "--verbose", is_flag=True, help="Show versions, times, and why something was skipped.")
+        @click.pass_context
+        def run(ctx: click.Context, /, json_file: str | None, quiet: bool, verbose: bool, **values: Any) -> Result:
+            outer = ctx.find_object(Output)
+            if outer is not None:  # a step of a longer command, which answers for it
+                return function(output=replace(outer, is_step=True), **values)
+            if quiet and verbose:
+                raise click.UsageError("--quiet and --verbose contradict each other; give one of them", ctx)
+            takers = [name for name in ("json_file", *targets) if ctx.params[name] == STDOUT]
+            if len(takers) > 1:
+                options = {param.name: param.opts[-1] for param in ctx.command.params}
+                listed = " and ".join(options[name] for name in takers)
+                raise click.UsageError(f"{listed} both go to stdout; give one of them a file", ctx)
+            ctx.obj = Output(quiet=quiet, verbose=verbose, stdout_is_taken=bool(takers))
+            with ctx.obj.show_log():
+                result = function(output=ctx.obj, **values)
+                if json_file is not None:
+                    write_text(json_file, result.to_json())
+            if verdict is not None and not verdict(result):
+                ctx.exit(EXIT_VERDICT_NO)
+            return result
+
+        return functools.update_wrapper(run, function)
+
+    return decorate
 
 
 def parse_config(config_file: str | None, assignments: tuple[str, ...]) -> dict[str, Any] | None:
@@ -73,27 +109,3 @@ def parse_config(config_file: str | None, assignments: tuple[str, ...]) -> dict[
         except ValueError:
             values[name.strip()] = text
     return values
-
-
-def write_text(target: str | None, text: str) -> None:
-    """Write to a file, to stdout for ``-``, or nowhere for None.
-
-    Raises:
-        BundleError: The file cannot be written.
-    """
-    from flash_export.files import write_file
-
-    if target == STDOUT:
-        click.echo(text, nl=False)
-    elif target is not None:
-        write_file(Path(target), text.encode())
-
-
-def format_bytes(count: int) -> str:
-    """Return a size with a binary unit, such as ``3.1 MiB``."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"

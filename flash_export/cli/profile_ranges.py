@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import STDOUT, IntegerList, show_progress
+from flash_export.cli.options import IntegerList, output_options
+
+if TYPE_CHECKING:
+    from flash_export.cli.output import Output
+    from flash_export.validators.ranges.results import RangesReport
 
 
-@click.command("profile-ranges")
+@click.command("profile-ranges", short_help="Show where values would overflow in fp16.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--lengths",
@@ -22,8 +27,9 @@ from flash_export.cli.options import STDOUT, IntegerList, show_progress
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="Time for the default lengths.")
 @click.option("--threads", type=int, help="CPU threads of one operator.")
 @click.option("--all", "show_all", is_flag=True, help="Print every quantity, not the worst alone.")
-@click.option("--json", "json_file", metavar="FILE", help="Write all numbers as JSON; - for stdout.")
+@output_options()
 def profile_ranges_command(
+    output: Output,
     bundle: Path,
     seq_lens: tuple[int, ...] | None,
     windows: int,
@@ -31,8 +37,7 @@ def profile_ranges_command(
     seconds: float,
     threads: int | None,
     show_all: bool,
-    json_file: str | None,
-) -> None:
+) -> RangesReport:
     """Show how large the quantities inside the model of BUNDLE become, and at which length fp16 would overflow.
 
     Measured is the model itself, on the bundle's held-out text if it has one, at several lengths; the length at which
@@ -44,19 +49,13 @@ def profile_ranges_command(
       flash-export profile-ranges BUNDLE --lengths 256,1024,4096 --all
       flash-export profile-ranges BUNDLE --json ranges.json
     """
-    from rich.console import Console
-
     from flash_export.bundle import Bundle
-    from flash_export.files import write_file
     from flash_export.validators.ranges.profile import RangesOptions, profile_ranges
     from flash_export.validators.ranges.terminal import DEFAULT_ROWS, print_ranges
 
     options = RangesOptions(seq_lens=seq_lens, windows=windows, random=random, seconds=seconds, threads=threads)
-    stderr = Console(stderr=True)
-    with show_progress(stderr, "Measuring") as progress:
+    with output.show_progress("Measuring") as progress:
         report = profile_ranges(Bundle.open(bundle), options, progress)
-    if json_file == STDOUT:
-        click.echo(report.to_json(), nl=False)
-    elif json_file is not None:
-        write_file(Path(json_file), report.to_json().encode())
-    print_ranges(report, stderr if json_file == STDOUT else Console(), None if show_all else DEFAULT_ROWS)
+    print_ranges(report, output.console, None if show_all else DEFAULT_ROWS)
+    output.suggest_next("onnx", bundle, "-o", f"{bundle}-fp16", "--precision", "fp16")
+    return report

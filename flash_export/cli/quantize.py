@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import show_progress
+from flash_export.cli.options import Choice, output_options
 from flash_export.config import HELDOUT, INT8, SCHEMES, QuantizeOptions
 from flash_export.errors import ConfigError
 
@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from flash_export.bundle import Bundle
+    from flash_export.cli.output import Output
     from flash_export.quantization_record import ProductRecord, QuantizationRecord
 
 
-@click.command("quantize")
+@click.command("quantize", short_help="Write a bundle again in int8, int4 or fp8.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Bundle folder to create.")
-@click.option("--scheme", type=click.Choice(SCHEMES), default=INT8, show_default=True, help="What to compute in.")
+@click.option(
+    "-o", "--output", "target", type=click.Path(path_type=Path), required=True, help="Bundle folder to create."
+)
+@click.option("--scheme", type=Choice(SCHEMES), default=INT8, show_default=True, help="What to compute in.")
 @click.option(
     "--calibration",
     metavar="FILE",
@@ -39,9 +42,11 @@ if TYPE_CHECKING:
 @click.option("--smoothing/--no-smoothing", default=True, help="Move outliers of activations into weights (default).")
 @click.option("--threads", type=int, help="CPU threads of one operator.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, with its engines and reports.")
+@output_options()
 def quantize_command(
+    output: Output,
     bundle: Path,
-    output: Path,
+    target: Path,
     scheme: str,
     calibration: str,
     keep: tuple[str, ...],
@@ -50,7 +55,7 @@ def quantize_command(
     smoothing: bool,
     threads: int | None,
     force: bool,
-) -> None:
+) -> QuantizationRecord:
     """Write BUNDLE, an fp32 one, again with graphs that compute in few bits.
 
     int8: weights and activations, for CPUs and GPUs; int8-dynamic: scales of the activations measured in every run, for
@@ -61,21 +66,21 @@ def quantize_command(
     Examples:
       flash-export quantize BUNDLE -o BUNDLE-int8
       flash-export quantize BUNDLE -o BUNDLE-int4 --scheme int4 --budget 1%
-      flash-export quantize BUNDLE -o BUNDLE-int8 --calibration text.txt --keep head --keep 'layers.0.*'
+      flash-export quantize BUNDLE -o OUT --calibration a.txt --keep 'layers.0.*'
     """
-    from rich.console import Console
-
     from flash_export.bundle import Bundle
     from flash_export.quantization.quantize import quantize_bundle
 
     options = QuantizeOptions(
         scheme, calibration, keep, None if budget is None else parse_share(budget), block_size, smoothing, threads
     )
-    with show_progress(Console(stderr=True), "Quantizing") as progress:
-        quantized = quantize_bundle(Bundle.open(bundle), output, options=options, force=force, progress=progress)
+    with output.show_progress("Quantizing") as progress:
+        quantized = quantize_bundle(Bundle.open(bundle), target, options=options, force=force, progress=progress)
     record = quantized.read_quantization()
     assert record is not None
-    print_record(quantized, record, Console())
+    print_record(quantized, record, output.console)
+    output.suggest_next("validate", target)
+    return record
 
 
 def parse_share(text: str) -> float:
@@ -93,25 +98,26 @@ def parse_share(text: str) -> float:
 
 def print_record(bundle: Bundle, record: QuantizationRecord, console: Console) -> None:
     """Print what was done and why."""
-    from rich.table import Table
+    from flash_export.terminal import make_table, make_text
 
-    title = f"{record.scheme}, by {record.predictions:,} predictions on {record.text}"
-    table = Table(title=title, title_justify="left")
-    for column in ("product", "computed in"):
-        table.add_column(column, no_wrap=True)
-    for column in ("weights", "alone it loses"):
-        table.add_column(column, no_wrap=True, justify="right")
-    for product in record.products:
-        cost = "" if product.sensitivity is None else f"{product.sensitivity:.3%}"
-        table.add_row(product.name, describe_product(product), f"{product.weights:,}", cost)
-    console.print(table)
+    console.print(make_text((f"{record.scheme}, by {record.predictions:,} predictions on {record.text}", "italic")))
+    rows = [
+        (
+            product.name,
+            describe_product(product),
+            f"{product.weights:,}",
+            "" if product.sensitivity is None else f"{product.sensitivity:.3%}",
+        )
+        for product in record.products
+    ]
+    console.print(make_table(("product", "computed in", "weights", "alone it loses"), rows, align="ll"))
     for product in record.products:
         if product.reason is not None:
-            console.print(f"{product.name}: {describe_product(product)}, because {product.reason}", highlight=False)
+            console.print(make_text(f"{product.name}: {describe_product(product)}, because {product.reason}"))
     bits = "" if record.bits is None else f": {record.bits:.4f} bits a prediction, fp32 {record.reference_bits:.4f}"
-    console.print(f"Loss {record.loss:.2%}, accepted {record.budget:.2%}{bits}")
-    console.print(f"{record.quantized_share:.0%} of the weights in few bits")
-    console.print(f"Bundle: {bundle.path}", highlight=False)
+    console.print(make_text(f"Loss {record.loss:.2%}, accepted {record.budget:.2%}{bits}"))
+    console.print(make_text(f"{record.quantized_share:.0%} of the weights in few bits"))
+    console.print(make_text(f"Bundle: {bundle.path}"), soft_wrap=True)
 
 
 def describe_product(product: ProductRecord) -> str:

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import STDOUT, write_text
+from flash_export.cli.options import output_options
+from flash_export.cli.output import Output, write_text
 
-EXIT_WORSE = 1
+if TYPE_CHECKING:
+    from flash_export.validators.report.comparison import Comparison
+    from flash_export.validators.results import ValidationReport
 
 
-@click.command("report")
+def is_no_regression(result: ValidationReport | Comparison) -> bool:
+    """Return whether all is well: a comparison has a verdict, a report that is shown again had it when it was made."""
+    from flash_export.validators.results import ValidationReport
+
+    return isinstance(result, ValidationReport) or bool(result)
+
+
+@click.command("report", short_help="Show a validation again, or compare two of them.")
 @click.argument("report", metavar="A.json", type=click.Path(path_type=Path))
 @click.argument("other", metavar="[B.json]", type=click.Path(path_type=Path), required=False)
 @click.option("--html", "html_file", type=click.Path(path_type=Path), help="Write A as one HTML file.")
 @click.option("--markdown", "markdown_file", metavar="FILE", help="Write Markdown here; - for stdout.")
 @click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write A as JUnit XML.")
+@output_options("markdown_file", verdict=is_no_regression)
 def report_command(
-    report: Path, other: Path | None, html_file: Path | None, markdown_file: str | None, junit_file: Path | None
-) -> None:
+    output: Output,
+    report: Path,
+    other: Path | None,
+    html_file: Path | None,
+    markdown_file: str | None,
+    junit_file: Path | None,
+) -> ValidationReport | Comparison:
     """Show the validation A.json again, or what changed from A.json to B.json.
 
     Only what the two runs can tell apart is a change: an error that moved by more than the eager model's own, a
@@ -33,17 +50,14 @@ def report_command(
       flash-export report BUNDLE/reports/report.json
       flash-export report report.json --html report.html --junit junit.xml
       flash-export report before.json after.json
-      flash-export report before.json after.json --markdown - >> $GITHUB_STEP_SUMMARY
+      flash-export report a.json b.json --markdown - >> $GITHUB_STEP_SUMMARY
     """
     if other is not None and (html_file or junit_file):
         raise click.UsageError("--html and --junit show one report, and two were given; use --markdown")
-    from rich.console import Console
-
     from flash_export.validators.report.files import read_report
 
     first = read_report(report)
     second = None if other is None else read_report(other)
-    console = Console(stderr=markdown_file == STDOUT)
     if second is None:
         from flash_export.validators.report.files import ReportFiles, write_report
         from flash_export.validators.report.markdown import render_markdown
@@ -51,8 +65,9 @@ def report_command(
 
         write_report(first, ReportFiles(html=html_file, junit=junit_file))
         write_text(markdown_file, render_markdown(first))
-        print_report(first, console)
-        return
+        print_report(first, output.console)
+        output.suggest_next("bisect" if not first else "validate", first.bundle)
+        return first
 
     from flash_export.validators.report.comparison import compare_reports
     from flash_export.validators.report.comparison_terminal import print_comparison
@@ -60,6 +75,6 @@ def report_command(
 
     comparison = compare_reports(first, second)
     write_text(markdown_file, render_comparison_markdown(comparison))
-    print_comparison(comparison, console)
-    if not comparison:
-        raise click.exceptions.Exit(EXIT_WORSE)
+    print_comparison(comparison, output.console)
+    output.suggest_next("bisect" if not comparison else "validate", second.bundle)
+    return comparison

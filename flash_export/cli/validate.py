@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import STDOUT, IntegerList, show_progress, write_text
+from flash_export.cli.interrupt import RESUMABLE
+from flash_export.cli.options import IntegerList, output_options
+from flash_export.cli.output import Output, write_text
 
-EXIT_VALIDATION_FAILED = 1
+if TYPE_CHECKING:
+    from flash_export.bundle import Bundle
+    from flash_export.validators.results import ValidationReport
+
 JOURNAL_FILE = ".validation.jsonl"
 
 
-@click.command("validate")
+@click.command("validate", short_help="Prove that graph and engines are the model, at every length.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--plan",
@@ -50,10 +56,13 @@ JOURNAL_FILE = ".validation.jsonl"
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for report.json and report.html.  [default: BUNDLE/reports]",
 )
-@click.option("--json", "json_file", metavar="FILE", help="Write the report's JSON here too; - for stdout.")
 @click.option("--markdown", "markdown_file", metavar="FILE", help="Write a summary in Markdown; - for stdout.")
 @click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write JUnit XML, for CI systems.")
+@output_options("markdown_file", verdict=bool)
+@click.pass_context
 def validate_command(
+    ctx: click.Context,
+    output: Output,
     bundle: Path,
     plan: str,
     seq_lens: tuple[int, ...] | None,
@@ -68,10 +77,9 @@ def validate_command(
     no_latency: bool,
     resume: bool,
     report_dir: Path | None,
-    json_file: str | None,
     markdown_file: str | None,
     junit_file: Path | None,
-) -> None:
+) -> ValidationReport:
     """Compare outputs and latency of an exported BUNDLE with the eager PyTorch model, over many lengths.
 
     Outputs are compared with the model in float64. What counts is how much further from it a backend is than the eager
@@ -87,12 +95,8 @@ def validate_command(
       flash-export validate BUNDLE --backend trt --rtol 1e-3
       flash-export validate BUNDLE --onnx other/model.onnx
       flash-export validate BUNDLE --json - | jq .passed
-      flash-export validate BUNDLE --junit junit.xml --markdown - >> $GITHUB_STEP_SUMMARY
+      flash-export validate BUNDLE --markdown - >> $GITHUB_STEP_SUMMARY
     """
-    if json_file == markdown_file == STDOUT:
-        raise click.UsageError("--json and --markdown both go to stdout; give one of them a file")
-    from rich.console import Console
-
     from flash_export.bundle import REPORT_FOLDER, Bundle
     from flash_export.validators.report.files import HTML_FILE, JSON_FILE, ReportFiles, write_report
     from flash_export.validators.report.markdown import render_markdown
@@ -112,18 +116,27 @@ def validate_command(
         latency_budget_s=0.0 if no_latency else None,
         compiled=compiled,
     )
-    stderr = Console(stderr=True)
     folder = report_dir or bundle / REPORT_FOLDER
     journal = folder / JOURNAL_FILE
     opened = Bundle.open(bundle)
-    with show_progress(stderr, "Validating") as progress:
+    ctx.meta[RESUMABLE] = journal
+    with output.show_progress("Validating") as progress:
         report = validate_bundle(opened, options, progress, journal_path=journal, resume=resume)
-    write_report(report, ReportFiles(folder / JSON_FILE, folder / HTML_FILE, junit_file))
-    write_text(json_file, report.to_json())
+    with opened.lock():  # no one puts another bundle in the place of the one that the report is about
+        write_report(report, ReportFiles(folder / JSON_FILE, folder / HTML_FILE, junit_file))
     write_text(markdown_file, render_markdown(report))
     journal.unlink(missing_ok=True)
-    human = stderr if STDOUT in (json_file, markdown_file) else Console()
-    print_report(report, human)
-    human.print(f"Report: {folder / HTML_FILE}", highlight=False, soft_wrap=True)
+    print_report(report, output.console)
+    output.echo(f"Report: {folder / HTML_FILE}")
+    output.suggest_next(*_choose_next(opened, report))
+    return report
+
+
+def _choose_next(bundle: Bundle, report: ValidationReport) -> tuple[str | Path, ...]:
     if not report:
-        raise click.exceptions.Exit(EXIT_VALIDATION_FAILED)
+        return ("bisect", bundle.path)
+    if not bundle.list_engines():
+        return ("trt", bundle.path)
+    if bundle.get_graph().precision == "fp32":
+        return ("quantize", bundle.path, "-o", f"{bundle.path}-int8")
+    return ("inspect", bundle.path)

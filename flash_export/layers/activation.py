@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+RELU2, LAPLACE, LAPLACE_WIDE = "relu2", "laplace", "laplace_wide"
 LAPLACE_MEAN = math.sqrt(0.5)
-LAPLACE_STD = math.sqrt(1 / (4 * math.pi))
+# Mega's, and that of flash-pytorch 0.1.6, which had the quotient upside down.
+LAPLACE_STDS = {LAPLACE: math.sqrt(1 / (4 * math.pi)), LAPLACE_WIDE: math.sqrt(math.pi / 4)}
 
 
 def relu_squared(x: Float[Tensor, ...]) -> Float[Tensor, ...]:
@@ -22,12 +25,15 @@ def relu_squared(x: Float[Tensor, ...]) -> Float[Tensor, ...]:
     return torch.relu(x).square()
 
 
-def laplace(x: Float[Tensor, ...]) -> Float[Tensor, ...]:
+def laplace(x: Float[Tensor, ...], std: float = LAPLACE_STDS[LAPLACE]) -> Float[Tensor, ...]:
     """Return the Laplace attention function of Mega (arXiv 2209.10655, equation 10).
 
     It is not 0 at 0, so that padded keys count unless their values are masked.
     """
-    return 0.5 * (1 + torch.erf((x - LAPLACE_MEAN) / (LAPLACE_STD * math.sqrt(2))))
+    return 0.5 * (1 + torch.erf((x - LAPLACE_MEAN) / (std * math.sqrt(2))))
 
 
-ATTENTION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu2": relu_squared, "laplace": laplace}
+ATTENTION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    RELU2: relu_squared,
+    **{name: partial(laplace, std=std) for name, std in LAPLACE_STDS.items()},
+}

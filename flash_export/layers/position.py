@@ -37,9 +37,14 @@ class ScaledSinusoid(nn.Module):
     def __init__(self, dim: int) -> None:
         """Create the embedding of width ``dim`` (even)."""
         super().__init__()
+        self.dim = dim
         self.scale = nn.Parameter(torch.ones(1))
         self.inv_freq: Tensor
-        self.register_buffer("inv_freq", compute_inverse_frequencies(dim))
+        self.register_buffer("inv_freq", self.compute_frequencies())
+
+    def compute_frequencies(self) -> Float[Tensor, " d/2"]:
+        """Return what ``inv_freq`` holds in a checkpoint that was not rounded."""
+        return compute_inverse_frequencies(self.dim)
 
     def forward(self, positions: Int[Tensor, " n"]) -> Float[Tensor, "n d"]:
         """Return the embedding of each position, in the dtype of the parameters."""
@@ -53,9 +58,13 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, qk_dim: int) -> None:
         """Rotate the first ``min(32, qk_dim)`` of ``qk_dim`` dimensions (rounded down to pairs)."""
         super().__init__()
-        rotary_dim = min(MAX_ROTARY_DIM, qk_dim)
+        self.rotary_dim = min(MAX_ROTARY_DIM, qk_dim)
         self.freqs: Tensor
-        self.register_buffer("freqs", compute_inverse_frequencies(rotary_dim)[: rotary_dim // 2])
+        self.register_buffer("freqs", self.compute_frequencies())
+
+    def compute_frequencies(self) -> Float[Tensor, " f"]:
+        """Return what ``freqs`` holds in a checkpoint that was not rounded."""
+        return compute_inverse_frequencies(self.rotary_dim)[: self.rotary_dim // 2]
 
     def forward(self, x: Float[Tensor, "b n d"], positions: Int[Tensor, " n"]) -> Float[Tensor, "b n d"]:
         """Rotate pair ``(2i, 2i + 1)`` of the token at position p by the angle ``p * freqs[i]``."""

@@ -11,7 +11,7 @@ import dataclasses
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from flash_export.errors import CheckpointError, ConfigError
+from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -47,7 +48,7 @@ class ModelConfig:
             choices = self.CHOICES.get(field.name)
             if choices is not None:
                 if value not in choices:
-                    raise ConfigError(f"{field.name}={value!r} is unknown; use one of {', '.join(choices)}")
+                    raise ConfigError(f"{field.name}={value!r} is unknown; use one of {list_known(value, choices)}")
             elif field.type == "bool":
                 if not isinstance(value, bool):
                     raise ConfigError(f"{field.name}={value!r} is not a boolean; use true or false")
@@ -89,7 +90,7 @@ class ModelConfig:
         if unknown := sorted(given.keys() - fields.keys()):
             raise ConfigError(
                 f"unknown config field {', '.join(unknown)} for model_type {cls.model_type!r}; "
-                f"known fields: {', '.join(fields)}"
+                f"known fields: {list_known(unknown[0], fields)}"
             )
         required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
         if missing := [name for name in required if name not in given]:
@@ -103,7 +104,6 @@ class ReferenceModel(nn.Module):
     """Base of the reference modules: ``forward(input_ids, attention_mask=None) -> logits``."""
 
     config: ModelConfig
-    FP32_BUFFERS: ClassVar[tuple[str, ...]] = ()
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors`` into ``directory``.
@@ -116,11 +116,13 @@ class ReferenceModel(nn.Module):
             CheckpointError: ``directory`` cannot be written, or the disk is full.
         """
         folder = Path(directory)
-        parameters = {name for name, _ in self.named_parameters()}
-        tensors = {
-            name: (tensor.to(dtype) if dtype and name in parameters else tensor).contiguous()
-            for name, tensor in self.state_dict().items()
-        }
+        parameters = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        tensors = separate_tensors(
+            {
+                name: tensor.to(dtype) if dtype and name in parameters else tensor
+                for name, tensor in self.state_dict().items()
+            }
+        )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
@@ -147,9 +149,33 @@ class ReferenceModel(nn.Module):
             for _, probe in probes:
                 probe.reader = None
 
+    def compute_frequencies(self) -> dict[str, Tensor]:
+        """Return the buffers, all of which follow from the config, by name and in fp32."""
+        owners = {name: module for name, module in self.named_modules() if hasattr(module, "compute_frequencies")}
+        return {
+            f"{owner}.{name}": cast("Callable[[], Tensor]", module.compute_frequencies)()
+            for owner, module in owners.items()
+            if module is not self
+            for name, _ in module.named_buffers(recurse=False)
+        }
+
     def count_parameters(self) -> int:
         """Return the number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def separate_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors contiguous, each in memory of its own: tied weights and views of one buffer are copied."""
+    separated: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.contiguous()
+        storage = own.untyped_storage()
+        if storage.data_ptr() in taken or storage.nbytes() != own.numel() * own.element_size():
+            own = own.clone(memory_format=torch.contiguous_format)
+        taken.add(own.untyped_storage().data_ptr())
+        separated[name] = own
+    return separated
 
 
 def _forward_reading(reader: Callable[[str, Tensor], None], prefix: str, name: str, values: Tensor) -> None:

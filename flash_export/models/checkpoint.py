@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flash_export.errors import CheckpointError, ConfigError
-from flash_export.files import hash_file
-from flash_export.models.base import CONFIG_FILE, WEIGHTS_FILE, ReferenceModel
+from flash_export.import_record import ImportRecord
+from flash_export.models.base import CONFIG_FILE, WEIGHTS_FILE, separate_tensors
+from flash_export.models.frequencies import restore_frequencies
+from flash_export.models.importers.arguments import GivenArguments, ImportedModel
 from flash_export.models.registry import get_family
-from flash_export.models.tensor_files import read_tensors
+from flash_export.models.tensor_files import check_inside, find_weights_file, read_weights
+from flash_export.models.weight_sets import check_plain, select_weight_set
+from flash_export.names import list_names, show_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from flash_export.models.base import ModelConfig
+    from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.models.registry import Family
-
-MAX_NAMES_IN_MESSAGE = 6
+    from flash_export.models.weight_sets import WeightSet
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class Checkpoint:
     Attributes:
         model: The reference model, in evaluation mode and fp32.
         provenance: Source file name, format and sha256 of the weights.
+        imported: What was assumed, chosen and repaired on the way.
         folder: The checkpoint folder; None for a single foreign file.
     """
 
     model: ReferenceModel
     provenance: dict[str, str]
+    imported: ImportRecord
     folder: Path | None
 
 
@@ -47,41 +52,77 @@ def load_pretrained(folder: str | Path) -> ReferenceModel:
 
 
 def load_checkpoint(
-    path: str | Path, *, family: str | None = None, config: Mapping[str, Any] | None = None
+    path: str | Path,
+    *,
+    family: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    library_version: str | None = None,
+    weights_key: str | None = None,
+    assume_defaults: bool = False,
 ) -> Checkpoint:
-    """Load a checkpoint folder, or a foreign weights file.
+    """Load a checkpoint folder, or foreign weights.
 
     Args:
-        path: A folder with ``config.json`` and ``model.safetensors``, or a ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` or
-            ``.safetensors`` file of the library that the family was first written in.
-        family: Model family; needed for a file, told by ``config.json`` for a folder.
-        config: For a file, that library's constructor arguments. For a folder, config fields to replace.
+        path: A folder with ``config.json`` and ``model.safetensors``; or weights of the library that the family was
+            first written in: a ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` or ``.safetensors`` file, the ``.index.json`` of
+            weights in several files, or a folder that holds one of these and no ``config.json``.
+        family: Model family; needed for foreign weights, told by ``config.json`` for a folder.
+        config: For foreign weights, that library's constructor arguments. For a folder, config fields to replace.
+        library_version: For foreign weights, the release of that library that they were trained with.
+        weights_key: Where in the file the weights are, if it holds several sets of them; dotted for nested ones.
+        assume_defaults: For foreign weights, take that library's defaults for arguments that nobody told.
 
     Raises:
         CheckpointError: A file is missing or damaged; tensors are missing, unexpected, misshapen or not finite.
-        ConfigError: The family or a config value is unknown, or contradicts the weights.
+        ConfigError: The family or a config value is unknown, or contradicts the weights; or an argument is missing.
     """
     source = Path(path)
-    if source.is_dir():
-        weights = source / WEIGHTS_FILE
-        model_config, kind = _read_config(source, family, config or {})
-        tensors, source_format = read_tensors(weights), "flash-export"
-    else:
-        weights = source
-        tensors = read_tensors(weights)
+    folder = source if source.is_dir() else None
+    file = find_weights_file(folder) if folder else source
+    if folder:
+        check_inside(file, folder)
+    is_foreign = folder is None or (family is not None and not (folder / CONFIG_FILE).exists())
+    if is_foreign:
+        weights = read_weights(file)
         if family is None:
             raise ConfigError(f"{source.name} does not tell its model family; add --family flash or --family gau")
         kind = get_family(family)
-        if config is None:
+    else:
+        if library_version is not None or assume_defaults:
             raise ConfigError(
-                f"weights do not tell {', '.join(kind.hidden_arguments)}; give {kind.source}'s constructor arguments "
-                "with --config FILE.json or --set NAME=VALUE (--config with {} takes that library's defaults)"
+                f"{source} has a {CONFIG_FILE}, which tells all; leave --library-version and --assume-defaults out"
             )
-        model_config, tensors = kind.import_weights(tensors, config)
-        source_format = kind.source
-    model = _build_model(kind, model_config, tensors, weights)
-    provenance = {"source": weights.name, "format": source_format, "sha256": hash_file(weights)}
-    return Checkpoint(model, provenance, source if source.is_dir() else None)
+        model_config, kind = _read_config(source, family, config or {})
+        weights = read_weights(file)
+    chosen = select_weight_set(weights.values, kind.anchor, file, weights_key)
+    check_plain(chosen.tensors, file)
+    if is_foreign:
+        arguments = GivenArguments(config or {}, library_version, assume_defaults)
+        imported = kind.import_weights(chosen.tensors, arguments)
+    else:
+        imported = ImportedModel(model_config, chosen.tensors, {})
+    model, repairs = _build_model(kind, imported.config, imported.tensors, file)
+    return Checkpoint(
+        model,
+        {"source": file.name, "format": kind.source if is_foreign else "flash-export", "sha256": weights.sha256},
+        ImportRecord(
+            library_version=library_version,
+            assumed=imported.assumed,
+            weights_key=chosen.key,
+            weight_sets=chosen.keys,
+            notes=(*weights.notes, *_describe_choice(chosen), *repairs),
+        ),
+        folder,
+    )
+
+
+def _describe_choice(chosen: WeightSet) -> list[str]:
+    """Say what was taken off the names, and what of the file is not the model."""
+    notes = [f"names are under {show_name(chosen.key)} in the file"] if chosen.key and len(chosen.keys) == 1 else []
+    if chosen.left_out:
+        parts = [f"{name} ({count} {'tensor' if count == 1 else 'tensors'})" for name, count in chosen.left_out.items()]
+        notes.append(f"left out, beside the model in the file: {list_names(parts)}")
+    return notes
 
 
 def _read_config(folder: Path, family: str | None, replaced: Mapping[str, Any]) -> tuple[ModelConfig, Family]:
@@ -108,8 +149,14 @@ def _read_config(folder: Path, family: str | None, replaced: Mapping[str, Any]) 
     return kind.config_class.from_dict({**values, **replaced}), kind
 
 
-def _build_model(kind: Family, config: ModelConfig, tensors: Mapping[str, Tensor], weights: Path) -> ReferenceModel:
-    """Build the module without allocating weights, then hand it the tensors, strictly."""
+def _build_model(
+    kind: Family, config: ModelConfig, tensors: Mapping[str, Tensor], weights: Path
+) -> tuple[ReferenceModel, tuple[str, ...]]:
+    """Build the module without allocating weights, then hand it the tensors, strictly.
+
+    Returns:
+        The model, and a sentence about each repair.
+    """
     depth = config.to_dict()["depth"]
     if depth > len(tensors):  # before a module of that many layers is built
         raise CheckpointError(
@@ -118,45 +165,32 @@ def _build_model(kind: Family, config: ModelConfig, tensors: Mapping[str, Tensor
         )
     with torch.device("meta"):
         model = kind.model_class(config)
-    expected = model.state_dict()
-    problems = [
-        *_describe("missing", [name for name in expected if name not in tensors]),
-        *_describe("unexpected", [name for name in tensors if name not in expected]),
-        *_describe(
-            "misshapen",
-            [
-                f"{name} {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
-                for name in expected
-                if name in tensors and tensors[name].shape != expected[name].shape
-            ],
-        ),
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{weights}: the weights do not fit the config of this {config.model_type} model: {'; '.join(problems)}; "
-            "correct the config or give the right file"
-        )
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{weights}: {name} is {tensor.dtype}; weights must be floating point")
-        if tensor.is_meta or tensor.layout is not torch.strided:
-            raise CheckpointError(
-                f"{weights}: {name} holds no plain values ({tensor.device} device, {tensor.layout}); "
-                "save it as a dense tensor with data"
-            )
-    in_fp32 = {name: tensor.float() for name, tensor in tensors.items()}
+    _match_tensors(model.state_dict(), tensors, config, weights)
+    frequencies, notes = restore_frequencies(tensors, model.compute_frequencies())
+    in_fp32 = separate_tensors({name: tensor.detach().float() for name, tensor in {**tensors, **frequencies}.items()})
     for name, tensor in in_fp32.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
                 f"{weights}: {name} holds NaN or infinite values in fp32; such a model cannot be exported"
             )
     model.load_state_dict(in_fp32, assign=True)
-    return model.requires_grad_(requires_grad=False).eval()
+    return model.requires_grad_(requires_grad=False).eval(), notes
 
 
-def _describe(kind: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    shown = ", ".join(names[:MAX_NAMES_IN_MESSAGE])
-    more = f" and {len(names) - MAX_NAMES_IN_MESSAGE} more" if len(names) > MAX_NAMES_IN_MESSAGE else ""
-    return [f"{len(names)} {kind} ({shown}{more})"]
+def _match_tensors(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], config: ModelConfig, weights: Path
+) -> None:
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    misshapen = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in tensors and tensors[name].shape != expected[name].shape
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+    problems = [f"{len(names)} {kind} ({list_names(names)})" for kind, names in kinds if names]
+    if problems:
+        raise CheckpointError(
+            f"{weights}: the weights do not fit the config of this {config.model_type} model: {'; '.join(problems)}; "
+            "correct the config or give the right file"
+        )

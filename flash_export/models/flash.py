@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_QK_DIM = 2
+MAX_CHUNK_SIZE = 8192  # each layer has a table of the relative positions in a chunk, 256 MiB of it
 HEADS = ("quad_q", "lin_q", "quad_k", "lin_k")  # in the order of the affine maps
 
 
@@ -52,7 +53,7 @@ class FlashConfig(ModelConfig):
         causal: Whether a token sees only itself and earlier ones.
         norm_type: ``scalenorm`` or ``layernorm``.
         shift_tokens: Whether half the normed channels come from the token before.
-        attention_fn: ``relu2`` or ``laplace``.
+        attention_fn: ``relu2``, ``laplace``, or ``laplace_wide``, which is flash-pytorch 0.1.6's Laplace.
         sum_over_chunks: Non-causal only: whether the linear branch sums over the whole sequence or stays in its chunk.
         mask_divisor: Non-causal only: the linear branch divides by the number of ``valid`` tokens of a row, or by
             the ``padded`` length of the batch as flash-pytorch does. They agree where nothing is masked.
@@ -61,7 +62,7 @@ class FlashConfig(ModelConfig):
     model_type: ClassVar[str] = "flash"
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
         "norm_type": ("scalenorm", "layernorm"),
-        "attention_fn": ("relu2", "laplace"),
+        "attention_fn": tuple(ATTENTION_FUNCTIONS),
         "mask_divisor": ("valid", "padded"),
     }
 
@@ -83,6 +84,12 @@ class FlashConfig(ModelConfig):
         super().__post_init__()
         if self.dim % 2:
             raise ConfigError(f"dim={self.dim} is odd; the sinusoidal position embedding needs an even width")
+        if self.chunk_size > MAX_CHUNK_SIZE:
+            table_gib = 4 * self.chunk_size**2 / 2**30
+            raise ConfigError(
+                f"chunk_size={self.chunk_size} (group_size of flash-pytorch) is not usable: the table of relative "
+                f"positions of one layer would take {table_gib:,.1f} GiB; use at most {MAX_CHUNK_SIZE}"
+            )
         if self.qk_dim < MIN_QK_DIM:
             raise ConfigError(f"qk_dim={self.qk_dim} is too narrow; rotary embedding turns pairs, so use at least 2")
 

@@ -39,7 +39,7 @@ class GauConfig(ModelConfig):
         qk_dim: Width s of the shared queries and keys.
         causal: Whether a token sees only itself and earlier ones.
         norm_type: ``layernorm`` (flash-pytorch's default for the layer) or ``scalenorm``.
-        attention_fn: ``relu2`` or ``laplace``.
+        attention_fn: ``relu2``, ``laplace``, or ``laplace_wide``, which is flash-pytorch 0.1.6's Laplace.
         mask_divisor: Scores are divided by the number of ``valid`` tokens of a row, or by the ``padded`` length of
             the batch as flash-pytorch does. They agree where nothing is masked.
     """
@@ -47,7 +47,7 @@ class GauConfig(ModelConfig):
     model_type: ClassVar[str] = "gau"
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {
         "norm_type": ("scalenorm", "layernorm"),
-        "attention_fn": ("relu2", "laplace"),
+        "attention_fn": tuple(ATTENTION_FUNCTIONS),
         "mask_divisor": ("valid", "padded"),
     }
 

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import ConfigError
 from flash_export.models.flash import FlashConfig, FlashModel
-from flash_export.models.flash_pytorch import import_flash, import_gau
 from flash_export.models.gau import GauConfig, GauModel
+from flash_export.models.importers.flash_pytorch import (
+    ANCHOR,
+    FLASH_ARGUMENTS,
+    GAU_ARGUMENTS,
+    import_flash,
+    import_gau,
+)
+from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_export.models.base import ModelConfig, ReferenceModel
+    from flash_export.models.importers.arguments import GivenArguments, ImportedModel
 
 
 @dataclass(frozen=True)
@@ -27,25 +35,21 @@ class Family:
         model_class: Its reference module, built from a config.
         source: Library whose checkpoints ``import_weights`` reads.
         import_weights: Turns that library's tensors and arguments into our config and tensors.
-        hidden_arguments: Arguments of that library which weights cannot tell.
+        hidden_arguments: Arguments of that library which weights cannot tell, with the config field each becomes.
+        anchor: A tensor that every model has once, by the library's name and by ours.
     """
 
     config_class: type[ModelConfig]
     model_class: Callable[[Any], ReferenceModel]
     source: str
-    import_weights: Callable[[Mapping[str, Tensor], Mapping[str, Any]], tuple[ModelConfig, dict[str, Tensor]]]
-    hidden_arguments: tuple[str, ...]
+    import_weights: Callable[[Mapping[str, Tensor], GivenArguments], ImportedModel]
+    hidden_arguments: Mapping[str, str]
+    anchor: str
 
 
 FAMILIES: dict[str, Family] = {
-    "flash": Family(
-        FlashConfig,
-        FlashModel,
-        "flash-pytorch",
-        import_flash,
-        ("group_size", "causal", "shift_tokens", "laplace_attn_fn", "reduce_group_non_causal_attn"),
-    ),
-    "gau": Family(GauConfig, GauModel, "flash-pytorch", import_gau, ("causal", "laplace_attn_fn")),
+    "flash": Family(FlashConfig, FlashModel, "flash-pytorch", import_flash, FLASH_ARGUMENTS, ANCHOR),
+    "gau": Family(GauConfig, GauModel, "flash-pytorch", import_gau, GAU_ARGUMENTS, ANCHOR),
 }
 
 
@@ -56,5 +60,5 @@ def get_family(name: object) -> Family:
         ConfigError: There is no such family.
     """
     if not isinstance(name, str) or name not in FAMILIES:
-        raise ConfigError(f"unknown model family {name!r}; this version knows {', '.join(FAMILIES)}")
+        raise ConfigError(f"unknown model family {name!r}; this version knows {list_known(name, FAMILIES)}")
     return FAMILIES[name]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flash_export.bundle import MANIFEST_FILE
+from flash_export.bundle import MANIFEST_FILE, reads_bundles
 from flash_export.config import FORWARD, INT4, SCHEME_OPSETS, ExportOptions, QuantizeOptions
 from flash_export.errors import ConfigError
 from flash_export.exporters.export import check_output, export_onnx
@@ -16,26 +15,29 @@ from flash_export.exporters.graphs import describe_graphs
 from flash_export.exporters.quantization.plan import Quantization
 from flash_export.exporters.quantization.trial import TrialGraph
 from flash_export.files import hash_file
+from flash_export.progress import Steps
 from flash_export.quantization.activations import list_lengths, record_activations
 from flash_export.quantization.judge import Judge
 from flash_export.quantization.rounding import list_roundings
 from flash_export.quantization.search import Candidate, Search
 from flash_export.quantization.text import CalibrationText
 from flash_export.quantization_record import FP32, ProductRecord, QuantizationRecord
+from flash_export.suggest import list_known
+from flash_export.temporary import create_temporary_folder
 from flash_export.validators.plan import get_axis
-from flash_export.validators.steps import Steps
 
 if TYPE_CHECKING:
     from flash_export.bundle import Bundle
+    from flash_export.progress import ProgressCallback
     from flash_export.quantization.rounding import Rounding
     from flash_export.quantization.search import Choice
-    from flash_export.validators.steps import ProgressCallback
 
 
 # Trace, record, all of them together, export, besides one a product; what the search adds is counted as it comes.
 _OTHER_STEPS = 4
 
 
+@reads_bundles
 def quantize_bundle(
     bundle: Bundle,
     output: str | Path,
@@ -82,8 +84,8 @@ def quantize_bundle(
     sizes = {product.name: product.weight.size for product in trial.products}
     kept = _match(options.keep, list(sizes))
     steps.total = _OTHER_STEPS + len(sizes)
-    with tempfile.TemporaryDirectory() as folder:
-        path = trial.write(Path(folder))
+    with create_temporary_folder() as folder:
+        path = trial.write(folder)
         steps.begin("ranges of the activations")
         widest = 4 * sum(len(product.weight) for product in trial.products)
         seq_lens = list_lengths(len(text.tokens), longest, widest)
@@ -156,7 +158,7 @@ def _match(patterns: tuple[str, ...], names: list[str]) -> dict[str, str]:
     for pattern in patterns:
         matching = [name for name in names if fnmatchcase(name, pattern)]
         if not matching:
-            raise ConfigError(f"keep={pattern!r} names nothing; the products are {', '.join(names)}")
+            raise ConfigError(f"keep={pattern!r} names nothing; the products are {list_known(pattern, names)}")
         kept |= dict.fromkeys(matching, f"--keep {pattern}")
     return kept
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flash_export.exporters.quantization.plan import QuantizationPlan
+from flash_export.temporary import create_temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -98,14 +97,14 @@ class Search:
 
     def _measure(self, candidates: tuple[Candidate, ...], rungs: Mapping[str, int], label: str) -> Loss:
         self._on_measure(label)
-        with tempfile.TemporaryDirectory() as folder:
-            return self._judge.measure(self._trial.write(Path(folder), self._join(candidates, rungs)))
+        with create_temporary_folder() as folder:
+            return self._judge.measure(self._trial.write(folder, self._join(candidates, rungs)))
 
     def _estimate(self, candidate: Candidate, rung: int) -> float:
         self._on_measure(candidate.name)
-        with tempfile.TemporaryDirectory() as folder:
+        with create_temporary_folder() as folder:
             plan = self._join((candidate,), {candidate.name: rung})
-            return self._judge.estimate(self._trial.write(Path(folder), plan))
+            return self._judge.estimate(self._trial.write(folder, plan))
 
     def _join(self, candidates: tuple[Candidate, ...], rungs: Mapping[str, int]) -> QuantizationPlan:
         chosen = {one.name: one.plans[rungs[one.name]] for one in candidates if rungs[one.name] < len(one.plans)}

@@ -17,6 +17,7 @@ from flash_export.files import hash_file
 from flash_export.heldout import Heldout
 from flash_export.reading import read_bytes
 from flash_export.structure import show
+from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -119,7 +120,7 @@ def _make_window(tokens: Int[np.ndarray, " seq"], is_causal: bool) -> Window:
 
 
 def _read_tokens(path: Path, vocab_size: int) -> Int[np.ndarray, " n"]:
-    cure = "give text, or token ids as .npy"
+    cure = f"give text, token ids as .npy, or {list_known(path, (HELDOUT,))}"
     if path.suffix == ".npy":
         tokens = _read_array(path, cure)
     elif vocab_size < BYTES:

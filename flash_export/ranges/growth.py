@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FP16_MAX = 65504.0
+FP32_MAX = 3.4028234663852886e38
 FAR = 1e9  # tokens; what overflows beyond is no concern, and no line reaches that far
 MIN_POINTS = 3
 # Below this power a magnitude does not double in a factor of 2**50 of the length.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from flash_export.errors import BackendUnavailableError
-from flash_export.runtime.inputs import check_input_names
+from flash_export.manifest import Content
+from flash_export.runtime.inputs import check_content, check_input_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,6 +47,7 @@ class EagerRunner:
             raise BackendUnavailableError("PyTorch sees no CUDA device; use device='cpu' or install a CUDA build")
         self._model = _convert(model, DTYPES[precision])
         self._call: Callable[..., torch.Tensor] = self._model
+        self._ids = Content.from_vocabulary(int(model.config.to_dict()["vocab_size"]))
         self._device = torch.device(device)
         self._threads = threads
         self._threads_before = torch.get_num_threads()
@@ -59,9 +61,10 @@ class EagerRunner:
         """Return ``logits`` for ``input_ids`` and, optionally, ``attention_mask``.
 
         Raises:
-            InputError: An input is missing or unknown.
+            InputError: An input is missing or unknown, or an id is not in the vocabulary.
         """
         check_input_names(inputs, required=["input_ids"], optional=("attention_mask",))
+        check_content("input_ids", inputs["input_ids"], self._ids)
         with torch.inference_mode():
             tensors = {name: torch.from_numpy(value).to(self._device) for name, value in inputs.items()}
             logits = self._call(tensors["input_ids"], tensors.get("attention_mask"))

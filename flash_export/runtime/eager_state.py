@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flash_export.errors import InputError
-from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec, TensorSpec
+from flash_export.manifest import (
+    LENGTHS,
+    NEW_STATE_PREFIX,
+    STATE_PREFIX,
+    AxisRange,
+    Content,
+    GraphSpec,
+    TensorSpec,
+)
 from flash_export.runtime.eager import EagerRunner
 from flash_export.runtime.inputs import check_inputs
 
@@ -23,19 +31,20 @@ if TYPE_CHECKING:
 def describe_eager_graph(vocab_size: int, axes: Mapping[str, AxisRange]) -> GraphSpec:
     """Return the contract of a prefill graph whose state is ``position`` and ``tokens``, as long as a text may be."""
     max_seq_len = axes["seq"].max
-    state = (("position", ("batch",)), ("tokens", ("batch", max_seq_len)))
+    ids = Content.from_vocabulary(vocab_size)
+    state = (("position", ("batch",), None), ("tokens", ("batch", max_seq_len), ids))
     return GraphSpec(
         file="",
         opset=0,
         precision="fp32",
         inputs=(
-            TensorSpec("input_ids", "int64", ("batch", "seq")),
-            TensorSpec("lengths", "int64", ("batch",)),
-            *(TensorSpec(f"{STATE_PREFIX}{name}", "int64", shape) for name, shape in state),
+            TensorSpec("input_ids", "int64", ("batch", "seq"), ids),
+            TensorSpec("lengths", "int64", ("batch",), Content(LENGTHS, 1, "seq")),
+            *(TensorSpec(f"{STATE_PREFIX}{name}", "int64", shape, content) for name, shape, content in state),
         ),
         outputs=(
             TensorSpec("logits", "float32", ("batch", "seq", vocab_size)),
-            *(TensorSpec(f"{NEW_STATE_PREFIX}{name}", "int64", shape) for name, shape in state),
+            *(TensorSpec(f"{NEW_STATE_PREFIX}{name}", "int64", shape) for name, shape, _ in state),
         ),
         axes={**axes, "batch": AxisRange(1, axes["batch"].max)},
     )

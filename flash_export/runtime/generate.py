@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flash_export.bundle import reads_bundles
 from flash_export.errors import InputError
-from flash_export.runtime.inputs import check_axis
+from flash_export.manifest import Content
+from flash_export.runtime.inputs import check_axis, check_content
 from flash_export.runtime.sampling import Sampler, SamplingOptions
 from flash_export.runtime.state import State, check_state
 
@@ -53,6 +55,7 @@ class Generator:
         self._min_batch = pair.graph.axes["batch"].min  # more than 1 in graphs of one fixed batch
 
     @classmethod
+    @reads_bundles
     def open(cls, bundle: Bundle, backend: str = "ort-cpu", *, threads: int | None = None) -> Generator:
         """Open a bundle for generation.
 
@@ -233,12 +236,7 @@ class Generator:
             )
         if prompt.size == 0:
             raise InputError(f"prompt {row} has no tokens; give at least one, such as a line break, to go on from")
-        if prompt.min() < 0 or prompt.max() >= self._vocab_size:
-            odd = int(prompt.min() if prompt.min() < 0 else prompt.max())
-            raise InputError(
-                f"prompt {row} has the token {odd}, the model knows 0 to {self._vocab_size - 1}; "
-                "encode the text with the model's own tokenizer"
-            )
+        check_content(f"prompt {row}", prompt, Content.from_vocabulary(self._vocab_size))
         return prompt
 
     def __enter__(self) -> Self:

@@ -1,25 +1,32 @@
 """Checking the inputs of a run against a graph's contract, before any backend sees them.
 
-A backend's own message about a wrong shape names internals and no cure; some (a length beyond the declared
-range) would not complain at all.
+A backend's own message about a wrong shape names internals and no cure; some faults (a length beyond the declared
+range, a negative id, which counts from the end of the vocabulary) it would not complain of at all.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from flash_export.errors import InputError
+from flash_export.manifest import LENGTHS, TOKEN_IDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
 
-    from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
+    from flash_export.manifest import AxisRange, Content, ContentKind, GraphSpec, TensorSpec
+
+_CONTENT_CURES: dict[ContentKind, str] = {
+    TOKEN_IDS: "encode the text with the model's own tokenizer",
+    LENGTHS: "give the number of real tokens of each row",
+}
 
 
 def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
-    """Check names, dtypes, ranks, fixed sizes, and that equal symbolic axes have equal sizes within their range.
+    """Check names, dtypes, ranks, fixed sizes, values, and that equal axes have equal sizes within their range.
 
     Raises:
         InputError: What was got, what the graph takes, and what to do about it.
@@ -28,6 +35,9 @@ def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
     sizes: dict[str, tuple[int, str]] = {}
     for spec in graph.inputs:
         _check_tensor(spec, inputs[spec.name], sizes, graph.axes)
+    for spec in graph.inputs:
+        if spec.content is not None:
+            check_content(spec.name, inputs[spec.name], spec.content, {axis: size for axis, (size, _) in sizes.items()})
 
 
 def check_input_names(inputs: Mapping[str, np.ndarray], *, required: list[str], optional: tuple[str, ...] = ()) -> None:
@@ -55,6 +65,26 @@ def check_axis(name: str, value: int, axis: AxisRange) -> None:
         raise InputError(
             f"{_label_axis(name)}={value} exceeds the graph's maximum {axis.max}; use at most {axis.max}, or export "
             f"again with --max-{_label_axis(name).replace('_', '-')} {value}"
+        )
+
+
+def check_content(name: str, value: np.ndarray, content: Content, sizes: Mapping[str, int] | None = None) -> None:
+    """Check the values of an integer input.
+
+    Args:
+        name: What messages call it.
+        value: The input.
+        content: Which values it may have.
+        sizes: Of the symbolic axes, where one of them is the largest value.
+
+    Raises:
+        InputError: A value lies outside.
+    """
+    largest = content.max if isinstance(content.max, int) else (sizes or {}).get(content.max, sys.maxsize)
+    if value.size and ((least := int(value.min())) < content.min or int(value.max()) > largest):
+        odd = least if least < content.min else int(value.max())
+        raise InputError(
+            f"{name} has {odd}, {content.kind} are {content.min} to {largest} here; {_CONTENT_CURES[content.kind]}"
         )
 
 

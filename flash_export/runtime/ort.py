@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import BackendUnavailableError, BundleError, describe_reason
+from flash_export.install import get_install_command
 from flash_export.runtime.inputs import check_inputs
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _import_onnxruntime() -> ModuleType:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise BackendUnavailableError(
-            "onnxruntime is not installed; pip install 'flash-export[cpu]' (or [gpu])"
+            f"onnxruntime is not installed; {get_install_command('cpu')} (or [gpu])"
         ) from error
 
 
@@ -124,8 +125,8 @@ def _open_session(
     wanted = PROVIDERS[provider]
     if wanted not in (available := ort.get_available_providers()):
         raise BackendUnavailableError(
-            f"this onnxruntime has no {wanted}, only {', '.join(available)}; pip install 'flash-export[gpu]' in place "
-            "of the CPU build"
+            f"this onnxruntime has no {wanted}, only {', '.join(available)}; on a machine with an NVIDIA GPU, "
+            f"{get_install_command('gpu')} in place of the CPU build"
         )
     options = ort.SessionOptions()
     options.log_severity_level = _LOG_FATAL  # failures are raised; the log would repeat them on stderr
@@ -133,6 +134,9 @@ def _open_session(
     # they slow no one beside them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # x86 processors without VNNI add pairs of int8 products in 16 bits, which saturate: a sum of 64 becomes 0.5.
+    # https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html#when-and-why-do-i-need-to-try-u8u8
+    options.add_session_config_entry("session.x64quantprecision", "1")
     # A memory pattern is planned for one length and takes twice the memory of running without: at 65,536 tokens of a
     # d = 512 model 8.5 GiB in place of 4.5 (benchmarks/long_sequences.py).
     options.enable_mem_pattern = False

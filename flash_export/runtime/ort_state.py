@@ -10,7 +10,7 @@ import numpy as np
 from flash_export.errors import InputError
 from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 from flash_export.runtime.decoder import check_loaded
-from flash_export.runtime.inputs import check_axis
+from flash_export.runtime.inputs import check_axis, check_content
 from flash_export.runtime.ort import OrtRunner
 from flash_export.runtime.state import (
     POSITION,
@@ -68,13 +68,15 @@ class OrtStateRunner(OrtRunner):
         """Feed one token a row and return the logits of the next.
 
         Raises:
-            InputError: No state was loaded, or it has another batch.
+            InputError: No state was loaded, it has another batch, or an id is not in the vocabulary.
         """
         check_loaded(self._batch > 0)
         if tokens.shape != (self._batch,):
             raise InputError(
                 f"tokens have shape {tokens.shape}, the state has a batch of {self._batch}; give one a row"
             )
+        if (ids := self._graph.inputs[0].content) is not None:
+            check_content("tokens", tokens, ids)
         self._input_ids.update_inplace(np.ascontiguousarray(tokens[:, None], dtype=np.int64))
         binding = self._bindings[self._current]
         if self._provider != "cpu":

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from flash_export.errors import StateError, describe_reason
-from flash_export.files import write_file
+from flash_export.files import check_utf8, write_file
 from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 from flash_export.reading import check_plain_file
 
@@ -167,8 +167,10 @@ class State:
 
         Raises:
             StateError: The file is missing, damaged, of another format version or of another model than the bundle's.
+            ConfigError: Its path is no UTF-8.
         """
         cure = "give a file that was saved as a state"
+        check_utf8(path)
         check_plain_file(path, StateError, cure)
         try:
             with safe_open(path, framework="numpy") as file:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flash_export.config import DECODE, PREFILL
+from flash_export.config import DECODE, MAX_THREADS, PREFILL, check_count
 from flash_export.errors import BundleError, ConfigError
 from flash_export.runtime.decoder import RunnerDecoder
 from flash_export.runtime.state import identify_model
+from flash_export.suggest import describe_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,10 +68,9 @@ def open_pair(bundle: Bundle, backend: str, *, threads: int | None = None) -> St
         BackendUnavailableError: The backend cannot be used here.
         ConfigError: There is no such backend, or ``threads`` is below 1.
     """
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads={threads} is not usable; use at least 1")
+    check_count("threads", threads, MAX_THREADS)
     if backend not in _OPENERS:
-        raise ConfigError(f"unknown backend {backend!r}; use one of {', '.join(_OPENERS)}")
+        raise ConfigError(describe_unknown("backend", backend, _OPENERS))
     config = bundle.read_config()
     if not config.get("causal"):
         raise BundleError(

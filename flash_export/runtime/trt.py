@@ -12,6 +12,7 @@ import torch
 
 from flash_export.config import FLAVOURS
 from flash_export.errors import BackendUnavailableError, BundleError
+from flash_export.install import get_install_command
 from flash_export.runtime.inputs import check_inputs
 from flash_export.runtime.profile_choice import choose_profile
 
@@ -151,7 +152,7 @@ def _import_flavour(engine: EngineManifest) -> Any:
         return importlib.import_module(flavour.module)
     except (ImportError, OSError, RuntimeError) as error:
         raise BackendUnavailableError(
-            f"{flavour.title} cannot be imported ({error}); pip install 'flash-export[{flavour.extra}]'"
+            f"{flavour.title} cannot be imported ({error}); {get_install_command(flavour.extra)}"
         ) from error
 
 

@@ -153,7 +153,7 @@ def test_precision(
     assert all(0 < case["size"] < 1.5 for case in results["cases"])
     assert results["engines"] == []
     verdicts = {target["what"]: target["verdict"] for target in results["targets"]}
-    assert verdicts["step, d=32, int4: size / fp32"] == "NOT reached (<= 0.2)"
+    assert verdicts["step, d=32, no budget, int4: size / fp32"] == "NOT reached (<= 0.2)"
 
     text = page.read_text()
     assert (text.startswith("before\n<!--"), text.endswith("-->\nafter\n"), "old" in text) == (True, True, False)

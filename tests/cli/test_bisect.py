@@ -74,6 +74,7 @@ def test_another_bundle_is_the_reference(bundle: Bundle, small_bundle: Bundle) -
 
 def test_bundle_of_an_older_version_exits_2(bundle: Bundle) -> None:
     sign(bundle, {name: digest for name, digest in bundle.manifest.files.items() if name != "probes.json"})
+    (bundle.path / "probes.json").unlink()
     result = invoke(bundle)
 
     assert result.exit_code == 2

@@ -5,14 +5,13 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
 from flash_export.bundle import Bundle
 from flash_export.cli.main import main
-from flash_export.models.flash import FlashConfig, FlashModel
+from flash_export.config import ExportOptions
+from flash_export.exporters.export import export_onnx
 from flash_export.validators.trade_off import speed
-from tests.cli.conftest import SMALL_CONFIG
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,18 +47,16 @@ def test_json_on_stdout_stands_alone(small_bundle: Bundle, copy: Bundle) -> None
     assert "predictions on random tokens." in result.stderr
 
 
-def test_causal_bundle_has_its_decode_steps_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_causal_bundle_has_its_decode_steps_timed(
+    causal_byte_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("flash_export.validators.trade_off.compare.DEFAULT_BUDGET_S", 0.01)
-    torch.manual_seed(0)
-    FlashModel(FlashConfig(**{**vars(SMALL_CONFIG), "causal": True})).save_pretrained(tmp_path / "model")
-    for name, graphs in (("whole", "forward,prefill,decode"), ("bare", "forward")):
-        arguments = ["onnx", str(tmp_path / "model"), "-o", str(tmp_path / name), "--max-seq-len", "64"]
-        exported = CliRunner().invoke(main, [*arguments, "--graphs", graphs])
-        assert exported.exit_code == 0, exported.output
-    result = invoke(tmp_path / "whole", tmp_path / "bare", "--windows", 1, "--json", "-")
+    options = ExportOptions(max_seq_len=64, graphs=("forward",))
+    export_onnx(causal_byte_bundle.path, tmp_path / "bare", options=options)
+    result = invoke(causal_byte_bundle.path, tmp_path / "bare", "--windows", 1, "--json", "-")
 
     whole, bare = json.loads(result.stdout)["entries"]
-    assert [timing["seq_len"] for timing in whole["timings"]] == [64]  # 512 is out of range
+    assert [timing["seq_len"] for timing in whole["timings"]] == [96]  # 512 is out of range
     assert whole["decode"]["latency_ms"]["runs"] >= 3
     assert whole["decode"]["ratio"]["median"] == 1
     assert bare["decode"]["reason"] == "the bundle has no decode graph"

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from flash_export import doctor
 from flash_export.cli.main import main
 from flash_export.doctor import Diagnosis, Finding, Status, diagnose
+from flash_export.install import get_install_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 
 NAMES = ["python", "torch", "onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt-rtx", "gpu", "disk", "memory"]
 PACKAGES = {
-    "torch": "flash-export",
-    "onnx": "flash-export",
-    "onnxscript": "flash-export",
-    "onnxruntime": "flash-export[cpu]",
-    "tensorrt": "flash-export[gpu]",
-    "tensorrt-rtx": "flash-export[rtx]",
+    "torch": "",
+    "onnx": "",
+    "onnxscript": "",
+    "onnxruntime": "cpu",
+    "tensorrt": "gpu",
+    "tensorrt-rtx": "rtx",
 }
 MODULES = {"tensorrt-rtx": "tensorrt_rtx"}
 
@@ -68,7 +69,7 @@ def test_missing_package_is_a_finding_with_a_cure(without: Any, name: str, extra
     diagnosis = diagnose()
     finding = find(diagnosis, name)
     assert finding.status is Status.MISSING
-    assert finding.cure == f"pip install '{extra}'"
+    assert finding.cure == get_install_command(extra)
     assert not finding
     assert bool(diagnosis) is (name not in ("torch", "onnx", "onnxscript"))
 
@@ -127,7 +128,7 @@ def test_full_disk_is_pointed_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_json_says_the_same() -> None:
-    result = CliRunner().invoke(main, ["doctor", "--json"])
+    result = CliRunner().invoke(main, ["doctor", "--json", "-"])
     assert result.exit_code == 0
     values = json.loads(result.stdout)
     assert values["can_export"] is True

@@ -32,7 +32,9 @@ def generate(path: Path, *arguments: str, stdin: bytes | None = None) -> Result:
 def write(path: Path, *arguments: str, stdin: bytes | None = None) -> str:
     """Run the command, which must succeed, and return what it shows."""
     result = generate(path, *arguments, stdin=stdin)
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("Next: flash-export ")
+    assert result.stderr.count("\n") == 1
     return result.stdout
 
 
@@ -172,7 +174,10 @@ def test_exactly_one_prompt_is_wanted(byte_bundle: Path) -> None:
         (("--prompt", "a", "--stop", "256"), "stop_tokens=(256,) are not usable; token ids are 0 to 255"),
         (("--prompt", "a", "--backend", "tpu"), "unknown backend 'tpu'; use one of ort-cpu, ort-cuda, trt, eager"),
         (("--prompt", "a", "--backend", "trt"), "has no engine of prefill and decode"),
-        (("--prompt", "a", "--load-state", "nowhere.state"), "nowhere.state is missing; give a file that was saved"),
+        (
+            ("--prompt", "a", "--load-state", "nowhere.state"),
+            "nowhere.state cannot be read (No such file or directory)",
+        ),
     ],
 )
 def test_bad_input_is_one_line(byte_bundle: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -28,7 +28,7 @@ PLAN = b"not a real engine"
 
 
 def inspect(path: str | Path, *options: str) -> Result:
-    return CliRunner().invoke(main, ["inspect", str(path), *options])
+    return CliRunner(env={"COLUMNS": "500"}).invoke(main, ["inspect", str(path), *options])
 
 
 def check_refused(result: Result, *fragments: str) -> None:
@@ -41,7 +41,7 @@ def check_refused(result: Result, *fragments: str) -> None:
 
 
 def read_json(path: Path, *options: str) -> dict[str, Any]:
-    result = inspect(path, "--json", *options)
+    result = inspect(path, "--json", "-", "--quiet", *options)
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     values: dict[str, Any] = json.loads(result.stdout)
@@ -78,7 +78,7 @@ def engine(bundle: Bundle) -> EngineManifest:
 
 def test_text_of_a_bundle(bundle: Bundle) -> None:
     result = inspect(bundle.path)
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr) == (0, f"Next: flash-export trt {bundle.path}\n")
     model, graph = bundle.load_model(), onnx.load(bundle.get_graph_path()).graph
     lines = result.stdout.splitlines()
     assert lines[0] == f"bundle {bundle.path}"
@@ -87,7 +87,7 @@ def test_text_of_a_bundle(bundle: Bundle) -> None:
     assert rows["from"] == f"model.safetensors (flash-export, sha256 {provenance[:12]}...)"
     assert rows["model"] == f"flash, {model.count_parameters():,} parameters, 2 blocks"
     flops = 2 * model.config.count_macs(512) // 512
-    assert rows["FLOPs"] == f"a token: {flops:,} at 512 tokens"
+    assert rows["FLOPs"] == f"per token: {flops:,} at 512 tokens"
     assert rows["forward"] == "fp32, batch 1 to 64, seq 1 to 512"
     assert rows["files"] == "4, all with the sha256 that the manifest says"
     assert f"torch {bundle.manifest.versions['torch']}" in rows["made"]
@@ -97,7 +97,15 @@ def test_text_of_a_bundle(bundle: Bundle) -> None:
     assert "in each of 2 blocks; opset 20; flash-export " in rows["nodes"]
     (operator, count), *_ = Counter(node.op_type for node in graph.node).most_common()
     assert rows["operators"].startswith(f"{operator} {count}, ")
-    assert "no engine yet; build one with 'flash-export trt'" in result.stdout
+
+
+def test_text_fits_80_columns(bundle: Bundle, engine: EngineManifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bundle.path)
+    for path in (".", "model.onnx", f"engines/{engine.name}.engine"):
+        result = CliRunner(env={"COLUMNS": "80"}).invoke(main, ["inspect", path])
+        assert result.exit_code == 0, result.output
+        assert [line for line in result.stdout.splitlines() if len(line) > 80] == []
+        assert result.stdout.split() == inspect(path).stdout.split(), "wrapping loses words"
 
 
 def test_a_quantized_bundle_says_what_that_costs(bundle: Bundle, int8_bundle: Bundle) -> None:
@@ -180,7 +188,7 @@ def test_engine(bundle: Bundle, engine: EngineManifest, suffix: str) -> None:
 
 def test_bundle_lists_its_engines(bundle: Bundle, engine: EngineManifest) -> None:
     assert f"  engine {engine.name}" in inspect(bundle.path).stdout.splitlines()
-    assert "no engine yet" not in inspect(bundle.path).stdout
+    assert inspect(bundle.path).stderr == f"Next: flash-export validate {bundle.path}\n"
     assert [values["name"] for values in read_json(bundle.path)["engines"]] == ["small"]
 
 
@@ -209,7 +217,7 @@ def test_paths_that_are_nothing_known(bundle: Bundle, engine: EngineManifest, tm
         engines / "other.engine": "other.engine has no manifest other.json beside it; build the engine again",
     }.items():
         check_refused(inspect(path), message)
-        check_refused(inspect(path, "--json"), message)
+        check_refused(inspect(path, "--json", "-"), message)
     assert inspect(engines / f"{engine.name}.engine").exit_code == 0
 
 
@@ -264,7 +272,7 @@ def test_graph_of_another_kind(tmp_path: Path, data: bytes) -> None:
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=4),
-    options=st.sampled_from(([], ["--json"])),
+    options=st.sampled_from(([], ["--json", "-"])),
 )
 def test_damaged_bytes_are_one_line_or_harmless(
     tmp_path: Path, changes: list[tuple[float, int]], options: list[str]
@@ -287,11 +295,13 @@ def test_damaged_bytes_are_one_line_or_harmless(
     if result.exit_code:
         check_refused(result, "damaged.onnx ", "damaged")
     else:
-        assert result.stderr == ""
+        assert result.stderr.splitlines()[-1].startswith("Next: flash-export validate BUNDLE --onnx ")
 
 
 def test_installed_script(bundle: Bundle, tmp_path: Path) -> None:
-    good = subprocess.run([SCRIPT, "inspect", bundle.path, "--json"], capture_output=True, text=True, check=False)
+    good = subprocess.run(
+        [SCRIPT, "inspect", bundle.path, "--json", "-", "-q"], capture_output=True, text=True, check=False
+    )
     assert (good.returncode, good.stderr) == (0, "")
     assert json.loads(good.stdout) == read_json(bundle.path)
     bad = subprocess.run([SCRIPT, "inspect", tmp_path / "none"], capture_output=True, text=True, check=False)

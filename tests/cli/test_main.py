@@ -20,19 +20,19 @@ from flash_export.errors import BundleError
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 SCRIPT = Path(sys.executable).parent / "flash-export"
-COMMANDS = [
-    "bisect",
-    "compare",
-    "demo",
+COMMANDS = [  # in the order of work
     "doctor",
-    "generate",
-    "inspect",
+    "demo",
     "onnx",
+    "inspect",
+    "validate",
+    "report",
+    "bisect",
     "profile-ranges",
     "quantize",
-    "report",
+    "compare",
     "trt",
-    "validate",
+    "generate",
 ]
 HEAVY_MODULES = ["torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy"]
 UPDATE = "UPDATE_SNAPSHOTS"
@@ -50,22 +50,49 @@ def list_heavy_modules(code: str) -> list[str]:
     return names
 
 
-def test_commands() -> None:
-    assert sorted(main.commands) == COMMANDS
+def show_help(name: str) -> str:
+    arguments = [] if name == "flash-export" else [name]
+    result = CliRunner().invoke(main, [*arguments, "--help"], prog_name="flash-export", terminal_width=80)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_commands_stand_in_the_order_of_work() -> None:
+    assert list(main.commands) == COMMANDS
+    lines = show_help("flash-export").splitlines()
+    rows = [line.split(maxsplit=1) for line in lines if line.startswith("  ")]
+    assert [row[0] for row in rows if row[0] in COMMANDS] == COMMANDS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_short_help_is_a_whole_sentence_in_one_line(name: str) -> None:
+    short_help = main.commands[name].short_help
+    assert short_help is not None
+    assert short_help.endswith(".")
+    assert [line for line in show_help("flash-export").splitlines() if line.endswith(f" {short_help}")]
+
+
+@pytest.mark.parametrize("name", ["flash-export", *COMMANDS])
+def test_help_fits_80_columns(name: str) -> None:
+    assert [line for line in show_help(name).splitlines() if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_the_shared_options(name: str) -> None:
+    options = {option for parameter in main.commands[name].params for option in parameter.opts}
+    assert {"--json", "-q", "--quiet", "-v", "--verbose"} <= options
 
 
 @pytest.mark.parametrize("name", ["flash-export", *COMMANDS])
 def test_help_is_the_snapshot(name: str) -> None:
     """Update the snapshots with ``UPDATE_SNAPSHOTS=1 pytest tests/cli/test_main.py``, and read their diff."""
-    arguments = [] if name == "flash-export" else [name]
-    result = CliRunner().invoke(main, [*arguments, "--help"], prog_name="flash-export", terminal_width=80)
-    assert result.exit_code == 0
+    text = show_help(name)
     path = SNAPSHOTS / f"{name}.txt"
     if os.environ.get(UPDATE):
         SNAPSHOTS.mkdir(exist_ok=True)
-        path.write_text(result.stdout, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     assert path.is_file(), f"no snapshot of {name}; write it with {UPDATE}=1"
-    assert result.stdout == path.read_text(encoding="utf-8"), f"the help changed; if it should, set {UPDATE}=1"
+    assert text == path.read_text(encoding="utf-8"), f"the help changed; if it should, set {UPDATE}=1"
 
 
 def test_every_snapshot_belongs_to_a_command() -> None:
@@ -119,6 +146,16 @@ def test_installed_script() -> None:
     [
         (["--bogus"], "No such option '--bogus'; see 'flash-export --help'"),
         (["nonsense"], "No such command 'nonsense'; see 'flash-export --help'"),
+        (["inspekt", "x"], "No such command 'inspekt' (did you mean inspect?); see 'flash-export --help'"),
+        (["validate", "--pln"], "No such option '--pln' (did you mean --plan?); see 'flash-export validate --help'"),
+        (
+            ["doctor", "-q", "-v"],
+            "--quiet and --verbose contradict each other; give one of them; see 'flash-",
+        ),
+        (
+            ["quantize", "x", "-o", "y", "--scheme", "INT-8"],
+            "Invalid value for '--scheme': 'INT-8' is none of int8, int8-dynamic, int4, fp8 (did you mean int8?); see ",
+        ),
         (["onnx"], "Missing argument 'CHECKPOINT'; see 'flash-export onnx --help'"),
         (["onnx", "x"], "Missing option '-o' / '--output'; see 'flash-export onnx --help'"),
         (["inspect", "--bogus", "x"], "No such option '--bogus'; see 'flash-export inspect --help'"),
@@ -127,7 +164,8 @@ def test_installed_script() -> None:
 )
 def test_usage_errors_are_one_line(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(main, arguments, prog_name="flash-export")
-    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"Error: {message}\n")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith(f"Error: {message}")
 
 
 def test_usage_error_of_the_installed_script() -> None:

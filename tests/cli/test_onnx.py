@@ -21,18 +21,19 @@ from click.testing import CliRunner, Result
 from flash_export.bundle import Bundle
 from flash_export.cli.main import main
 from flash_export.exporters.tracing import TracedGraph
+from flash_export.import_record import ImportRecord
 from flash_export.models.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCRIPT = Path(sys.executable).parent / "flash-export"
-FOREIGN = ["--family", "flash", "--set", "group_size=16"]
+FOREIGN = ["--family", "flash", "--set", "group_size=16", "--assume-defaults"]
 Prepare = Callable[[Path], list[str]]
 
 
 def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["onnx", *map(str, arguments)])
+    return CliRunner(env={"COLUMNS": "500"}).invoke(main, ["onnx", *map(str, arguments)])
 
 
 def list_tree(folder: Path) -> dict[str, bytes | None]:
@@ -95,29 +96,36 @@ def test_export_says_what_it_made(small_checkpoint: Path, small_bundle: Bundle) 
 
 
 @pytest.mark.usefixtures("traced")
-def test_summary_and_silence_on_stderr(place: Path) -> None:
+def test_summary_and_what_comes_next(place: Path) -> None:
     result = invoke(place / "model", "-o", place / "out", "--max-seq-len", "512")
     assert result.exit_code == 0, result.output
-    assert result.stderr == ""
+    assert result.stderr == f"Next: flash-export validate {place / 'out'}\n"
     lines = result.stdout.splitlines()
     assert lines[0].startswith(f"Exported model.safetensors to {place / 'out'} (")
-    assert lines[1].startswith("  model   flash, vocab_size 17, dim 12, depth 2, hidden_dim 24, chunk_size 16")
-    assert lines[2] == "  inputs  input_ids int64 (batch, seq), attention_mask int64 (batch, seq)"
-    assert lines[3] == "  outputs logits float32 (batch, seq, 17)"
-    assert lines[4] == "  ranges  batch 1 to 64, seq 1 to 512"
-    assert lines[5].startswith("  graph   opset 20, fp32, ")
-    assert lines[5].endswith(" in each of 2 blocks")
+    assert lines[1].startswith("  model     flash, vocab_size 17, dim 12, depth 2, hidden_dim 24, chunk_size 16")
+    assert lines[2] == "  inputs    input_ids int64 (batch, seq), attention_mask int64 (batch, seq)"
+    assert lines[3] == "  outputs   logits float32 (batch, seq, 17)"
+    assert lines[4] == "  ranges    batch 1 to 64, seq 1 to 512"
+    assert lines[5].startswith("  nodes     ")
+    assert lines[5].endswith(" in each of 2 blocks; opset 20, fp32")
     assert len(lines) == 6
 
 
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("by_file", [False, True])
 def test_foreign_file_with_its_arguments(place: Path, by_file: bool) -> None:
-    (place / "arguments.json").write_text('{"group_size": 99, "causal": false}')
-    config = ["--config", str(place / "arguments.json")] if by_file else []
-    result = invoke(place / "model.pt", "-o", place / "out", "--family", "flash", *config, "--set", "group_size=16")
+    rest = {"causal": False, "shift_tokens": True, "laplace_attn_fn": False, "reduce_group_non_causal_attn": True}
+    (place / "arguments.json").write_text(json.dumps({"group_size": 99, **rest}))
+    given = (
+        ["--config", str(place / "arguments.json")]
+        if by_file
+        else [part for name, value in rest.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    )
+    result = invoke(place / "model.pt", "-o", place / "out", "--family", "flash", *given, "--set", "group_size=16")
     assert result.exit_code == 0, result.output
+    assert "assumed" not in result.output
     bundle = Bundle.open(place / "out")
+    assert bundle.manifest.imported == ImportRecord()
     assert bundle.load_model().config == load_checkpoint(place / "model").model.config
     assert bundle.manifest.checkpoint["source"] == "model.pt"
     assert bundle.manifest.checkpoint["format"] == "flash-pytorch"
@@ -275,6 +283,7 @@ BAD_INPUTS: dict[str, tuple[Prepare, str]] = {
         "unknown model family 'mamba'; this version knows flash, gau",
     ),
     "wrong family": (give_options("--family", "gau"), "--family gau, but"),
+    "mistyped argument": (give_foreign_options(*FOREIGN, "--set", "grop_size=16"), "(did you mean group_size?)"),
     "unknown argument": (give_foreign_options(*FOREIGN, "--set", "heads=8"), "unknown argument 'heads'"),
     "argument against the weights": (
         give_foreign_options(*FOREIGN, "--set", "depth=3"),
@@ -288,11 +297,14 @@ BAD_INPUTS: dict[str, tuple[Prepare, str]] = {
     "set without name": (give_foreign_options("--family", "flash", "--set", "=1"), "write --set causal=true"),
     "config not there": (
         give_foreign_options("--family", "flash", "--config", "none.json"),
-        "--config none.json cannot be read as JSON (No such file or directory); give a file with a JSON object",
+        "none.json cannot be read (No such file or directory); give --config a file with a JSON object",
     ),
     "config not JSON": (give_config_file("causal: true"), "arguments.json cannot be read as JSON"),
     "config nested too deeply": (give_config_file("[" * 100_000), "arguments.json cannot be read as JSON"),
-    "config no object": (give_config_file("[1]"), "arguments.json holds list; give a file with a JSON object"),
+    "config no object": (
+        give_config_file("[1]"),
+        "arguments.json holds list, not a JSON object; give --config",
+    ),
     "folder without config": (give_folder_without("config.json"), "has no readable config.json (No such file"),
     "folder without weights": (give_folder_without("model.safetensors"), "model.safetensors does not exist"),
     "folder config not JSON": (give_folder_config("{"), "config.json is not JSON"),
@@ -331,7 +343,7 @@ def test_bad_input_leaves_an_old_bundle_whole(place: Path, bundle: Bundle, name:
 
 
 def test_bad_input_to_the_installed_script(place: Path) -> None:
-    arguments = [str(SCRIPT), "onnx", *give_truncated(".pt", 0.5)(place), "-o", str(place / "out")]
+    arguments = [str(SCRIPT), "onnx", *give_truncated(".pt", 0.5)(place), "-o", str(place / "out"), "--quiet"]
     with nothing_written(place):
         result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
@@ -433,7 +445,7 @@ def test_full_disk_leaves_the_old_bundle(
 
 def test_write_error_of_the_system_leaves_the_old_bundle(place: Path, bundle: Bundle) -> None:
     """Not simulated: the system refuses to write more than 4 KiB into one file."""
-    arguments = [str(SCRIPT), "onnx", str(place / "model"), "-o", str(bundle.path), "--force"]
+    arguments = [str(SCRIPT), "onnx", str(place / "model"), "-o", str(bundle.path), "--force", "--quiet"]
     with nothing_written(place):
         result = subprocess.run(
             ["sh", "-c", 'ulimit -f 8; exec "$@"', "sh", *arguments], capture_output=True, text=True, check=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,16 +53,14 @@ def test_it_writes_a_bundle_and_says_what_each_product_became(masked_byte_bundle
     assert result.exit_code == 0, result.output
     record = Bundle.open(output).read_quantization()
     assert record is not None
-    assert result.stderr == ""
+    assert result.stderr == f"Next: flash-export validate {output}\n"
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     assert lines[0] == f"int8, by {record.predictions:,} predictions on held-out text"
-    rows = {
-        cells[0]: cells[1:] for line in lines if len(cells := [cell.strip() for cell in line.strip("│").split("│")]) > 3
-    }
+    rows = [re.sub(" +", " ", line) for line in lines]
     for product in record.products:
         cost = "" if product.sensitivity is None else f"{product.sensitivity:.3%}"
-        assert rows[product.name] == [describe_product(product), f"{product.weights:,}", cost]
-    assert rows["head"] == ["fp32", "8,224", ""]
+        assert f"{product.name} {describe_product(product)} {product.weights:,} {cost}".rstrip() in rows
+    assert "head fp32 8,224" in rows
     assert lines[-4] == "head: fp32, because --keep head"
     assert lines[-3].startswith(f"Loss {record.loss:.2%}, accepted 0.50%: {record.bits:.4f} bits a pred")
     assert lines[-2] == f"{record.quantized_share:.0%} of the weights in few bits"
@@ -102,7 +101,7 @@ def test_what_is_no_share_is_refused(masked_byte_bundle: Bundle, tmp_path: Path,
         (["--budget", "100%"], "budget=1.0 is not usable"),
         (["--budget=-1%"], "budget=-0.01 is not usable"),
         (["--budget", "nan"], "budget=nan is not usable"),
-        (["--scheme", "int2"], "'int2' is not one of 'int8', 'int8-dynamic', 'int4', 'fp8'"),
+        (["--scheme", "int2"], "'int2' is none of int8, int8-dynamic, int4, fp8 (did you mean int8?)"),
         (["--block-size", "24"], "block_size=24 is not usable; use a power of two from 16 on"),
         (["--block-size", "8"], "block_size=8 is not usable"),
         (["--threads", "0"], "threads=0 is not usable; use at least 1"),

@@ -36,7 +36,7 @@ def test_one_report_is_shown_again_in_every_form(tmp_path: Path) -> None:
         report, "--html", tmp_path / "a.html", "--markdown", tmp_path / "a.md", "--junit", tmp_path / "a" / "a.xml"
     )
 
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr) == (0, f"Next: flash-export bisect {FULL.bundle}\n")
     assert "FAILED  7 passed, 3 failed, 1 skipped" in result.stdout
     assert "<!doctype html>" in (tmp_path / "a.html").read_text()
     assert (tmp_path / "a.md").read_text().startswith("## ")
@@ -55,7 +55,8 @@ def test_exit_code_says_whether_the_second_is_worse(
     tmp_path: Path, first: ValidationReport, second: ValidationReport, code: int
 ) -> None:
     result = invoke(write(first, tmp_path / "a.json"), write(second, tmp_path / "b.json"))
-    assert (result.exit_code, result.stderr) == (code, "")
+    then = "bisect" if code else "validate"
+    assert (result.exit_code, result.stderr) == (code, f"Next: flash-export {then} {second.bundle}\n")
     assert result.stdout.splitlines()[-1].startswith("WORSE" if code else "NO WORSE")
 
 
@@ -71,7 +72,7 @@ def test_comparison_as_markdown(tmp_path: Path) -> None:
     [
         ("no json", "cannot be read as JSON"),
         ('{"format_version": 1, "rows": []}', "has format_version 1, this version reads 2"),
-        ("[]", "is no validation report"),
+        ("[]", "bad.json holds list, not a JSON object; give the report.json of 'flash-export validate'"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, text: str, message: str) -> None:

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 from flash_export.cli.main import main
+from flash_export.install import get_install_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +38,7 @@ def make_model(op_type: str = "Relu") -> onnx.ModelProto:
 
 
 def invoke(bundle: Bundle, *arguments: str) -> Result:
-    return CliRunner().invoke(main, ["trt", str(bundle.path), *arguments])
+    return CliRunner(env={"COLUMNS": "500"}).invoke(main, ["trt", str(bundle.path), *arguments])
 
 
 def test_engine_is_built_and_summed_up(write_graph_bundle: BundleFactory) -> None:
@@ -62,8 +63,8 @@ def test_engine_is_built_and_summed_up(write_graph_bundle: BundleFactory) -> Non
     assert rows["flavour"] == f"tensorrt-rtx {engine.version}"
     assert rows["targets"] == "8.9"
     assert rows["profiles"] == "1x1:1x128:2x256; 4x1:4x8:4x8"
-    assert rows["layers"] == "4, 2 a block with what is around the 2 (3 float32, 1 int32)"
-    assert result.stderr == ""
+    assert rows["layers"] == "4, 2 per block with what is around the 2 (3 float32, 1 int32)"
+    assert result.stderr == f"Next: flash-export validate {bundle.path} --backend trt:small\n"
 
 
 def test_existing_engine_needs_force(write_graph_bundle: BundleFactory) -> None:
@@ -79,7 +80,7 @@ def test_existing_engine_needs_force(write_graph_bundle: BundleFactory) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--flavour", "openvino"], "'openvino' is not one of 'auto', 'tensorrt', 'tensorrt-rtx'"),
+        (["--flavour", "openvino"], "'openvino' is none of auto, tensorrt, tensorrt-rtx"),
         (["--profile", "1x1:1x8"], "Error: profile 1x1:1x8: 2 part(s) where MIN:OPT:MAX has 3"),
         (
             ["--profile", "1x1:1x8:1x99999"],
@@ -114,7 +115,7 @@ def test_missing_package_exits_with_2(write_graph_bundle: BundleFactory, monkeyp
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     result = invoke(write_graph_bundle(make_model()), "--flavour", "tensorrt-rtx")
     assert result.exit_code == 2
-    assert "pip install 'flash-export[rtx]'" in result.stderr
+    assert get_install_command("rtx") in result.stderr
 
 
 def test_not_a_bundle_exits_with_2() -> None:

@@ -223,6 +223,32 @@ def test_interrupt_leaves_the_journal_alone_and_resume_goes_on(bundle: Bundle, m
     assert resumed["rows"] == json.loads((reports / "report.json").read_text())["rows"]
 
 
+def test_interrupt_says_how_to_go_on(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flash_export.validators.cells.compare_outputs", interrupt)
+    command = f"flash-export validate {bundle.path} {' '.join(QUICK)} --resume"
+    first = invoke(bundle, *QUICK)
+    assert (first.exit_code, first.stderr) == (130, f"Interrupted. Go on with: {command}\n")
+    assert invoke(bundle, *QUICK, "--resume").stderr == f"Interrupted. Go on with: {command}\n"
+    assert invoke(bundle, *QUICK, "-q").stderr.startswith("Interrupted. Go on with: flash-export validate ")
+
+
+def test_interrupt_before_anything_was_done_names_no_way_on(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flash_export.validators.validate.validate_bundle", interrupt)
+    assert invoke(bundle, *QUICK).stderr == "Interrupted.\n"
+
+
+def test_what_comes_next_depends_on_the_verdict(bundle: Bundle) -> None:
+    assert invoke(bundle, *QUICK).stderr == f"Next: flash-export trt {bundle.path}\n"
+    spoil_weight(bundle)
+    assert invoke(Bundle.open(bundle.path), *QUICK).stderr == f"Next: flash-export bisect {bundle.path}\n"
+
+
 def test_journal_of_other_options_is_not_resumed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -24,16 +24,15 @@ from flash_export.errors import BackendUnavailableError, BundleError, ConfigErro
 from flash_export.exporters import flavour as flavour_module
 from flash_export.exporters.engine import build_engine
 from flash_export.exporters.export import export_onnx
-from flash_export.files import hash_file
+from flash_export.files import hash_file, write_file
 from flash_export.manifest import ProfileShapes, TensorSpec
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
+from flash_export.termination import Terminated, raise_terminations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from flash_export.exporters.engine_progress import BuildProgress
 
     BundleFactory = Callable[..., Bundle]
     SchemeExporter = Callable[[str], Bundle]
@@ -82,7 +81,7 @@ RELU = make_model([helper.make_node("Relu", ["x"], ["y"], name="only")])
 def test_exported_models_build(tmp_path: Path, config: FlashConfig | GauConfig) -> None:
     model = FlashModel(config) if isinstance(config, FlashConfig) else GauModel(config)
     model.save_pretrained(tmp_path / "checkpoint")
-    bundle = export_onnx(tmp_path / "checkpoint", tmp_path / "bundle")
+    bundle = export_onnx(tmp_path / "checkpoint", tmp_path / "bundle", options=ExportOptions(graphs=("forward",)))
 
     engine = build_engine(bundle, options=ADA)
 
@@ -242,6 +241,9 @@ def test_every_refused_node_is_named(write_graph_bundle: BundleFactory) -> None:
 def test_damaged_graph_is_an_error_without_a_node(write_graph_bundle: BundleFactory) -> None:
     bundle = write_graph_bundle(RELU)
     (bundle.path / "model.onnx").write_bytes(b"not a graph")
+    files = {**bundle.manifest.files, "model.onnx": hash_file(bundle.path / "model.onnx")}
+    write_file(bundle.path / "manifest.json", replace(bundle.manifest, files=files).to_json().encode())
+    bundle = Bundle.open(bundle.path)
     with pytest.raises(EngineBuildError, match=r"MODEL_DESERIALIZE_FAILED: .*; export the bundle again"):
         build_engine(bundle, options=ADA)
 
@@ -293,33 +295,39 @@ def test_build_prints_nothing(write_graph_bundle: BundleFactory, capfd: pytest.C
 
 
 def test_progress_reports_nested_phases_from_start_to_end(write_graph_bundle: BundleFactory) -> None:
-    reports: list[BuildProgress] = []
-    build_engine(write_graph_bundle(RELU), options=ADA, progress=reports.append)
-    phases = {report.phase for report in reports}
-    assert reports[0].parent is None
-    assert {report.parent for report in reports} - {None} <= phases
-    for phase in phases:
-        steps = [report.step for report in reports if report.phase == phase]
-        assert (steps[0], steps[-1]) == (0, next(r.num_steps for r in reports if r.phase == phase))
+    reports: list[tuple[int, int, str]] = []
+    build_engine(write_graph_bundle(RELU), options=ADA, progress=lambda *report: reports.append(report))
+    assert reports[0][0] == 0
+    assert reports[-1][0] == reports[-1][1] == reports[0][1]
+    done = [report[0] for report in reports]
+    assert done == sorted(done)
+    phases = {label.partition(",")[0] for _, _, label in reports}
+    assert len(phases) > 1, "the phases within the outermost one are not named"
 
 
-def raise_sigint(_progress: BuildProgress) -> None:
+def raise_sigint(*_progress: object) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def raise_stop(_progress: BuildProgress) -> None:
+def raise_sigterm(*_progress: object) -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def raise_stop(*_progress: object) -> None:
     raise StopIteration
 
 
 @pytest.mark.parametrize(
-    ("stop", "expected"), [(raise_sigint, KeyboardInterrupt), (raise_stop, StopIteration)], ids=["ctrl-c", "callback"]
+    ("stop", "expected"),
+    [(raise_sigint, KeyboardInterrupt), (raise_sigterm, Terminated), (raise_stop, StopIteration)],
+    ids=["ctrl-c", "terminated", "callback"],
 )
 def test_stopped_build_stores_nothing(
-    write_graph_bundle: BundleFactory, stop: Callable[[BuildProgress], None], expected: type[BaseException]
+    write_graph_bundle: BundleFactory, stop: Callable[[int, int, str], None], expected: type[BaseException]
 ) -> None:
     bundle = write_graph_bundle(RELU)
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(expected):
+    with pytest.raises(expected), raise_terminations():
         build_engine(bundle, options=ADA, progress=stop)
     assert bundle.list_engines() == []
     assert signal.getsignal(signal.SIGINT) is handler
@@ -348,7 +356,7 @@ def test_killed_while_writing_leaves_the_old_engine(write_graph_bundle: BundleFa
 
 def test_missing_package_names_the_extra(write_graph_bundle: BundleFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(BackendUnavailableError, match=r"TensorRT-RTX is not installed.*'flash-export\[rtx\]'"):
+    with pytest.raises(BackendUnavailableError, match=r"TensorRT-RTX is not installed.*pip install .*\[rtx\]"):
         build_engine(write_graph_bundle(RELU), options=ADA)
 
 
@@ -405,14 +413,14 @@ def test_unusable_options_are_refused(options: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp16", "float16"), pytest.param("bf16", "bfloat16", marks=pytest.mark.slow)]
 )
-def test_exported_half_precision_is_compiled_as_such(precision: str, dtype: str, tmp_path: Path) -> None:
+def test_exported_half_precision_is_compiled_as_such(
+    precision: str, dtype: str, causal_byte_bundle: Bundle, tmp_path: Path
+) -> None:
     """Of the same model in fp32, no layer has that dtype."""
-    model = FlashModel(FlashConfig(**SIZES, chunk_size=16, causal=True))
-    model.save_pretrained(tmp_path / "checkpoint")
+    plain = Bundle.open(shutil.copytree(causal_byte_bundle.path, tmp_path / "fp32"))
+    half = export_onnx(plain.path, tmp_path / "half", options=ExportOptions(precision=precision, max_seq_len=64))
     counts = {}
-    for name in ("fp32", precision):
-        options = ExportOptions(precision=name, max_seq_len=64)
-        bundle = export_onnx(tmp_path / "checkpoint", tmp_path / name, options=options)
+    for name, bundle in (("fp32", plain), (precision, half)):
         for graph in bundle.manifest.graphs:
             engine = build_engine(bundle, options=replace(ADA, graph=graph))
             counts[name, graph] = engine.layer_dtypes

@@ -28,19 +28,24 @@ if TYPE_CHECKING:
 onnxruntime = pytest.importorskip("onnxruntime")
 
 SIZES: dict[str, Any] = {"vocab_size": 29, "dim": 22, "depth": 2, "hidden_dim": 33, "qk_dim": 37}
+# https://github.com/onnx/onnx/blob/main/docs/Versioning.md
+IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 MAX_NODES = {"bidirectional": 45, "causal": 50, "chunk-sums": 49}
 CASES: dict[str, tuple[ModelConfig, ExportOptions]] = {
     "flash": (FlashConfig(**SIZES, chunk_size=8), ExportOptions()),
     "flash-causal": (FlashConfig(**SIZES, chunk_size=8, causal=True), ExportOptions()),
-    "flash-causal-mask": (FlashConfig(**SIZES, chunk_size=8, causal=True), ExportOptions(mask=True, opset=18)),
+    "flash-causal-mask": (
+        FlashConfig(**SIZES, chunk_size=8, causal=True),
+        ExportOptions(mask=True, opset=18, graphs=("forward",)),
+    ),
     "flash-no-mask": (FlashConfig(**SIZES, chunk_size=8), ExportOptions(mask=False, opset=19)),
     "flash-laplace-layernorm": (
         FlashConfig(**SIZES, chunk_size=8, attention_fn="laplace", norm_type="layernorm"),
         ExportOptions(opset=21),
     ),
     "flash-causal-laplace": (
-        FlashConfig(**SIZES, chunk_size=8, causal=True, attention_fn="laplace", shift_tokens=False),
-        ExportOptions(opset=22),
+        FlashConfig(**SIZES, chunk_size=8, causal=True, attention_fn="laplace_wide", shift_tokens=False),
+        ExportOptions(opset=22, graphs=("forward",)),
     ),
     "flash-chunk-sums": (
         FlashConfig(**SIZES, chunk_size=8, sum_over_chunks=False, mask_divisor="padded"),
@@ -48,7 +53,7 @@ CASES: dict[str, tuple[ModelConfig, ExportOptions]] = {
     ),
     "gau": (GauConfig(**SIZES), ExportOptions()),
     "gau-causal": (GauConfig(**SIZES, causal=True, norm_type="scalenorm"), ExportOptions(opset=18)),
-    "gau-laplace": (GauConfig(**SIZES, attention_fn="laplace"), ExportOptions(opset=23)),
+    "gau-laplace": (GauConfig(**SIZES, attention_fn="laplace_wide"), ExportOptions(opset=23)),
 }
 
 
@@ -144,6 +149,13 @@ def test_two_exports_give_identical_bytes(tmp_path: Path) -> None:
     for name in first.manifest.files:
         assert (first.path / name).read_bytes() == (second.path / name).read_bytes(), name
     assert first.manifest == second.manifest
+
+
+def test_ir_version_is_the_lowest_that_the_opset_has(exported: tuple[Bundle, ReferenceModel]) -> None:
+    bundle, _ = exported
+    for graph in bundle.manifest.graphs.values():
+        model = onnx.load(bundle.path / graph.file, load_external_data=False)
+        assert (model.opset_import[0].version, model.ir_version) == (graph.opset, IR_VERSIONS[graph.opset])
 
 
 def test_fixed_batch_and_short_limits_are_exported(tmp_path: Path) -> None:

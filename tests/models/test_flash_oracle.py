@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from flash_export.models.flash import FlashModel
-from flash_export.models.flash_pytorch import import_flash, import_gau
 from flash_export.models.gau import GauModel
+from flash_export.models.importers.arguments import GivenArguments
+from flash_export.models.importers.flash_pytorch import import_flash, import_gau
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+    from flash_export.models.flash import FlashConfig
+    from flash_export.models.gau import GauConfig
 
     Builder = Callable[[dict[str, Any]], tuple[nn.Module, Any]]
 
@@ -83,15 +87,15 @@ class GauStack(nn.Module):
 def build_flash(arguments: dict[str, Any]) -> tuple[nn.Module, FlashModel]:
     """Build the library's model and ours with the same random float64 weights."""
     theirs = randomise(flash_pytorch.FLASHTransformer(num_tokens=VOCAB_SIZE, **arguments))
-    config, tensors = import_flash(theirs.state_dict(), arguments)
-    return theirs, load(FlashModel(config), tensors)
+    ours = import_flash(theirs.state_dict(), GivenArguments(arguments, assume_defaults=True))
+    return theirs, load(FlashModel(cast("FlashConfig", ours.config)), ours.tensors)
 
 
 def build_gau(arguments: dict[str, Any]) -> tuple[nn.Module, GauModel]:
     """Build a stack of the library's layers and our model with the same random float64 weights."""
     theirs = randomise(GauStack(**arguments))
-    config, tensors = import_gau(theirs.state_dict(), arguments)
-    return theirs, load(GauModel(config), tensors)
+    ours = import_gau(theirs.state_dict(), GivenArguments(arguments, assume_defaults=True))
+    return theirs, load(GauModel(cast("GauConfig", ours.config)), ours.tensors)
 
 
 def randomise(model: nn.Module) -> nn.Module:

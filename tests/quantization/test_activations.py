@@ -53,7 +53,7 @@ class TwoProducts:
         20,
         "fp32",
         (TensorSpec("input_ids", "int64", ("batch", "seq")),),
-        (TensorSpec("logits", "float32", ("batch", "seq", 1)),),
+        (TensorSpec("sums", "float32", ("batch", "seq", 1)),),
         {"batch": AxisRange(1, 4), "seq": AxisRange(1, 10**4)},
     )
     products = tuple(
@@ -67,13 +67,13 @@ class TwoProducts:
             helper.make_node("Unsqueeze", ["x", "last"], ["column"]),
             helper.make_node("Add", ["column", "column"], ["twice"]),
             helper.make_node("Mul", ["column", "column"], ["square"]),
-            helper.make_node("Sub", ["twice", "square"], ["logits"]),
+            helper.make_node("Sub", ["twice", "square"], ["sums"]),
         ]
         graph = helper.make_graph(
             nodes,
             "two",
             [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "seq"])],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "seq", 1])],
+            [helper.make_tensor_value_info("sums", TensorProto.FLOAT, ["batch", "seq", 1])],
             [numpy_helper.from_array(np.array([-1]), "last")],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)

@@ -144,7 +144,11 @@ BAD_TEXTS: dict[str, tuple[Callable[[Path], str], int, str]] = {
     "nothing in it": (give_file("a.npy", b""), 256, r"a.npy cannot be read as .npy \("),
     "a pickle": (give_objects, 256, r"ids.npy should hold object \(1,\), but has"),
     "terabytes by its header": (give_bomb, 256, r"should hold int64 \(1099511627776,\), but has 800 bytes of them"),
-    "an archive": (give_archive, 256, r"ids.npz is an archive or an array, not text; give text, or token ids as .npy"),
+    "an archive": (
+        give_archive,
+        256,
+        r"ids.npz is an archive or an array, not text; give text, token ids as .npy, or h",
+    ),
     "an array called text": (give_file("a.txt", b"\x93NUMPY" * 20), 256, "is an archive or an array, not text"),
     "numbers with a point": (give_ids(np.zeros(100)), 256, "holds float64; give whole numbers, the token ids"),
     "booleans": (give_ids(np.zeros(100, bool)), 256, "holds bool; give whole numbers"),

@@ -44,6 +44,12 @@ def test_wrong_names_are_refused(model: FlashModel) -> None:
             runner.run({"input_ids": np.zeros((1, 2), dtype=np.int64), "tokens": np.zeros(1)})
 
 
+@pytest.mark.parametrize("odd", [-1, 11])
+def test_ids_outside_of_the_vocabulary_are_refused(model: FlashModel, odd: int) -> None:
+    with EagerRunner(model) as runner, pytest.raises(InputError, match=f"input_ids has {odd}, token ids are 0 to 10"):
+        runner.run({"input_ids": np.array([[3, odd]])})
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_missing_gpu_is_named(model: FlashModel) -> None:
     with pytest.raises(BackendUnavailableError, match="no CUDA device"):

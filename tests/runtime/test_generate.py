@@ -267,8 +267,8 @@ def test_eager_state_is_the_text_and_saved_like_any_other(
     [
         ([], "there are no prompts; give at least one"),
         ([np.zeros(0, np.int64)], "prompt 0 has no tokens; give at least one"),
-        ([np.zeros(1, np.int64), np.array([3, 29])], "prompt 1 has the token 29, the model knows 0 to 28"),
-        ([np.array([-1, 29])], "prompt 0 has the token -1"),
+        ([np.zeros(1, np.int64), np.array([3, 29])], "prompt 1 has 29, token ids are 0 to 28 here; .*tokenizer"),
+        ([np.array([-1, 29])], "prompt 0 has -1, token ids"),
         ([np.zeros(3, np.int32)], r"prompt 0 is int32 of shape \(3,\), wanted an int64 vector"),
         ([np.zeros(3)], "prompt 0 is float64"),
         ([np.zeros((1, 3), np.int64)], r"prompt 0 is int64 of shape \(1, 3\)"),
@@ -307,6 +307,15 @@ def test_decoding_without_a_state_is_refused(causal_bundle: Bundle) -> None:
                 decoder.step(np.zeros(1, np.int64))
             with pytest.raises(InputError, match="no state to decode from"):
                 decoder.read_state()
+
+
+@pytest.mark.parametrize("odd", [-1, 29])
+def test_step_of_an_id_outside_of_the_vocabulary_is_refused(causal_bundle: Bundle, odd: int) -> None:
+    for decoder in open_decoders(causal_bundle):
+        with decoder:
+            decoder.load_state(State.zeros(causal_bundle.get_graph("decode"), 2))
+            with pytest.raises(InputError, match=f"has {odd}, token ids are 0 to 28 here"):
+                decoder.step(np.array([3, odd]))
 
 
 def test_step_of_another_batch_is_refused(causal_bundle: Bundle) -> None:

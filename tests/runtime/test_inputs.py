@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flash_export.errors import InputError
-from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
+from flash_export.manifest import LENGTHS, AxisRange, Content, GraphSpec, TensorSpec
 from flash_export.runtime.inputs import check_inputs
 
 GRAPH = GraphSpec(
@@ -12,8 +12,9 @@ GRAPH = GraphSpec(
     20,
     "fp32",
     (
-        TensorSpec("input_ids", "int64", ("batch", "seq")),
+        TensorSpec("input_ids", "int64", ("batch", "seq"), Content.from_vocabulary(11)),
         TensorSpec("attention_mask", "int64", ("batch", "seq")),
+        TensorSpec("lengths", "int64", ("batch",), Content(LENGTHS, 1, "seq")),
         TensorSpec("state", "float32", ("batch", 4)),
     ),
     (TensorSpec("logits", "float32", ("batch", "seq", 11)),),
@@ -23,7 +24,8 @@ GRAPH = GraphSpec(
 
 def make_inputs(**changes: np.ndarray) -> dict[str, np.ndarray]:
     ids = np.zeros((2, 5), dtype=np.int64)
-    return {"input_ids": ids, "attention_mask": ids, "state": np.zeros((2, 4), dtype=np.float32), **changes}
+    state = np.zeros((2, 4), dtype=np.float32)
+    return {"input_ids": ids, "attention_mask": ids, "lengths": np.array([5, 1]), "state": state, **changes}
 
 
 def make_ids(*shape: int) -> np.ndarray:
@@ -32,13 +34,16 @@ def make_ids(*shape: int) -> np.ndarray:
 
 def test_fitting_inputs_are_accepted() -> None:
     check_inputs(GRAPH, make_inputs())
-    check_inputs(GRAPH, make_inputs(input_ids=make_ids(2, 16), attention_mask=make_ids(2, 16)))
+    check_inputs(GRAPH, make_inputs(input_ids=make_ids(2, 16) + 10, attention_mask=make_ids(2, 16)))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"extra": make_ids(2, 5)}, "input extra is unknown; the model takes input_ids, attention_mask, state"),
+        (
+            {"extra": make_ids(2, 5)},
+            "input extra is unknown; the model takes input_ids, .*, lengths, state",
+        ),
         ({"input_ids": make_ids(2, 5).astype(np.int32)}, r"input_ids has dtype int32, the graph takes int64; .*astype"),
         ({"input_ids": make_ids(5)}, r"input_ids has rank 1, shape \(5,\); the graph takes rank 2 \(batch, seq\)"),
         ({"attention_mask": make_ids(2, 6)}, "attention_mask has seq_len=6 but input_ids has 5; give them the same"),
@@ -46,6 +51,10 @@ def test_fitting_inputs_are_accepted() -> None:
         ({"state": np.zeros((2, 5), dtype=np.float32)}, r"state has shape \(2, 5\), the graph takes \('batch', 4\)"),
         ({"input_ids": make_ids(2, 0)}, "seq_len=0 is below the graph's minimum 2; use 2 or more"),
         ({"input_ids": make_ids(2, 17)}, "seq_len=17 exceeds the graph's maximum 16; .*--max-seq-len 17"),
+        ({"input_ids": make_ids(2, 5) - 1}, "input_ids has -1, token ids are 0 to 10 here; .*tokenizer"),
+        ({"input_ids": make_ids(2, 5) + 11}, "input_ids has 11, token ids are 0 to 10 here"),
+        ({"lengths": np.array([0, 5])}, "lengths has 0, lengths are 1 to 5 here; give the number of real tokens"),
+        ({"lengths": np.array([1, 6])}, "lengths has 6, lengths are 1 to 5 here"),
         ({"input_ids": make_ids(5, 5)}, "batch=5 exceeds the graph's maximum 4; .*--max-batch 5"),
     ],
 )

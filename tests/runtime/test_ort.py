@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from flash_export.errors import BackendUnavailableError, BundleError, InputError
+from flash_export.install import get_install_command
 from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
 from flash_export.runtime.ort import OrtRunner
 
@@ -78,7 +80,7 @@ def test_graph_with_other_names_than_the_manifest_is_refused(path: Path) -> None
 
 def test_missing_onnxruntime_says_what_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(BackendUnavailableError, match=r"pip install 'flash-export\[cpu\]' \(or \[gpu\]\)"):
+    with pytest.raises(BackendUnavailableError, match=re.escape(f"{get_install_command('cpu')} (or [gpu])")):
         OrtRunner(GRAPH, path)
 
 
@@ -109,3 +111,32 @@ def test_cuda_session_runs(path: Path) -> None:
         pytest.skip("this onnxruntime has no CUDA provider")
     with OrtRunner(GRAPH, path, provider="cuda") as runner:
         assert runner.run({"input_ids": np.ones((1, 3), dtype=np.int64)})["logits"].tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_sums_of_int8_products_do_not_saturate(tmp_path: Path) -> None:
+    """On x86 without VNNI, onnxruntime's own choice makes 0.5 of this 64."""
+    size = 64
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["rounded", "step", "zero"], ["activation"]),
+        helper.make_node("DequantizeLinear", ["w", "step", "zero"], ["weight"]),
+        helper.make_node("MatMul", ["activation", "weight"], ["logits"]),
+    ]
+    constants = [
+        helper.make_tensor("step", TensorProto.FLOAT, [], [1 / 127]),
+        helper.make_tensor("zero", TensorProto.INT8, [], [0]),
+        helper.make_tensor("w", TensorProto.INT8, [size, 4], [127] * 4 * size),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", size])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4])
+    graph = helper.make_graph(nodes, "g", [x], [logits], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "int8.onnx")
+    spec = dataclasses.replace(
+        GRAPH,
+        inputs=(TensorSpec("x", "float32", ("batch", size)),),
+        outputs=(TensorSpec("logits", "float32", ("batch", 4)),),
+    )
+    with OrtRunner(spec, tmp_path / "int8.onnx") as runner:
+        found = runner.run({"x": np.ones((1, size), np.float32)})["logits"]
+    np.testing.assert_allclose(found, size, rtol=1e-5)

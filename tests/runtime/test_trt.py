@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flash_export.config import BuildOptions
 from flash_export.errors import BackendUnavailableError, BundleError, InputError
+from flash_export.install import get_install_command
 from flash_export.manifest import EngineManifest, ProfileShapes, TensorSpec
 from flash_export.runtime.profile_choice import choose_profile
 from flash_export.runtime.trt import open_engine
@@ -121,7 +122,7 @@ def test_missing_package_names_the_extra(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, module, None)
     bundle = write_graph_bundle(make_model())
-    with pytest.raises(BackendUnavailableError, match=re.escape(f"pip install 'flash-export[{extra}]'")):
+    with pytest.raises(BackendUnavailableError, match=re.escape(get_install_command(extra))):
         open_engine(bundle, write_engine(bundle, flavour=flavour))
 
 

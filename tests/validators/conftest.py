@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from flash_export.bundle import Bundle
+from flash_export.bundle import HELDOUT_FILE, HELDOUT_TEXT_FILE, Bundle
 from flash_export.config import ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.files import hash_file, write_file
@@ -20,13 +20,18 @@ from flash_export.models.flash import FlashConfig, FlashModel
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.conftest import FolderSharer
+
 GraphEditor = Callable[[Callable[[onnx.ModelProto], None]], Bundle]
 
 
 @pytest.fixture(scope="session")
-def pristine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def pristine_bundle(share_folder: FolderSharer) -> Bundle:
     """A good bundle, chunk 8, lengths to 96, that no test may change."""
-    folder = tmp_path_factory.mktemp("pristine")
+    return Bundle.open(share_folder("pristine", _export_pristine) / "bundle")
+
+
+def _export_pristine(folder: Path) -> None:
     torch.manual_seed(0)
     config = FlashConfig(vocab_size=257, dim=16, depth=1, hidden_dim=32, chunk_size=8, qk_dim=8)
     model = FlashModel(config).eval()
@@ -36,7 +41,7 @@ def pristine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
                 parameter.normal_()
     model.save_pretrained(folder / "checkpoint")
     options = ExportOptions(max_seq_len=96, max_batch=4)
-    return export_onnx(folder / "checkpoint", folder / "bundle", options=options)
+    export_onnx(folder / "checkpoint", folder / "bundle", options=options)
 
 
 @pytest.fixture
@@ -61,7 +66,8 @@ def edit_graph(bundle: Bundle) -> GraphEditor:
 
 def sign_files(bundle: Bundle) -> Bundle:
     """Write the hashes of the files as they are now into the manifest."""
-    files = {name: hash_file(bundle.path / name) for name in bundle.manifest.files}
+    heldout = [name for name in (HELDOUT_FILE, HELDOUT_TEXT_FILE) if (bundle.path / name).exists()]
+    files = {name: hash_file(bundle.path / name) for name in {*bundle.manifest.files, *heldout}}
     manifest = dataclasses.replace(bundle.manifest, files=files)
     write_file(bundle.path / "manifest.json", manifest.to_json().encode())
     return Bundle.open(bundle.path)

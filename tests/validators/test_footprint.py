@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from flash_export.bundle import Bundle
 
 INPUTS = (TensorSpec("input_ids", "int64", ("batch", "seq")),)
-GRAPH = GraphSpec("model.onnx", 20, "fp32", INPUTS, (), {"batch": AxisRange(2, 4), "seq": AxisRange(1, 4096)})
+OUTPUTS = (TensorSpec("logits", "float32", ("batch", "seq", 17)),)
+GRAPH = GraphSpec("model.onnx", 20, "fp32", INPUTS, OUTPUTS, {"batch": AxisRange(2, 4), "seq": AxisRange(1, 4096)})
 CONFIG = FlashConfig(17, 12, 2, 24, chunk_size=16, qk_dim=20)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
 
 from flash_export.config import ExportOptions
-from flash_export.errors import BundleError
+from flash_export.errors import BundleError, InputError
 from flash_export.exporters.export import export_onnx
 from flash_export.exporters.tracing import quiet_exporter
-from flash_export.validators.foreign import read_foreign_graph
+from flash_export.validators.foreign import ForeignRunner, read_foreign_graph
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         folder / "bundle",
         family="flash",
         config={"group_size": CHUNK, "causal": True},
-        options=ExportOptions(max_seq_len=64),
+        assume_defaults=True,
+        options=ExportOptions(max_seq_len=64, graphs=("forward",)),
     )
 
 
@@ -99,6 +101,22 @@ def test_graph_traced_with_padding_is_as_good_as_ours(bundle: Bundle, tmp_path: 
     assert report
     assert report.count("passed") == len(SEQ_LENS)
     assert report.diagnosis == ()
+
+
+def test_weights_from_elsewhere_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    model = onnx.ModelProto()
+    model.graph.initializer.add(name="w").external_data.add(key="location", value="../secret")
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(BundleError, match=r"foreign.onnx takes weights from '../secret', which is not part of it"):
+        read_foreign_graph(tmp_path / "foreign.onnx", bundle.get_graph())
+
+
+@pytest.mark.parametrize("odd", [-1, 31])
+def test_ids_outside_of_the_vocabulary_are_refused(bundle: Bundle, odd: int) -> None:
+    path = bundle.get_graph_path()
+    foreign = read_foreign_graph(path, bundle.get_graph())
+    with ForeignRunner(path, foreign) as runner, pytest.raises(InputError, match=f"input_ids has {odd}, token ids"):
+        runner.run({"input_ids": np.array([[3, odd]])})
 
 
 def test_file_that_takes_something_else_is_refused(bundle: Bundle, tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ BUDGET = ErrorBudget(noise_ratio=8.0, floor=1e-6)
 class CausalRunner:
     """Sums the tokens so far, and lets a fault spoil the sums."""
 
-    def __init__(self, spoil: Callable[[np.ndarray, np.ndarray, int], np.ndarray]) -> None:
-        self.spoil, self.runs = spoil, 0
+    def __init__(self, spoil: Callable[[np.ndarray, np.ndarray, int], np.ndarray], batch: int | None = None) -> None:
+        self.spoil, self.batch, self.runs = spoil, batch, 0
 
     @property
     def name(self) -> str:
@@ -42,6 +42,7 @@ class CausalRunner:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.runs += 1
+        assert self.batch in (None, len(inputs["input_ids"]))
         ids = inputs["input_ids"] * inputs.get("attention_mask", np.ones_like(inputs["input_ids"]))
         sums = self.spoil(ids.cumsum(axis=1).astype(np.float64), inputs["input_ids"], self.runs)
         return {"logits": np.repeat(sums[..., None], 2, axis=2).astype(np.float32)}
@@ -79,11 +80,17 @@ def read_padding(sums: np.ndarray, ids: np.ndarray, run: int) -> np.ndarray:
     return ids.cumsum(axis=1) + ids.sum(axis=1, keepdims=True)
 
 
-def check(spoil: Callable[[np.ndarray, np.ndarray, int], np.ndarray], *, masked: bool = False) -> dict[str, Row]:
-    inputs = (TOKENS, MASK) if masked else (TOKENS,)
-    runner = CausalRunner(spoil)
+def check(
+    spoil: Callable[[np.ndarray, np.ndarray, int], np.ndarray], *, masked: bool = False, batch: int | None = None
+) -> dict[str, Row]:
+    inputs: tuple[TensorSpec, ...] = (TOKENS, MASK) if masked else (TOKENS,)
+    axes = AXES
+    if batch is not None:
+        inputs = tuple(dataclasses.replace(spec, shape=(batch, "seq")) for spec in inputs)
+        axes = {**AXES, "batch": AxisRange(batch, batch)}
+    runner = CausalRunner(spoil, batch)
     backend = Backend("ort-cpu", "forward", "cpu", inputs, (LOGITS,), lambda: runner)
-    graph = GraphSpec("model.onnx", 20, "fp32", inputs, (LOGITS,), AXES)
+    graph = GraphSpec("model.onnx", 20, "fp32", inputs, (LOGITS,), axes)
     config = FlashConfig(
         vocab_size=100, dim=4, depth=1, hidden_dim=4, chunk_size=8, qk_dim=4, causal=not masked, mask_divisor="valid"
     )
@@ -98,6 +105,22 @@ def test_healthy_runners_hold_all_of_them() -> None:
     assert rows.keys() == without_state
     assert all(row.status == "passed" and row.tolerance is not None for row in rows.values())
     assert rows["repeat"].tolerance == 0.0
+
+
+@pytest.mark.parametrize("batch", [2, 3, 5])
+def test_graphs_of_one_fixed_batch_hold_all_of_them(batch: int) -> None:
+    rows = check(keep, batch=batch)
+    assert rows.keys() == check(keep).keys()
+    assert {row.status for row in rows.values()} == {"passed"}
+    assert {row.batch for row in rows.values()} == {batch}
+    assert check(mix_rows, batch=batch)["row-alone"].status == "failed"
+    assert check(favour_first_row, batch=batch)["equal-rows"].status == "failed"
+
+
+def test_what_takes_several_rows_is_skipped_where_the_graph_takes_one() -> None:
+    rows = check(keep, batch=1)
+    assert {name for name, row in rows.items() if row.status == "skipped"} == {"equal-rows", "row-alone"}
+    assert rows["row-alone"].reason == "it takes several rows, and the graph takes one"
 
 
 @pytest.mark.parametrize(

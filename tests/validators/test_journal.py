@@ -74,3 +74,21 @@ def test_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleError, match="cannot write"):
         Journal(tmp_path / "file" / "journal", KEY)
+
+
+def test_two_validations_of_one_folder_do_not_mix_their_steps(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    first, second = Journal(path, KEY), Journal(path, {**KEY, "bundle": "b"})
+    first.record("1 x 8", RESULTS["1 x 8"])
+    second.record("1 x 9", RESULTS["1 x 9"])
+    resumed = Journal(path, {**KEY, "bundle": "b"}, resume=True)
+    assert [resumed.find(label) is not None for label in RESULTS] == [False, True, False]
+
+
+def test_journal_that_another_validation_removed_stays_removed(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal(path, KEY)
+    path.unlink()
+    journal.record("1 x 8", RESULTS["1 x 8"])
+    assert journal.find("1 x 8") == RESULTS["1 x 8"]
+    assert not path.exists()

@@ -9,6 +9,7 @@ from onnx import helper, numpy_helper
 
 from flash_export.errors import BundleError, ConfigError, InputError
 from flash_export.validators.validate import ValidationOptions, validate_bundle
+from tests.validators.conftest import sign_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,6 +161,7 @@ def test_truncated_graph_is_a_bundle_error(edit_graph: GraphEditor) -> None:
     bundle = edit_graph(lambda model: None)
     path = bundle.get_graph_path()
     path.write_bytes(path.read_bytes()[:-200])
+    bundle = sign_files(bundle)
     with pytest.raises(BundleError, match=r"cannot be loaded by onnxruntime"):
         validate_bundle(bundle, QUICK)
 

@@ -7,8 +7,11 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.bundle import reads_bundles
+from flash_export.config import MAX_THREADS, check_count
 from flash_export.errors import BundleError, ConfigError
 from flash_export.probes import LOGITS
+from flash_export.suggest import describe_unknown
 from flash_export.validators.backends import ENGINE_PREFIX, GRAPH, ORT_PROVIDERS
 from flash_export.validators.bisect.budget import pick_coarser
 from flash_export.validators.bisect.readings import GraphSource, ModelSource
@@ -17,14 +20,10 @@ from flash_export.validators.bisect.runs import check_memory, compare_run, plan_
 from flash_export.validators.plan import check_lengths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from flash_export.bundle import Bundle
     from flash_export.models.base import ModelConfig, ReferenceModel
+    from flash_export.progress import ProgressCallback
     from flash_export.validators.bisect.readings import Source
-
-    # Runs done, runs in all, and what comes next.
-    ProgressCallback = Callable[[int, int, str], None]
 
 DEFAULT_BACKEND = "ort-cpu"
 FLOAT64_MODEL = "float64 model"
@@ -48,17 +47,17 @@ class BisectOptions:
 
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads={self.threads} is not usable; use at least 1")
+        check_count("threads", self.threads, MAX_THREADS)
         if self.backend.split(":")[0] == ENGINE_PREFIX:
             raise ConfigError(
                 f"backend {self.backend!r} cannot be read inside: an engine shows its outputs alone, and would have to "
                 f"be built anew with the probes as outputs; use one of {', '.join(ORT_PROVIDERS)}"
             )
         if self.backend not in ORT_PROVIDERS:
-            raise ConfigError(f"unknown backend {self.backend!r}; use one of {', '.join(ORT_PROVIDERS)}")
+            raise ConfigError(describe_unknown("backend", self.backend, ORT_PROVIDERS))
 
 
+@reads_bundles
 def bisect_bundle(
     bundle: Bundle,
     options: BisectOptions | None = None,

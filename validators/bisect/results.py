@@ -107,7 +107,9 @@ class BisectReport:
         """The run that tells most: the one with the fault, else the first."""
         return next((run for run in self.runs if not run), self.runs[0])
 
-    def to_json(self, finding: str) -> str:
+    def to_json(self) -> str:
         """Return strict JSON, with the finding in words."""
-        values: dict[str, Any] = {"clean": bool(self), "finding": finding, **dataclasses.asdict(self)}
+        from flash_export.validators.bisect.summary import describe_finding
+
+        values: dict[str, Any] = {"clean": bool(self), "finding": describe_finding(self), **dataclasses.asdict(self)}
         return json.dumps(values, indent=2, allow_nan=False) + "\n"

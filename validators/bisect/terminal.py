@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-from rich.text import Text
-
 from flash_export.probes import QUANTITIES
+from flash_export.terminal import make_table, make_text
 from flash_export.validators.bisect.summary import describe_finding, format_times, group_by_block, pick_worst
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from flash_export.validators.bisect.results import BisectReport, ProbeRow
 
@@ -23,37 +22,35 @@ def print_bisection(report: BisectReport, console: Console) -> None:
     run = report.shown_run
     blocks = group_by_block(run)
     if blocks:
-        console.print(f"At {run}, {report.backend} against the {report.reference}:", highlight=False, soft_wrap=True)
+        console.print(make_text(f"At {run}, {report.backend} against the {report.reference}:"), soft_wrap=True)
         console.print(_build_table("worst quantity of the block", [pick_worst(rows) for rows in blocks]))
     if run.fault is not None and run.fault.point.block is not None:
         (rows,) = (rows for rows in blocks if run.fault in rows)
-        console.print(f"\nBlock {run.fault.point.block}, in the order of computation:", highlight=False)
+        console.print(make_text(f"\nBlock {run.fault.point.block}, in the order of computation:"))
         console.print(_build_table("quantity", rows))
-    style = "bold green" if report else "bold red"
-    word = "CLEAN" if report else "FOUND"
+    word = ("CLEAN", "bold green") if report else ("FOUND", "bold red")
     console.print()
-    console.print(Text(word, style).append(f"  {describe_finding(report)}", "default"), soft_wrap=True)
+    console.print(make_text(word, f"  {describe_finding(report)}"), soft_wrap=True)
     if run.fault is not None:
-        console.print(f"In the graph it is the value {run.fault.tensor}", highlight=False, soft_wrap=True)
+        console.print(make_text(f"In the graph it is the value {run.fault.tensor}"), soft_wrap=True)
 
 
 def _build_table(title: str, rows: list[ProbeRow]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for heading in ("block", title, "result"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("error", "noise", "of limit"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        block = row.point.block
-        table.add_row(
-            "" if block is None else str(block),
-            QUANTITIES[row.point.quantity].label,
-            Text(row.status, _STYLES[row.status]),
-            _format_number(row.error),
-            _format_number(row.noise),
-            "" if row.ratio is None else format_times(row.ratio),
-        )
-    return table
+    return make_table(
+        ["block", title, "result", "error", "noise", "of limit"],
+        [
+            [
+                "" if row.point.block is None else str(row.point.block),
+                QUANTITIES[row.point.quantity].label,
+                make_text((row.status, _STYLES[row.status])),
+                _format_number(row.error),
+                _format_number(row.noise),
+                "" if row.ratio is None else format_times(row.ratio),
+            ]
+            for row in rows
+        ],
+        align="lll",
+    )
 
 
 def _format_number(number: float | None) -> str:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.bundle import reads_bundles
+from flash_export.config import MAX_THREADS, MAX_WINDOWS, check_count
 from flash_export.errors import ConfigError, InputError
-from flash_export.ranges.growth import fit_growth
+from flash_export.printable import format_path
+from flash_export.ranges.growth import FP16_MAX, FP32_MAX, fit_growth
 from flash_export.ranges.text import Text
 from flash_export.validators.backends import GRAPH
 from flash_export.validators.memory import describe_lack_of_memory
 from flash_export.validators.plan import Cell, check_lengths, get_axis, get_probe_chunk
+from flash_export.validators.ranges.held import find_held
 from flash_export.validators.ranges.measure import Range, measure_ranges
 from flash_export.validators.ranges.results import RangePoint, RangeRow, RangesReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from flash_export.bundle import Bundle
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.probes import Probe
+    from flash_export.progress import ProgressCallback
     from flash_export.runtime.runner import Runner
-
-    # Lengths done, lengths in all, and what comes next.
-    ProgressCallback = Callable[[int, int, str], None]
+    from flash_export.validators.ranges.held import Held
 
 DEFAULT_SECONDS = 60.0
 DEFAULT_WINDOWS = 4
@@ -52,14 +54,13 @@ class RangesOptions:
 
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
-        for name in ("windows", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} is not usable; use at least 1")
-        if not self.seconds > 0:
-            raise ConfigError(f"seconds={self.seconds} is not usable; use more than 0")
+        check_count("windows", self.windows, MAX_WINDOWS)
+        check_count("threads", self.threads, MAX_THREADS)
+        if not 0 < self.seconds < math.inf:
+            raise ConfigError(f"seconds={self.seconds} is not usable; use a finite number above 0")
 
 
+@reads_bundles
 def profile_ranges(
     bundle: Bundle, options: RangesOptions | None = None, progress: ProgressCallback | None = None
 ) -> RangesReport:
@@ -89,9 +90,12 @@ def profile_ranges(
         raise InputError(f"nothing was measured: {stopped}; choose shorter lengths with --lengths")
     scales = {probe.name: probe for probe in probes.probes}
     names = list(next(iter(found.values())))
-    rows = [_build_row(name, found, scales.get(name)) for name in names]
+    facts = bundle.manifest.precision
+    rows = [_build_row(name, found, scales.get(name), find_held(name, facts)) for name in names]
     rows.sort(key=lambda row: row.urgency)
-    return RangesReport(str(bundle.path), text.source, tuple(found), axis.max, tuple(rows), stopped)
+    return RangesReport(
+        format_path(bundle.path), text.source, tuple(found), axis.max, tuple(rows), stopped, graph.precision
+    )
 
 
 def _plan_lengths(config: ModelConfig, longest: int) -> list[int]:
@@ -143,13 +147,14 @@ def _refuse_length(config: ModelConfig, text: Text, seq_len: int, windows: int) 
     return describe_lack_of_memory(config, Cell(windows, seq_len, masked=False))
 
 
-def _build_row(name: str, found: dict[int, dict[str, Range]], probe: Probe | None) -> RangeRow:
+def _build_row(name: str, found: dict[int, dict[str, Range]], probe: Probe | None, held: Held | None) -> RangeRow:
     points = tuple(
         RangePoint(seq_len, ranges[name].max_abs, ranges[name].rms, ranges[name].max_abs * _scale(probe, seq_len))
         for seq_len, ranges in found.items()
     )
-    growth = fit_growth([point.seq_len for point in points], [point.graph_max_abs for point in points])
-    return RangeRow(name, points, growth)
+    limit = FP32_MAX if held else FP16_MAX
+    growth = fit_growth([point.seq_len for point in points], [point.graph_max_abs for point in points], limit)
+    return RangeRow(name, points, growth, held)
 
 
 def _scale(probe: Probe | None, seq_len: int) -> float:

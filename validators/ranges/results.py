@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flash_export.probes import Point
-from flash_export.ranges.growth import FP16_MAX
+from flash_export.ranges.growth import FP16_MAX, FP32_MAX
+from flash_export.strict_json import format_json
 from flash_export.validators.ranges.measure import SQUARES
 
 if TYPE_CHECKING:
     from flash_export.ranges.growth import Growth
+    from flash_export.validators.ranges.held import Held
 
 _SQUARES_LABEL, _LAST_SQUARES_LABEL = "sum of squares in the norm", "sum of squares in the last norm"
 
@@ -42,12 +42,14 @@ class RangeRow:
     Attributes:
         name: Such as ``layers.3.kv``.
         points: By length, ascending.
-        growth: How the largest magnitude in the graph grows.
+        growth: How the largest magnitude in the graph grows, towards the end of fp16, or of fp32 where it is held.
+        held: By what an fp16 graph holds it in fp32; None: it is fp16 there.
     """
 
     name: str
     points: tuple[RangePoint, ...]
     growth: Growth
+    held: Held | None = None
 
     @property
     def block(self) -> int | None:
@@ -69,13 +71,17 @@ class RangeRow:
 
     @property
     def headroom(self) -> float:
-        """How many times the largest magnitude in the graph fits into fp16."""
-        largest = max(point.graph_max_abs for point in self.points)
-        return FP16_MAX / largest if largest else math.inf
+        """How many times the largest magnitude in the graph fits into fp16, or into fp32 where it is held."""
+        return (FP32_MAX if self.held else FP16_MAX) / self.largest if self.largest else math.inf
+
+    @property
+    def largest(self) -> float:
+        """Largest magnitude in the graph."""
+        return max(point.graph_max_abs for point in self.points)
 
     @property
     def urgency(self) -> tuple[float, float]:
-        """Sorts the worst first: by the horizon, then by the headroom."""
+        """Sorts the worst first: by the horizon, then by the headroom; what is held comes last."""
         horizon = self.growth.horizon
         return (math.inf if horizon is None else horizon, self.headroom)
 
@@ -91,6 +97,7 @@ class RangesReport:
         max_seq_len: Longest that the graph promises.
         rows: The quantities, the worst first.
         stopped: Why no longer text was measured; empty if the longest that there is was.
+        precision: Of the bundle's graph.
     """
 
     bundle: str
@@ -99,15 +106,8 @@ class RangesReport:
     max_seq_len: int
     rows: tuple[RangeRow, ...]
     stopped: str = ""
+    precision: str = "fp32"
 
     def to_json(self) -> str:
         """Return strict JSON; what is not finite in the model itself is null."""
-        return json.dumps(_drop_infinities(dataclasses.asdict(self)), indent=2, allow_nan=False) + "\n"
-
-
-def _drop_infinities(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {name: _drop_infinities(value) for name, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [_drop_infinities(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
+        return format_json(self)

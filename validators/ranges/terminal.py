@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-from rich.text import Text
-
 from flash_export.ranges.growth import FAR, FP16_MAX
+from flash_export.terminal import make_table, make_text
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from flash_export.ranges.growth import Growth
     from flash_export.validators.ranges.results import RangeRow, RangesReport
 
 DEFAULT_ROWS = 20
 _STYLES = {"exceeded": "bold red", "grows": "yellow", "no growth": "green", "unknown": "default"}
+_HELD = {"always": "always", "island": "an island"}
 
 
 def print_ranges(report: RangesReport, console: Console, max_rows: int | None = DEFAULT_ROWS) -> None:
     """Print the worst rows, and in words what there is to say of the whole."""
     console.print(_build_table(report, report.rows[:max_rows]))
     if max_rows is not None and len(report.rows) > max_rows:
-        console.print(f"and {len(report.rows) - max_rows} quantities with more room", highlight=False)
-    lengths = f"{report.seq_lens[0]} to {report.seq_lens[-1]}"
-    console.print(
-        f"Measured on {report.text}, {lengths} tokens; |x| is the largest magnitude, in the scale of the graph.",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if report.stopped:
-        console.print(f"Not measured: {report.stopped}", highlight=False, soft_wrap=True)
-    console.print(Text(describe_horizon(report), "bold"), soft_wrap=True)
+        console.print(make_text(f"and {len(report.rows) - max_rows} quantities with more room"))
+    lengths = f"{report.seq_lens[0]} to {report.seq_lens[-1]} tokens"
+    lines = [f"Measured on {report.text}, {lengths}; |x| is the largest magnitude, in the scale of the graph."]
+    lines += [f"Not measured: {report.stopped}"] if report.stopped else []
+    for line in (*lines, *describe_held(report)):
+        console.print(make_text(line), soft_wrap=True)
+    console.print(make_text((describe_horizon(report), "bold")), soft_wrap=True)
+
+
+def describe_held(report: RangesReport) -> list[str]:
+    """Say what an fp16 graph holds in fp32, where it cannot overflow."""
+    lines = []
+    for held, by in (("always", "every fp16 export"), ("island", "the islands of this bundle")):
+        rows = sorted((row for row in report.rows if row.held == held), key=lambda row: -row.largest)
+        if rows:
+            labels = ", ".join(dict.fromkeys(row.label for row in rows))
+            lines.append(
+                f"Held in fp32 by {by}, so that it does not overflow: {labels}, up to {rows[0].largest:.2g} in "
+                f"{rows[0].place}."
+            )
+    return lines
 
 
 def describe_horizon(report: RangesReport) -> str:
     """Say what overflows fp16 at the measured lengths, and what would do so first at longer ones."""
-    exceeded = [row for row in report.rows if row.growth.verdict == "exceeded"]
-    rest = [row for row in report.rows if row.growth.verdict != "exceeded"]
+    rows = [row for row in report.rows if not row.held]
+    exceeded = [row for row in rows if row.growth.verdict == "exceeded"]
+    rest = [row for row in rows if row.growth.verdict != "exceeded"]
     sentences = []
     if exceeded:
         first = exceeded[0]
@@ -60,6 +73,11 @@ def describe_horizon(report: RangesReport) -> str:
             f"{what} grows towards an overflow of fp16; the least room is {tightest.headroom:.2g}-fold, in "
             f"{tightest.place}."
         )
+    if report.precision != "fp16" and any((row.growth.horizon or math.inf) <= report.max_seq_len for row in rows):
+        sentences.append(
+            "An export with --precision fp16 holds in fp32 what would overflow within its --max-seq-len (--islands "
+            "auto, the default)."
+        )
     return " ".join(sentences)
 
 
@@ -78,27 +96,30 @@ def format_tokens(length: float | None) -> str:
 
 
 def _build_table(report: RangesReport, rows: tuple[RangeRow, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     first, last = report.seq_lens[0], report.seq_lens[-1]
-    table.add_column("block", no_wrap=True)
-    table.add_column("quantity", overflow="fold")
-    for heading in (f"|x| at {first}", f"at {last}", "room", "power"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("fp16 overflows at", justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(
-            "" if row.block is None else str(row.block),
-            row.label,
-            f"{row.points[0].graph_max_abs:.2g}",
-            f"{row.points[-1].graph_max_abs:.2g}",
-            f"{row.headroom:.2g}",
-            "" if row.growth.power is None else f"{row.growth.power:.2f}",
-            Text(_format_horizon(row.growth), _STYLES[row.growth.verdict]),
-        )
-    return table
+    return make_table(
+        ["block", "quantity", f"|x| at {first}", f"at {last}", "room", "power", "fp16 overflows at"],
+        [
+            [
+                "" if row.block is None else str(row.block),
+                row.label,
+                f"{row.points[0].graph_max_abs:.2g}",
+                f"{row.points[-1].graph_max_abs:.2g}",
+                "" if row.held else f"{row.headroom:.2g}",
+                "" if row.growth.power is None else f"{row.growth.power:.2f}",
+                make_text((_format_horizon(row), _STYLES[row.growth.verdict])),
+            ]
+            for row in rows
+        ],
+        align="ll",
+        folded=(1, 6),
+    )
 
 
-def _format_horizon(growth: Growth) -> str:
+def _format_horizon(row: RangeRow) -> str:
+    growth = row.growth
+    if row.held and growth.verdict != "exceeded":
+        return f"held in fp32, {_HELD[row.held]}"
     if growth.verdict == "exceeded":
         return f"{growth.horizon:.0f}, measured"
     if growth.verdict == "grows":

@@ -1,13 +1,15 @@
 """What changed from one validation to another: verdicts, errors, bits, latencies, memory, and where they ran.
 
 Only what the two reports can tell apart is a change. Errors are compared against the eager model's own error, latencies
-by the intervals that hold their medians.
+by the intervals that hold their medians; those of quantized bundles, which have no such error, in hundredths.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
+
+from flash_export.strict_json import format_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 # Two runs of the same graph differ by less; of bits per byte four digits are shown.
 _MEMORY_CHANGE = 0.1
 _BITS_CHANGE = 5e-5
+# In place of the eager model's own error, where there is none: what two runs of a quantized graph may differ by.
+_UNKNOWN_NOISE = 0.02
 # Differs from run to run and says nothing.
 _IGNORED_FACTS = ("created",)
 _SEVERITY: tuple[Status, ...] = ("failed", "passed", "skipped")
@@ -133,6 +137,15 @@ class Comparison:
     def __bool__(self) -> bool:
         return not self.regressions and (self.after.passed or not self.before.passed)
 
+    def to_json(self) -> str:
+        """Return strict JSON; of the two reports, which bundles they are of and what they said."""
+        reports = {
+            name: {"bundle": report.bundle, "passed": report.passed}
+            for name, report in (("before", self.before), ("after", self.after))
+        }
+        changes = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in reports}
+        return format_json({"passed": bool(self), **reports, **changes})
+
 
 def compare_reports(before: ValidationReport, after: ValidationReport) -> Comparison:
     """Compare two validations, check by check: same backend, same check, same inputs and shape."""
@@ -172,9 +185,10 @@ def _index(rows: Iterable[Row]) -> dict[Key, Row]:
 
 
 def _compare_errors(before: Row, after: Row) -> ErrorChange | None:
-    if before.max_rel_error is None or after.max_rel_error is None or before.noise is None or after.noise is None:
+    if before.max_rel_error is None or after.max_rel_error is None:
         return None
-    if abs(after.max_rel_error - before.max_rel_error) <= max(before.noise, after.noise):
+    noises = [_UNKNOWN_NOISE if row.noise is None else row.noise for row in (before, after)]
+    if abs(after.max_rel_error - before.max_rel_error) <= max(noises):
         return None
     return ErrorChange(after, before.max_rel_error, after.max_rel_error)
 

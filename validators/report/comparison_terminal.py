@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.padding import Padding
-from rich.text import Text
 
+from flash_export.terminal import make_text
 from flash_export.validators.report.comparison_text import list_sections, phrase_outcome
 
 if TYPE_CHECKING:
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print what changed, and a last line that says whether the second run is worse."""
     for section in list_sections(comparison):
-        console.print(Text(section.title, "bold"))
+        console.print(make_text((section.title, "bold")))
         for name, text in section.shown:
-            console.print(Padding(Text(f"{name}: {text}"), (0, 0, 0, 2), expand=False))
+            console.print(Padding(make_text(f"{name}: {text}"), (0, 0, 0, 2), expand=False))
         if section.hidden:
-            console.print(f"  and {section.hidden} more", highlight=False)
+            console.print(make_text(f"  and {section.hidden} more"))
         console.print()
-    word, style = ("NO WORSE", "bold green") if comparison else ("WORSE", "bold red")
-    console.print(Text(word, style).append(f"  {phrase_outcome(comparison)}", "default"), soft_wrap=True)
+    word = ("NO WORSE", "bold green") if comparison else ("WORSE", "bold red")
+    console.print(make_text(word, f"  {phrase_outcome(comparison)}"), soft_wrap=True)

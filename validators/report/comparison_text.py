@@ -104,7 +104,7 @@ def _list_markdown(comparison: Comparison) -> Iterator[str]:
     outcome = phrase_outcome(comparison)
     yield f"## {SIGNS['passed' if comparison else 'failed']} {escape(outcome[:1].upper() + outcome[1:])}"
     yield ""
-    yield f"{escape(comparison.before.bundle)} before, {escape(comparison.after.bundle)} now."
+    yield f"Compared: {escape(comparison.before.bundle)} before, {escape(comparison.after.bundle)} now."
     for section in list_sections(comparison):
         yield from ("", f"### {section.title}", "")
         yield from build_table(["", "Change"], [[escape(name), escape(text)] for name, text in section.shown])
@@ -114,7 +114,7 @@ def _list_markdown(comparison: Comparison) -> Iterator[str]:
 
 def _phrase_verdict(change: VerdictChange) -> str:
     text = f"{change.before or 'not checked'} before, {change.row.status} now"
-    if compute_error_ratio(change.row) is not None:
+    if (compute_error_ratio(change.row) or 0.0) > 1 or (change.row.status == "passed" and change.row.tolerance):
         return f"{text}, {format_share(change.row)}"
     return f"{text}: {change.row.reason}" if change.row.reason else text
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flash_export.errors import ReportError
 from flash_export.files import write_file
+from flash_export.printable import encode_text
 from flash_export.reading import build_record, read_json_object
 from flash_export.validators.report.html import render_html
 from flash_export.validators.report.junit import render_junit
@@ -35,7 +36,7 @@ def write_report(report: ValidationReport, files: ReportFiles) -> None:
     if files.json is not None:
         made[files.json] = report.to_json().encode()
     if files.html is not None:
-        made[files.html] = render_html(report).encode()
+        made[files.html] = encode_text(render_html(report))
     if files.junit is not None:
         made[files.junit] = render_junit(report)
     for path, data in made.items():

@@ -31,9 +31,9 @@ def format_percent(fraction: float) -> str:
 
 
 def format_share(row: Row) -> str:
-    """Name the error of a compared row as ``1.2% of the tolerance`` or ``3.5 times the tolerance``."""
+    """Name the error of a compared row as ``1.2% of the limit`` or ``3.5 times the limit``."""
     ratio = compute_error_ratio(row) or 0.0
-    return f"{format_percent(ratio)} {'the' if ratio >= 2 else 'of the'} tolerance"
+    return f"{format_percent(ratio)} {'the' if ratio >= 2 else 'of the'} limit"
 
 
 def format_factor(factor: float) -> str:
@@ -54,6 +54,19 @@ def format_agreement(fraction: float) -> str:
     ('100%', '99.9%', '50%')
     """
     return f"{math.floor(1000 * fraction) / 10:g}%"
+
+
+def format_change(change: float) -> str:
+    """Format a relative change so that small ones keep their sign and two digits.
+
+    >>> format_change(0.0123), format_change(-0.0004), format_change(0.0), format_change(2e-6)
+    ('+1.2%', '-0.040%', '0%', '+0.0002%')
+    """
+    percent = 100 * change
+    if percent == 0:
+        return "0%"
+    digits = min(max(1 - math.floor(math.log10(abs(percent))), 0), 4)
+    return f"{percent:+.{digits}f}%"
 
 
 def format_error(error: float) -> str:
@@ -93,6 +106,15 @@ def format_count(count: float) -> str:
         return f"{count:.3g}"
     digits = 3 - len(str(int(count)))
     return f"{round(count, digits):,.0f}"
+
+
+def format_tokens(count: int) -> str:
+    """Format a length.
+
+    >>> format_tokens(1), format_tokens(1024)
+    ('1 token', '1,024 tokens')
+    """
+    return "1 token" if count == 1 else f"{count:,} tokens"
 
 
 def format_bytes(count: int) -> str:

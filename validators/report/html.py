@@ -13,10 +13,12 @@ from flash_export.validators.report.latency_plot import build_latency_plot
 from flash_export.validators.report.measures import (
     compute_error_ratio,
     compute_noise_multiple,
+    compute_relative_limit,
+    has_noise,
     select_comparisons,
 )
 from flash_export.validators.report.plots import build_error_plot
-from flash_export.validators.report.summary import summarize
+from flash_export.validators.report.summary import describe_agreement, summarize
 
 if TYPE_CHECKING:
     from flash_export.validators.results import ValidationReport
@@ -31,23 +33,28 @@ def render_html(report: ValidationReport) -> str:
     environment.filters.update(
         agreement=formatting.format_agreement,
         bytes=formatting.format_bytes,
+        change=formatting.format_change,
         count=formatting.format_count,
         error=formatting.format_error,
         factor=formatting.format_factor,
         inputs=formatting.format_inputs,
         interval=formatting.format_interval,
+        limit=compute_relative_limit,
         ms=formatting.format_ms,
         multiple=compute_noise_multiple,
         percent=formatting.format_percent,
         ratio=compute_error_ratio,
         shape=formatting.format_shape,
+        tokens=formatting.format_tokens,
     )
-    comparisons = select_comparisons(report)
+    comparisons = [row for row in select_comparisons(report) if row.seq_len is not None]
     return environment.get_template(TEMPLATE_FILE).render(
         report=report,
         summary=summarize(report),
         claims=tabulate_claims(report),
         comparisons=comparisons,
+        shows_noise=has_noise(comparisons),
+        agreement_heading=describe_agreement(report),
         timings=[row for row in comparisons if row.latency_ms],
         plots=[plot for plot in (build_error_plot(report), build_latency_plot(report)) if plot],
     )

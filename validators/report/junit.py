@@ -58,7 +58,7 @@ def _append_case(suite: ET.Element, row: Row) -> None:
     case = ET.SubElement(suite, "testcase", _clean(attributes))
     reason = _clean_text(row.reason or "")
     if row.status == "failed":
-        ET.SubElement(case, "failure", {"message": reason, "type": row.check}).text = reason
+        ET.SubElement(case, "failure", _clean({"message": reason, "type": row.check})).text = reason
     elif row.status == "skipped":
         ET.SubElement(case, "skipped", {"message": reason})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
+from flash_export.printable import escape_unprintable
 from flash_export.validators.report.claims import tabulate_claims
 from flash_export.validators.report.formatting import (
     format_agreement,
@@ -17,8 +18,8 @@ from flash_export.validators.report.formatting import (
     format_percent,
     format_shape,
 )
-from flash_export.validators.report.measures import compute_error_ratio, compute_noise_multiple
-from flash_export.validators.report.summary import summarize
+from flash_export.validators.report.measures import compute_error_ratio, compute_noise_multiple, has_noise
+from flash_export.validators.report.summary import describe_agreement, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,8 +41,8 @@ def render_markdown(report: ValidationReport) -> str:
 
 def escape(text: str) -> str:
     """Make text stand for itself in a line or in a cell of a table."""
-    plain = html.escape(" ".join(text.split()), quote=False)
-    return "".join(f"\\{character}" if character in "\\`*_[]|~#@" else character for character in plain)
+    plain = html.escape(escape_unprintable(" ".join(text.split())), quote=False)
+    return "".join(f"\\{character}" if character in "\\`*_[]|~#@$" else character for character in plain)
 
 
 def build_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 2) -> Iterator[str]:
@@ -64,18 +65,21 @@ def _list_lines(report: ValidationReport, summary: Summary) -> Iterator[str]:
     plan = report.environment.get("plan")
     of_plan = "" if plan is None else f", plan {escape(str(plan))}"
     yield f"Validation of {escape(report.bundle)}{of_plan}: **{summary.counts}**."
-    for sentence in report.diagnosis:
+    for sentence in (*report.diagnosis, *([report.caveat] if report.caveat else [])):
         yield from ("", f"> **{escape(sentence)}**")
     yield ""
-    headings = ["Backend", "Result", "Checks", "Error", "x PyTorch's own", "Of limit", "Same top token"]
+    headings = ["Backend", "Result", "Checks", "Error"] + (["x PyTorch's own"] if has_noise(report.rows) else [])
+    headings += ["Of limit", describe_agreement(report)]
     headings += ["Bits per byte"] if report.bits_per_byte else []
     headings += ["Tokens", "Time (95% interval)", "Tokens/s", "Speed x PyTorch's"] if summary.fastest else []
     yield from build_table(headings, [_format_backend(one, report, summary) for one in summary.backends])
     if report.bits_per_byte:
-        yield from ("", f"PyTorch itself: {report.bits_per_byte['eager']:.4f} bits per byte.")
+        accepted = report.environment.get("accepted_loss")
+        limit = f"; {escape(str(accepted))} more is accepted" if accepted and report.is_quantized else ""
+        yield from ("", f"PyTorch itself: {report.bits_per_byte['eager']:.4f} bits per byte{limit}.")
     for reason in summary.reasons:
         if reason.status == "skipped":
-            yield from ("", f"{SIGNS['skipped']} {escape(reason.backend)} skipped: {escape(reason.text)}")
+            yield from ("", f"{SIGNS['skipped']} {escape(reason.who)} skipped: {escape(reason.text)}")
     yield from _list_failures(report)
     if claims := tabulate_claims(report):
         rows = [[escape(claim.text), *map(_format_claim, claim.rows)] for claim in claims.claims]
@@ -99,7 +103,7 @@ def _format_backend(backend: BackendSummary, report: ValidationReport, summary: 
         f"{SIGNS[backend.status]} {backend.status}",
         f"{backend.passed} passed, {backend.failed} failed, {backend.skipped} skipped",
         _NONE if error is None else format_error(error),
-        _NONE if multiple is None else f"{format_factor(multiple)}x",
+        *([_NONE if multiple is None else f"{format_factor(multiple)}x"] if has_noise(report.rows) else []),
         _NONE if share is None else format_percent(share),
         _NONE if agreement is None else format_agreement(agreement),
     ]
@@ -123,7 +127,7 @@ def _list_failures(report: ValidationReport) -> Iterator[str]:
     failed = [row for row in report.rows if row.status == "failed"]
     if not failed:
         return
-    shown = [[escape(row.backend), row.check, format_shape(row), escape(row.reason or "")] for row in failed]
+    shown = [[escape(row.backend), escape(row.check), format_shape(row), escape(row.reason or "")] for row in failed]
     yield from ("", "### What failed", "")
     yield from build_table(["Backend", "Check", "Shape", "Reason"], shown[:_SHOWN_FAILURES], left=4)
     if len(shown) > _SHOWN_FAILURES:

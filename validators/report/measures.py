@@ -26,6 +26,11 @@ def compute_noise_multiple(row: Row) -> float | None:
     return row.max_rel_error / row.noise
 
 
+def has_noise(rows: Iterable[Row]) -> bool:
+    """Return whether the eager model's own error is known of any row; it is not of a quantized bundle."""
+    return any(row.noise is not None for row in rows)
+
+
 def compute_relative_limit(row: Row) -> float | None:
     """Return the tolerance as a fraction of the output's scale, like ``max_rel_error``; None where that is 0."""
     if not row.max_rel_error or not row.max_abs_error or row.tolerance is None:

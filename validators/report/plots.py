@@ -11,6 +11,7 @@ from flash_export.validators.report.measures import (
     compute_error_ratio,
     compute_noise_multiple,
     compute_relative_limit,
+    has_noise,
     select_comparisons,
 )
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from flash_export.validators.results import Row, ValidationReport
 
 COLOURS = 6
+_STUB = 8.0  # half the length of a line at a single length: the room beside the first
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,11 @@ def build_error_plot(report: ValidationReport) -> Plot | None:
             for row in broken
         )
         series.append(Series("failed without a number", "bad", marks=marks, swatch="cross"))
+    floor = "Below the grey edge is what PyTorch itself is off by in this precision. " if has_noise(rows) else ""
     return Plot(
         "Error by length",
-        "Largest difference from exact arithmetic, over all batch sizes. Below the grey edge is what PyTorch itself is "
-        "off by in this precision; the dashed line is the limit, and a cross a check that exceeds its own.",
+        f"Largest difference from exact arithmetic, over all batch sizes. {floor}The dashed line is the limit, and a "
+        "cross a check that failed.",
         "largest error / largest logit",
         x_ticks,
         y_ticks,
@@ -173,15 +176,18 @@ def _place(
         if value := measure(row):
             length = row.seq_len or 1
             values[length] = max(value, values.get(length, value))
-    return [(x_axis.place(length), y_axis.place(value)) for length, value in sorted(values.items())]
+    points = [(x_axis.place(length), y_axis.place(value)) for length, value in sorted(values.items())]
+    if len(points) == 1:  # a line of one point is not drawn
+        ((x, y),) = points
+        return [(x - _STUB, y), (x + _STUB, y)]
+    return points
 
 
 def _pick_worst(rows: Iterable[Row]) -> list[Row]:
+    """Return a row a length: one that failed before any other, and then the nearest to its limit."""
     worst: dict[int, Row] = {}
-    for row in rows:
-        length = row.seq_len or 1
-        if length not in worst or (compute_error_ratio(row) or 0) > (compute_error_ratio(worst[length]) or 0):
-            worst[length] = row
+    for row in sorted(rows, key=lambda row: (row.status == "failed", compute_error_ratio(row) or 0.0)):
+        worst[row.seq_len or 1] = row
     return [row for _, row in sorted(worst.items())]
 
 

@@ -10,6 +10,7 @@ from flash_export.validators.plan import TEXT
 from flash_export.validators.report.by_backend import BackendSummary, summarize_backend
 from flash_export.validators.report.formatting import format_shape
 from flash_export.validators.report.measures import compute_error_ratio, find_worst, select_comparisons
+from flash_export.validators.report.verdict import phrase_verdict
 
 if TYPE_CHECKING:
     from flash_export.validators.results import Row, Status, ValidationReport
@@ -20,27 +21,36 @@ _NUMBER = re.compile(r"\d+(\.\d+)?(e[+-]?\d+)?")
 
 @dataclass(frozen=True)
 class Reason:
-    """Why rows of a backend failed or were skipped: those whose reasons differ in nothing but numbers.
+    """Why rows failed, or were skipped: those whose reasons differ in nothing but numbers.
+
+    Of what failed, rows of one backend alone; what was skipped for the same reason is told once for all backends.
 
     Attributes:
         status: ``failed`` or ``skipped``.
-        backend: Name of the backend.
+        backends: Names of the backends.
         text: The reason of the worst of them.
         shape: Its shape; None for a backend that was not tried at all.
         count: How many there are.
     """
 
     status: Status
-    backend: str
+    backends: tuple[str, ...]
     text: str
     shape: str | None
     count: int
 
     @property
+    def who(self) -> str:
+        """``ort-cuda and stream:ort-cuda``."""
+        return " and ".join(self.backends)
+
+    @property
     def where(self) -> str:
-        """``batch 1, length 257, and 31 like it``."""
+        """``batch 1, length 257, and 31 like it``; nothing where no shape was tried."""
+        if self.shape is None:
+            return ""
         others = f"{self.count - 1} like it" if self.count > 1 else ""
-        return ", and ".join(part for part in (self.shape, others) if part)
+        return f"{self.shape}, and {others}" if others else self.shape
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,8 @@ class Summary:
         skipped: Rows that were skipped.
         backends: The same and more for each backend, in the order of the report.
         worst: The comparison whose error is the largest fraction of its tolerance.
-        furthest_bits: The backend whose bits per byte are the furthest from the eager model's; None without such bits.
+        dearest: The backend that needs the most bits per byte; None without such bits.
+        random_agreement: The smallest agreement on random tokens, where that of the backends is of held-out text alone.
         reasons: Why rows failed or were skipped, failures first; the first few of each.
         hidden_reasons: Number of further reasons.
         batches: Batch sizes that were compared.
@@ -71,7 +82,8 @@ class Summary:
     skipped: int
     backends: tuple[BackendSummary, ...]
     worst: Row | None
-    furthest_bits: BackendSummary | None
+    dearest: BackendSummary | None
+    random_agreement: float | None
     reasons: tuple[Reason, ...]
     hidden_reasons: int
     batches: tuple[int, ...]
@@ -117,21 +129,24 @@ def summarize(report: ValidationReport) -> Summary:
     comparisons = select_comparisons(report)
     compared = [row for row in comparisons if compute_error_ratio(row) is not None]
     backends = tuple(summarize_backend(report, name) for name in dict.fromkeys(row.backend for row in report.rows))
+    measured = [one for one in backends if one.bits_per_byte is not None and "eager" in (report.bits_per_byte or {})]
     reasons = _collect_reasons(report)
     shown = [
         reason
         for status in ("failed", "skipped")
-        for reason in [one for one in reasons if one.status == status][:_SHOWN_REASONS]
+        for index, reason in enumerate(one for one in reasons if one.status == status)
+        if index < _SHOWN_REASONS or reason.shape is None
     ]
     return Summary(
-        verdict=_phrase_verdict(report, backends),
+        verdict=phrase_verdict(report, backends),
         word="PASSED" if report else "FAILED" if report.count("failed") else "NOT VALIDATED",
         passed=report.count("passed"),
         failed=report.count("failed"),
         skipped=report.count("skipped"),
         backends=backends,
         worst=find_worst(comparisons),
-        furthest_bits=_find_furthest_bits(report, backends),
+        dearest=max(measured, key=lambda one: one.bits_per_byte or 0.0, default=None),
+        random_agreement=_find_random_agreement(report, comparisons),
         reasons=tuple(shown),
         hidden_reasons=len(reasons) - len(shown),
         batches=tuple(sorted({row.batch for row in compared if row.batch})),
@@ -141,34 +156,31 @@ def summarize(report: ValidationReport) -> Summary:
     )
 
 
-def _find_furthest_bits(report: ValidationReport, backends: tuple[BackendSummary, ...]) -> BackendSummary | None:
-    bits = report.bits_per_byte or {}
-    known = [one for one in backends if one.bits_per_byte is not None and "eager" in bits]
-    return max(known, key=lambda one: abs(bits[one.name] - bits["eager"]), default=None)
+def describe_agreement(report: ValidationReport) -> str:
+    """Return the heading of what :attr:`BackendSummary.lowest_agreement` holds."""
+    is_of_text = _find_random_agreement(report, select_comparisons(report)) is not None
+    return "Same top token, text" if is_of_text else "Same top token"
+
+
+def _find_random_agreement(report: ValidationReport, comparisons: list[Row]) -> float | None:
+    has_text = any(row.inputs == TEXT and row.top1_agreement is not None for row in comparisons)
+    if not (report.is_quantized and has_text):
+        return None
+    random = (row.top1_agreement for row in comparisons if row.inputs != TEXT and row.top1_agreement is not None)
+    return min(random, default=None)
 
 
 def _collect_reasons(report: ValidationReport) -> list[Reason]:
-    alike: dict[tuple[Status, str, str], list[Row]] = {}
+    alike: dict[tuple[str, ...], list[Row]] = {}
     for row in report.rows:
         if row.reason and row.status != "passed":
-            alike.setdefault((row.status, row.backend, _NUMBER.sub("#", row.reason)), []).append(row)
+            who = row.backend if row.status == "failed" else ""
+            alike.setdefault((row.status, who, _NUMBER.sub("#", row.reason)), []).append(row)
     reasons = []
-    for (status, backend, _), rows in alike.items():
+    for rows in alike.values():
         worst = find_worst(rows)
         worst = rows[0] if worst is None else worst
         shape = None if worst.seq_len is None else format_shape(worst)
-        reasons.append(Reason(status, backend, str(worst.reason), shape, len(rows)))
+        names = tuple(dict.fromkeys(row.backend for row in rows))
+        reasons.append(Reason(worst.status, names, str(worst.reason), shape, len(rows)))
     return reasons
-
-
-def _phrase_verdict(report: ValidationReport, backends: tuple[BackendSummary, ...]) -> str:
-    if report:
-        return "The exported model gives the same answers as the original."
-    failing = [one.name for one in backends if one.failed]
-    passing = [one.name for one in backends if one.passed and not one.failed]
-    if failing and passing:
-        does = "does" if len(failing) == 1 else "do"
-        return f"{' and '.join(failing)} {does} not give the same answers as the original."
-    if failing:
-        return "The exported model does not give the same answers as the original."
-    return "Nothing was checked, so nothing is proven."

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-from rich.text import Text
-
+from flash_export.terminal import make_table, make_text
 from flash_export.validators.report.by_backend import group_by_length
 from flash_export.validators.report.formatting import (
     format_agreement,
@@ -21,13 +19,20 @@ from flash_export.validators.report.formatting import (
     format_shape,
     format_share,
 )
-from flash_export.validators.report.measures import compute_error_ratio, compute_noise_multiple, select_comparisons
+from flash_export.validators.report.measures import (
+    compute_error_ratio,
+    compute_noise_multiple,
+    has_noise,
+    select_comparisons,
+)
 from flash_export.validators.report.summary import summarize
+from flash_export.validators.report.verdict import phrase_change
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from rich.console import Console
+    from rich.text import Text
 
     from flash_export.validators.footprint import Footprint
     from flash_export.validators.report.by_backend import BackendSummary
@@ -47,50 +52,53 @@ def print_report(report: ValidationReport, console: Console) -> None:
     for backend in summary.tried:
         _print_backend(report, backend, console, is_grouped=is_grouped)
     for reason in summary.reasons:
-        line = Text(reason.status, STYLES[reason.status]).append(f" {reason.backend}: {reason.text}", "default")
-        if reason.where:
-            line.append(f" ({reason.where})", "dim")
-        console.print(line, soft_wrap=True)
+        where = (f" ({reason.where})", "dim") if reason.where else ""
+        status = reason.status, STYLES[reason.status]
+        console.print(make_text(status, f" {reason.who}: {reason.text}", where), soft_wrap=True)
     if summary.hidden_reasons:
-        console.print(f"and {summary.hidden_reasons} more reasons, in the report", highlight=False)
+        console.print(make_text(f"and {summary.hidden_reasons} more reasons, in the report"))
     for fact in _list_facts(report, summary):
-        console.print(fact, highlight=False)
+        console.print(make_text(fact))
     for sentence in report.diagnosis:
-        console.print(Text(sentence, "bold red"))
+        console.print(make_text((sentence, "bold red")))
     style = "bold green" if report else "bold red"
-    console.print(Text(summary.word, style).append(f"  {summary.counts}", "default"), soft_wrap=True)
+    console.print(make_text((summary.word, style), f"  {summary.counts}"), soft_wrap=True)
 
 
 def _print_backend(report: ValidationReport, backend: BackendSummary, console: Console, *, is_grouped: bool) -> None:
     counts = f"{backend.passed} passed, {backend.failed} failed, {backend.skipped} skipped"
-    console.print(Text(backend.name, "bold").append(f"  {counts}", "default"), soft_wrap=True)
+    console.print(make_text((backend.name, "bold"), f"  {counts}"), soft_wrap=True)
     rows = [row for row in select_comparisons(report) if row.backend == backend.name]
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
-    for heading in ("tokens", "checks") if is_grouped else ("shape",):
-        table.add_column(heading, justify="right" if heading == "checks" else "left", no_wrap=True)
-    table.add_column("result", no_wrap=True)
-    is_timed = backend.timed is not None
-    for heading in (*_ERRORS, *(_TIMES if is_timed else ())):
-        table.add_column(heading, justify="right", no_wrap=True)
+    is_timed, shows_noise = backend.timed is not None, has_noise(report.rows)
+
+    def list_cells(worst: Row | None, timed: Row | None) -> tuple[str, ...]:
+        errors, times = _format_error(worst), _format_latency(timed) if is_timed else ()
+        return (*(errors if shows_noise else errors[::2]), *times)
+
+    headings = [*(_ERRORS if shows_noise else _ERRORS[::2]), *(_TIMES if is_timed else ())]
+    lines: list[list[str | Text]]
     if is_grouped:
-        for group in group_by_length(rows):
-            start = (group.label, str(len(group.rows)), _format_status(group.status))
-            times = _format_latency(group.timed) if is_timed else ()
-            table.add_row(*start, *_format_error(group.worst), *times)
+        headings = ["tokens", "checks", "result", *headings]
+        lines = [
+            [group.label, str(len(group.rows)), _format_status(group.status), *list_cells(group.worst, group.timed)]
+            for group in group_by_length(rows)
+        ]
     else:
-        for row in rows:
-            shape = "" if row.seq_len is None else f"{row.batch} x {row.seq_len}{format_inputs(row, ' ')}"
-            times = _format_latency(row) if is_timed else ()
-            table.add_row(shape, _format_status(row.status), *_format_error(row), *times)
-    console.print(table)
+        headings = ["shape", "result", *headings]
+        lines = [[_name_shape(row), _format_status(row.status), *list_cells(row, row)] for row in rows]
+    console.print(make_table(headings, lines, align="lrl" if is_grouped else "ll", header_style="dim"))
     for line in (_format_invariances(backend.invariances), _format_footprint(backend.footprint)):
         if line:
-            console.print(line, highlight=False)
+            console.print(line)
     console.print()
 
 
+def _name_shape(row: Row) -> str:
+    return "" if row.seq_len is None else f"{row.batch} x {row.seq_len}{format_inputs(row, ' ')}"
+
+
 def _format_status(status: Status) -> Text:
-    return Text(status, STYLES[status])
+    return make_text((status, STYLES[status]))
 
 
 def _format_error(row: Row | None) -> tuple[str, str, str]:
@@ -111,13 +119,10 @@ def _format_invariances(rows: tuple[Row, ...]) -> Text | None:
     """Return all in one line: the names of those that do not hold, and how many do."""
     if not rows:
         return None
-    line, held = Text("Invariances: ", "dim"), 0
-    for row in rows:
-        if row.status == "passed":
-            held += 1
-        else:
-            line.append(f"{row.check} {row.status}", STYLES[row.status]).append(", ", "default")
-    return line.append(f"all {held} hold" if held == len(rows) else f"{held} hold", "default")
+    broken = [row for row in rows if row.status != "passed"]
+    held = len(rows) - len(broken)
+    parts = [part for row in broken for part in ((f"{row.check} {row.status}", STYLES[row.status]), ", ")]
+    return make_text(("Invariances: ", "dim"), *parts, f"{held} hold" if broken else f"all {held} hold")
 
 
 def _format_footprint(footprint: Footprint | None) -> Text | None:
@@ -130,20 +135,24 @@ def _format_footprint(footprint: Footprint | None) -> Text | None:
         parts.append(f"new shape +{format_ms(footprint.shape_change_ms)}")
     if footprint.peak_bytes is not None:
         parts.append(f"{format_bytes(footprint.peak_bytes)} at {footprint.peak_seq_len}")
-    return Text("Fresh: ", "dim").append(", ".join(parts), "default")
+    return make_text(("Fresh: ", "dim"), ", ".join(parts))
 
 
 def _list_facts(report: ValidationReport, summary: Summary) -> Iterator[str]:
+    if report.caveat:
+        yield report.caveat
+    bits = report.bits_per_byte or {}
+    if bits and report.is_quantized:
+        yield _describe_bits(report, bits)
     if summary.worst is not None:
-        multiple = compute_noise_multiple(summary.worst)
-        own = "" if multiple is None else f"{format_factor(multiple)}x the eager model's own, "
-        yield f"Largest error: {own}{format_share(summary.worst)}, at {format_shape(summary.worst)}"
+        yield f"Largest error: {_describe_worst(summary.worst)}"
     if summary.lowest_agreement is not None and summary.highest_kl_bits is not None:
         agreement, divergence = format_agreement(summary.lowest_agreement), format_error(summary.highest_kl_bits)
-        yield f"Same top token: at {agreement} of the positions or more; KL divergence up to {divergence} bits"
-    if report.bits_per_byte:
-        bits = ", ".join(f"{name} {value:.4f}" for name, value in report.bits_per_byte.items())
-        yield f"Bits per byte on held-out text: {bits}"
+        random = summary.random_agreement
+        text = "" if random is None else f" of held-out text ({format_agreement(random)} of random tokens)"
+        yield f"Same top token: at {agreement} of the positions{text} or more; KL divergence up to {divergence} bits"
+    if bits and not report.is_quantized:
+        yield _describe_bits(report, bits)
     fastest = summary.fastest
     row = None if fastest is None else fastest.timed
     if fastest is not None and row is not None and row.latency_ms and row.speedup:
@@ -156,3 +165,18 @@ def _list_facts(report: ValidationReport, summary: Summary) -> Iterator[str]:
         )
         if row.compiled_latency_ms:
             yield f"torch.compile takes {format_ms(row.compiled_latency_ms.p50)} there"
+
+
+def _describe_worst(row: Row) -> str:
+    multiple = compute_noise_multiple(row)
+    size = "" if row.max_rel_error is None else f", {format_error(row.max_rel_error)} of the largest logit"
+    own = "" if multiple is None else f", {format_factor(multiple)}x the eager model's own"
+    return f"{format_share(row)}{size}{own}, at {format_shape(row)}"
+
+
+def _describe_bits(report: ValidationReport, bits: Mapping[str, float]) -> str:
+    values = ", ".join(f"{name} {value:.4f}" for name, value in bits.items())
+    change, accepted = report.bits_change, report.environment.get("accepted_loss")
+    loss = "" if change is None or not report.is_quantized else f"; {phrase_change(change)}"
+    limit = f", {accepted} is accepted" if loss and accepted else ""
+    return f"Bits per byte on held-out text: {values}{loss}{limit}"

@@ -7,14 +7,16 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.bundle import reads_bundles
+from flash_export.config import MAX_THREADS, MAX_WINDOWS, check_count
 from flash_export.errors import ConfigError
 from flash_export.heldout import Heldout
+from flash_export.progress import Steps
 from flash_export.validators.backends import GRAPH, list_backends
 from flash_export.validators.cells import describe_exception
 from flash_export.validators.environment import describe_environment
 from flash_export.validators.footprint import BUDGET_S, Footprint, FootprintRequest, measure_footprint
 from flash_export.validators.plan import Cell, check_lengths, get_axis
-from flash_export.validators.steps import Steps
 from flash_export.validators.trade_off.candidates import (
     Candidate,
     check_same_model,
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
 
     from flash_export.bundle import Bundle
     from flash_export.manifest import GraphSpec
+    from flash_export.progress import ProgressCallback
     from flash_export.runtime.eager import EagerRunner
-    from flash_export.validators.steps import ProgressCallback
     from flash_export.validators.trade_off.results import Quality, Timing
 
 BACKEND = "ort-cpu"
@@ -60,10 +62,8 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         """Check what does not depend on the bundles."""
-        for name in ("threads", "windows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} is not usable; use at least 1")
+        check_count("threads", self.threads, MAX_THREADS)
+        check_count("windows", self.windows, MAX_WINDOWS)
         if not 0 <= self.latency_budget_s < float("inf"):
             raise ConfigError(f"latency_budget_s={self.latency_budget_s} is not usable; use seconds, or 0")
 
@@ -77,6 +77,7 @@ class _Speed:
     footprint: Footprint | None = None
 
 
+@reads_bundles
 def compare_bundles(
     bundles: Sequence[Bundle],
     options: CompareOptions | None = None,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
+from flash_export.terminal import make_table, make_text
 from flash_export.validators.report.formatting import format_interval
 from flash_export.validators.trade_off.text import (
     NONE,
@@ -20,8 +19,6 @@ from flash_export.validators.trade_off.text import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import Console
 
     from flash_export.validators.trade_off.results import TradeOff
@@ -34,24 +31,22 @@ _FOLDED = {"bits per byte": "bits per\nbyte", "same top token": "same top\ntoken
 def print_trade_off(trade: TradeOff, console: Console) -> None:
     """Print the tables and what is to be said about them."""
     headings, rows = tabulate_quality(trade)
-    console.print(_build_table(headings, rows, left=2))
-    console.print(f"{describe_text(trade)}.", highlight=False, soft_wrap=True)
+    console.print(make_table([_FOLDED.get(heading, heading) for heading in headings], rows, align="ll"))
+    console.print(make_text(f"{describe_text(trade)}."), soft_wrap=True)
     if timings := _list_timings(trade):
+        headings = ["run", "bundle", "time", "95% interval", "ratio", "95% interval"]
         console.print()
-        console.print(_build_table(("run", "bundle", "time", "95% interval", "ratio", "95% interval"), timings, left=2))
-        console.print(
-            f"Batch of {trade.batch}, in turn; ratio: how many times as long as {trade.reference.name}.",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if gaps := list(describe_gaps(trade)):
-        console.print("\nNot measured", style="bold yellow")
-        for gap in gaps:
-            console.print(f"  {gap}", highlight=False, markup=False, soft_wrap=True)
-    if fronts := list(describe_fronts(trade)):
-        console.print("\nNo other bundle is at least as good in both and better in one", style="bold")
-        for front in fronts:
-            console.print(f"  {front}", highlight=False, markup=False, soft_wrap=True)
+        console.print(make_table(headings, timings, align="ll"))
+        scale = f"Batch of {trade.batch}, in turn; ratio: how many times as long as {trade.reference.name}."
+        console.print(make_text(scale), soft_wrap=True)
+    for title, style, lines in (
+        ("Not measured", "bold yellow", describe_gaps(trade)),
+        ("No other bundle is at least as good in both and better in one", "bold", describe_fronts(trade)),
+    ):
+        for index, line in enumerate(lines):
+            if not index:
+                console.print(make_text((f"\n{title}", style)))
+            console.print(make_text(f"  {line}"), soft_wrap=True)
 
 
 def _list_timings(trade: TradeOff) -> list[list[str]]:
@@ -71,12 +66,3 @@ def _list_timings(trade: TradeOff) -> list[list[str]]:
                 ]
             )
     return rows
-
-
-def _build_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for index, heading in enumerate(headings):
-        table.add_column(_FOLDED.get(heading, heading), justify="left" if index < left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-from flash_export.validators.report.formatting import format_agreement, format_bytes, format_error, format_ms
+from flash_export.validators.report.formatting import (
+    format_agreement,
+    format_bytes,
+    format_change,
+    format_error,
+    format_ms,
+)
 from flash_export.validators.trade_off.measures import find_front, list_costs, list_losses
 
 if TYPE_CHECKING:
@@ -17,23 +22,13 @@ if TYPE_CHECKING:
 NONE = "-"
 
 
-def format_change(change: float | None) -> str:
-    """Format a relative change so that small ones keep their sign and two digits.
-
-    >>> format_change(0.0123), format_change(-0.0004), format_change(0.0), format_change(2e-6), format_change(None)
-    ('+1.2%', '-0.040%', '0%', '+0.0002%', '-')
-    """
-    if change is None:
-        return NONE
-    percent = 100 * change
-    if percent == 0:
-        return "0%"
-    digits = min(max(1 - math.floor(math.log10(abs(percent))), 0), 4)
-    return f"{percent:+.{digits}f}%"
-
-
 def format_ratio(ratio: Ratio | None) -> str:
-    """Format how many times as long: ``0.58``."""
+    """Format how many times as long.
+
+    >>> from flash_export.validators.latency import Ratio
+    >>> format_ratio(Ratio(0.583, 0.55, 0.61)), format_ratio(None)
+    ('0.58', '-')
+    """
     return NONE if ratio is None else f"{ratio.median:.2f}"
 
 
@@ -103,7 +98,10 @@ def _list_cells(entry: Entry, *, has_text: bool, has_memory: bool) -> list[str]:
     cells = [entry.name, entry.precision, format_bytes(entry.size_bytes), f"{entry.size_ratio:.2f}"]
     if has_text:
         bits = quality.bits_per_byte
-        cells += [NONE if bits is None else f"{bits:.4f}", format_change(quality.change)]
+        cells += [
+            NONE if bits is None else f"{bits:.4f}",
+            NONE if quality.change is None else format_change(quality.change),
+        ]
     cells += [
         NONE if quality.top1_agreement is None else format_agreement(quality.top1_agreement),
         NONE if quality.kl_bits is None else format_error(quality.kl_bits),

@@ -13,14 +13,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from flash_export.config import FORWARD, ExportOptions
-from flash_export.exporters.graphs import build_graph_module, describe_graphs
-from flash_export.exporters.lowering.registry import lower_model
+from flash_export.exporters.graphs import describe_graphs
 from flash_export.exporters.quantization.trial import TrialGraph
-from flash_export.exporters.traced_sizes import TracedSizes, choose_traced_sizes
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
 
-BLOCK_SIZE = 16
 SIZES: dict[str, Any] = {"vocab_size": 61, "dim": 32, "depth": 1, "hidden_dim": 48, "qk_dim": 32}
 CONFIGS: dict[str, FlashConfig | GauConfig] = {
     "flash-causal": FlashConfig(**SIZES, chunk_size=8, causal=True),
@@ -32,11 +29,10 @@ ProductWriter = Callable[..., ir.Model]
 
 @dataclass(frozen=True)
 class Traced:
-    """A model's forward graph as quantization takes it, and what it was traced with."""
+    """A model's forward graph as quantization takes it."""
 
     name: str
     trial: TrialGraph
-    sizes: TracedSizes
 
     def make_inputs(self, seq_len: int) -> dict[str, np.ndarray]:
         """Make two rows of tokens, the second a little shorter where that can be said."""
@@ -55,10 +51,7 @@ def traced(request: pytest.FixtureRequest) -> Traced:
     for name, parameter in model.named_parameters():  # attention is to matter
         torch.nn.init.normal_(parameter, std=1 if "offset" in name else 0.2)
     graph = describe_graphs(config, ExportOptions(opset=21))[FORWARD]
-    module = build_graph_module(FORWARD, lower_model(model))
-    return Traced(
-        request.param, TrialGraph(model, graph), choose_traced_sizes(module, config.window, graph, BLOCK_SIZE)
-    )
+    return Traced(request.param, TrialGraph(model, graph))
 
 
 @pytest.fixture

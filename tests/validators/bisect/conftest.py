@@ -7,34 +7,39 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from flash_export.bundle import Bundle
 from flash_export.config import ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.models.flash import FlashConfig, FlashModel
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from pathlib import Path
+
+    from tests.conftest import FolderSharer
 
 SIZES: dict[str, Any] = {"vocab_size": 23, "dim": 16, "depth": 3, "hidden_dim": 24, "chunk_size": 8, "qk_dim": 12}
 CONFIGS = {"causal": FlashConfig(**SIZES, causal=True), "masked": FlashConfig(**SIZES)}
 
 
 @pytest.fixture(scope="session")
-def pristine_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+def pristine_bundles(share_folder: FolderSharer) -> dict[str, Bundle]:
     """Good bundles, lengths to 96, that no test may change."""
-    bundles = {}
-    for name, config in CONFIGS.items():
-        folder = tmp_path_factory.mktemp(name)
-        torch.manual_seed(1)
-        model = FlashModel(config)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-        model.save_pretrained(folder / "checkpoint")
-        options = ExportOptions(max_seq_len=96, max_batch=4, graphs=("forward",))
-        bundles[name] = export_onnx(folder / "checkpoint", folder / "bundle", options=options)
-    return bundles
+    folder = share_folder("three-blocks", _export_all)
+    return {name: Bundle.open(folder / name / "bundle") for name in CONFIGS}
 
 
 @pytest.fixture
 def pristine_bundle(pristine_bundles: dict[str, Bundle], request: pytest.FixtureRequest) -> Bundle:
     """The causal one, or the one that a test names; ``bundle`` and ``edit_graph`` copy it."""
     return pristine_bundles[getattr(request, "param", "causal")]
+
+
+def _export_all(folder: Path) -> None:
+    for name, config in CONFIGS.items():
+        torch.manual_seed(1)
+        model = FlashModel(config)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        model.save_pretrained(folder / name / "checkpoint")
+        options = ExportOptions(max_seq_len=96, max_batch=4, graphs=("forward",))
+        export_onnx(folder / name / "checkpoint", folder / name / "bundle", options=options)

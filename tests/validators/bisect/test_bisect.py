@@ -192,7 +192,7 @@ def test_overflow_is_named_infinite(edit_graph: GraphEditor) -> None:
     assert found is not None
     assert (found.name, found.status, found.error) == (f"{BLOCK}.out", "infinite", None)
     assert "infinite or not a number" in describe_finding(report)
-    report.to_json("")  # strict
+    report.to_json()  # strict
 
 
 @pytest.mark.parametrize("pristine_bundle", ["causal", "masked"], indirect=True)

@@ -30,7 +30,7 @@ dialects = st.fixed_dictionaries(
     {
         "causal": st.booleans(),
         "norm_type": st.sampled_from(["scalenorm", "layernorm"]),
-        "attention_fn": st.sampled_from(["relu2", "laplace"]),
+        "attention_fn": st.sampled_from(["relu2", "laplace", "laplace_wide"]),
         "mask_divisor": st.sampled_from(["valid", "padded"]),
         "qk_dim": st.sampled_from([2, 20, 37]),
         "dim": st.sampled_from([2, 10, 34]),

@@ -145,7 +145,8 @@ def make_report(*sizes: tuple[float, ...]) -> RangesReport:
             ((1.0, 1.0, 1.0), (2.0, 9e4, 9e4), (9e4, 9e4, 9e4)),
             "fp16 overflows at measured lengths: block 2, linear key-value sum exceeds 65504 at 256 tokens and 1 more. "
             "Nothing else grows towards an overflow of fp16; the least room is 6.6e+04-fold, in block 0, linear "
-            "key-value sum.",
+            "key-value sum. An export with --precision fp16 holds in fp32 what would overflow within its "
+            "--max-seq-len (--islands auto, the default).",
         ),
     ],
 )

@@ -116,3 +116,42 @@ FULL = make_report(
     diagnosis=("ort-cpu: it is right without padding and wrong with it",),
     footprints=(FOOTPRINT, Footprint("trt:small", "not measured: it took more than 600 s")),
 )
+
+# A quantized bundle that stays within its budget: on held-out text the predictions are nearly those of the model, on
+# random tokens of two positions half of them are not.
+QUANTIZED_ENVIRONMENT: dict[str, str | int] = {
+    **ENVIRONMENT,
+    "precision": "int8",
+    "error_limit": "50% of the largest logit",
+    "divergence_limit": "0.2 bits per position",
+    "accepted_loss": "0.50%",
+    "loss_when_quantized": "0.31% on held-out text",
+}
+
+
+def make_few_bits(seq_len: int, error: float, agreement: float, kl_bits: float, **changes: Any) -> Row:
+    """A row of a quantized bundle that passed; the largest logit is 10, and half of that is accepted."""
+    return make_passed(
+        seq_len,
+        max_abs_error=10 * error,
+        max_rel_error=error,
+        tolerance=5.0,
+        top1_agreement=agreement,
+        kl_bits=kl_bits,
+        **changes,
+    )
+
+
+QUANTIZED = ValidationReport(
+    "bundle",
+    QUANTIZED_ENVIRONMENT,
+    (
+        make_few_bits(2, 0.25, 0.5, 0.07),
+        make_few_bits(389, 0.3, 0.9, 0.03, masked=True),
+        make_few_bits(515, 0.2, 0.976, 0.008, inputs="text"),
+        make_invariance("repeat"),
+        replace(SKIPPED, backend="ort-cuda"),
+        replace(SKIPPED, backend="stream:ort-cuda"),
+    ),
+    {"eager": 0.9823, "ort-cpu": 0.9856},
+)

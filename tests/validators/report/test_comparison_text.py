@@ -64,7 +64,7 @@ def test_markdown_says_the_same() -> None:
     comparison = compare_reports(make_report(make_passed()), make_report(BROKEN))
     lines = render_comparison_markdown(comparison).splitlines()
     assert lines[0] == "## ❌ 1 of 1 checks in both passed before and fails now"
-    assert "| ort-cpu, batch 1, length 257 | passed before, failed now, 2,000 times the tolerance |" in lines
+    assert "| ort-cpu, batch 1, length 257 | passed before, failed now, 2,000 times the limit |" in lines
     assert render_comparison_markdown(compare_reports(FULL, FULL)).startswith("## ✅ Nothing that passed before")
 
 
@@ -84,7 +84,7 @@ def test_new_failure_is_told_when_the_whole_passed_before() -> None:
 
 def test_verdict_and_error_are_told_with_their_numbers() -> None:
     lines = show(compare_reports(make_report(make_passed(), make_passed(9)), make_report(BROKEN, make_passed(9))))
-    assert "  ort-cpu, batch 1, length 257: passed before, failed now, 2,000 times the tolerance" in lines
+    assert "  ort-cpu, batch 1, length 257: passed before, failed now, 2,000 times the limit" in lines
     assert "  ort-cpu, batch 1, length 257: 1.0e-06, now 1.0e-01, 100,000 times" in lines
     assert lines[-1] == "WORSE  1 of 2 checks in both passed before and fails now"
     exact = make_report(make_passed(max_rel_error=0.0))

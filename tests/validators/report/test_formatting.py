@@ -29,5 +29,5 @@ def test_shapes_and_shares() -> None:
     assert format_shape(make_passed(9, inputs="text")) == "batch 1, length 9, text"
     assert format_shape(SKIPPED) == "not tried"
     assert format_shape(DECLARED) == "any shape"
-    assert format_share(FAILED) == "2,000 times the tolerance"
-    assert format_share(make_passed()) == "16% of the tolerance"
+    assert format_share(FAILED) == "2,000 times the limit"
+    assert format_share(make_passed()) == "16% of the limit"

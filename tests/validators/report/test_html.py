@@ -15,6 +15,7 @@ from tests.validators.report.builders import (
     FAILED,
     FULL,
     MIXED,
+    QUANTIZED,
     SKIPPED,
     make_latency,
     make_passed,
@@ -157,3 +158,58 @@ def test_rows_of_a_table_have_as_many_cells_as_its_head() -> None:
     for table in tables:
         head, *rows = re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
         assert {len(re.findall(r"<td", row)) for row in rows} == {len(re.findall(r"<th[ >]", head))}
+
+
+def test_page_of_a_quantized_bundle_has_its_own_headline_limits_and_explanations() -> None:
+    text = read_text(QUANTIZED)
+    for part in (
+        "The int8 model loses no more than it may: 0.34% more bits per byte, 0.50% is accepted.",
+        "Bits per byte, ort-cpu +0.34% 0.9856 ; PyTorch has 0.9823 on the same held-out text; +0.50% is accepted",
+        "Largest error 60% of the limit 3.0e-01 of the largest logit, at batch 1, length 389, masked",
+        "Same top token 97.6% of the positions of held-out text, in the worst check",
+        "50% of random tokens",
+        "measured a loss of 0.31% on held-out text when it made the model",
+        "limit of a single check is wide: 50% of the largest logit, and a divergence of 0.2 bits per position",
+    ):
+        assert part in text
+    for claim in ("same answers", "PyTorch's own error", "the original's own error", "grey edge", "cost nothing"):
+        assert claim not in text, claim
+
+
+def test_a_quantized_page_without_its_facts_is_a_page() -> None:
+    """As of a report that an older version wrote, of a bundle without held-out text."""
+    text = read_text(replace(QUANTIZED, environment={"precision": "int8"}, bits_per_byte=None))
+    assert "The int8 model loses no more than it may." in text
+    assert "is accepted" not in text
+
+
+def test_user_s_tolerance_is_named_as_the_limit() -> None:
+    report = make_report(make_passed())
+    given = replace(report, environment={**report.environment, "tolerance": "0.1 and 0 of the largest logit"})
+    assert "--rtol : 0.1 and 0 of the largest logit." in read_text(given)
+    assert "a fixed multiple of the original's own error" not in read_text(given)
+
+
+def test_skip_of_a_backend_stands_once() -> None:
+    assert read_text(QUANTIZED).count(str(SKIPPED.reason)) == 1
+
+
+def test_remarks_stand_below_their_row_and_not_in_a_column_that_leaves_the_page() -> None:
+    page = render_html(FULL)
+    remarks = re.findall(r'<tr class="remark"><td colspan="\d+"><span>(.*?)</span></td></tr>', page)
+    assert "Remark" not in page
+    assert remarks == [
+        "not measured: it took more than 600 s",
+        "max abs error 0.5 exceeds it",
+        "Fail: &lt;b&gt;bad&lt;/b&gt; &amp; worse",
+    ]
+    for table in re.findall(r"<table>.*?</table>", page, re.DOTALL):
+        spans = {int(span) for span in re.findall(r'colspan="(\d+)"', table)}
+        assert spans <= {len(re.findall(r"<th[ >]", table))}
+
+
+def test_one_check_is_told_in_the_singular() -> None:
+    text = read_text(make_report(make_passed(1)))
+    assert "random tokens, 1 token long, in batches of 1" in text
+    assert "Of 1 check 1 passed" in text
+    assert "Speed at 1 token " in text

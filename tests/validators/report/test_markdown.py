@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from flash_export.validators.report.markdown import escape, render_markdown
-from tests.validators.report.builders import FAILED, FULL, MIXED, SKIPPED, make_passed, make_report
+from tests.validators.report.builders import FAILED, FULL, MIXED, QUANTIZED, SKIPPED, make_passed, make_report
 
 
 def test_summary_begins_with_the_verdict_and_the_diagnosis() -> None:
@@ -60,3 +60,16 @@ def test_tables_are_tables() -> None:
 def test_reason_cannot_break_out_of_its_cell() -> None:
     text = escape("a | b\n`c` <script> *d* @someone #1")
     assert text == "a \\| b \\`c\\` &lt;script&gt; \\*d\\* \\@someone \\#1"
+
+
+def test_quantized_bundle_has_its_own_words_and_columns() -> None:
+    text = render_markdown(QUANTIZED)
+    assert text.startswith(
+        "## ✅ The int8 model loses no more than it may: 0.34% more bits per byte, 0.50% is accepted."
+    )
+    assert "PyTorch itself: 0.9823 bits per byte; 0.50% more is accepted." in text
+    assert "| Error | Of limit | Same top token, text | Bits per byte |" in text
+    assert "| 3.0e-01 | 60% | 97.6% | 0.9856 |" in text
+    assert "PyTorch's own" not in text
+    assert text.count("no CUDA device here") == 1
+    assert "⚪ ort-cuda and stream:ort-cuda skipped: no CUDA device here" in text

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from flash_export.validators.report.axes import build_error_axis
 from flash_export.validators.report.plots import Plot, Series, build_error_plot
-from tests.validators.report.builders import CRASHED, FULL, SKIPPED, make_invariance, make_passed, make_report
+from tests.validators.report.builders import (
+    CRASHED,
+    FULL,
+    QUANTIZED,
+    SKIPPED,
+    make_invariance,
+    make_passed,
+    make_report,
+)
 
 
 def find_series(plot: Plot | None, label: str) -> Series:
@@ -72,3 +81,28 @@ def test_every_row_that_passed_is_below_the_limit() -> None:
 def test_error_too_small_for_a_power_of_ten_is_drawn_at_the_edge() -> None:
     axis, ticks = build_error_axis([5e-324, 1e-3])
     assert axis.place(5e-324) == axis.place(1e-300) == ticks[0].position
+
+
+def test_limit_is_drawn_at_a_single_length_too() -> None:
+    plot = build_error_plot(make_report(make_passed(257)))
+    assert plot is not None
+    for label in ("limit", "PyTorch's own error"):
+        (series,) = (one for one in plot.series if one.label == label)
+        start, end = (float(x) for x in re.findall(r"[ML]\s?([\d.]+) ", series.path))
+        assert end - start == 16.0
+
+
+def test_quantized_report_has_no_floor_that_is_not_its_own() -> None:
+    plot = build_error_plot(QUANTIZED)
+    assert plot is not None
+    assert [one.label for one in plot.series] == ["limit", "ort-cpu", "ort-cpu, masked"]
+    assert "PyTorch" not in plot.caption
+
+
+def test_failed_check_is_the_one_that_is_drawn() -> None:
+    """It may have failed by its divergence, with an error below that of another one of its length."""
+    failed = make_passed(257, status="failed", reason="they diverge", max_abs_error=1e-6, batch=3)
+    plot = build_error_plot(make_report(make_passed(257), failed))
+    assert plot is not None
+    (mark,) = (mark for one in plot.series if one.label == "ort-cpu" for mark in one.marks)
+    assert mark.kind == "cross"

@@ -11,14 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from flash_export.config import ExportOptions
-from flash_export.exporters.export import export_onnx
-from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.structure import build
 from flash_export.validators.footprint import Footprint, ShapeCost
 from flash_export.validators.invariances import INVARIANCES
@@ -219,15 +215,11 @@ def test_real_validation_with_a_foreign_graph_follows_it(pristine_bundle: Bundle
     assert any(row.tokens_per_s for row in report.rows)
 
 
-def test_real_validation_of_streams_follows_it(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = FlashConfig(vocab_size=41, dim=16, depth=1, hidden_dim=32, chunk_size=8, qk_dim=8, causal=True)
-    FlashModel(config).eval().save_pretrained(tmp_path / "checkpoint")
-    bundle = export_onnx(tmp_path / "checkpoint", tmp_path / "bundle", options=ExportOptions(max_seq_len=70))
+def test_real_validation_of_streams_follows_it(causal_byte_bundle: Bundle) -> None:
     options = ValidationOptions(
         backends=("ort-cpu", "stream:ort-cpu"), seq_lens=(9, 20), threads=1, latency_budget_s=0.01
     )
-    report = validate_bundle(bundle, options)
+    report = validate_bundle(causal_byte_bundle, options)
 
     assert report
     check(report)

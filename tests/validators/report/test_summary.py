@@ -8,8 +8,10 @@ import pytest
 from flash_export.validators.report.summary import summarize
 from tests.validators.report.builders import (
     CRASHED,
+    DECLARED,
     FAILED,
     FULL,
+    QUANTIZED,
     SKIPPED,
     make_invariance,
     make_passed,
@@ -17,7 +19,7 @@ from tests.validators.report.builders import (
 )
 
 if TYPE_CHECKING:
-    from flash_export.validators.results import Row
+    from flash_export.validators.results import Row, ValidationReport
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
             "FAILED",
             "onnx:other does not give the same answers as the original.",
         ),
+        (
+            (make_passed(), make_invariance("padding", reason="it differs"), make_passed(backend="onnx:other")),
+            "FAILED",
+            "ort-cpu breaks what must hold of any model.",
+        ),
+        ((make_passed(), DECLARED), "FAILED", "onnx:other breaks what must hold of any model."),
+        ((DECLARED,), "FAILED", "The exported model breaks what must hold of any model."),
         ((SKIPPED,), "NOT VALIDATED", "Nothing was checked, so nothing is proven."),
         ((), "NOT VALIDATED", "Nothing was checked, so nothing is proven."),
     ],
@@ -84,3 +93,54 @@ def test_many_reasons_are_cut_short_but_counted() -> None:
 def test_invariances_do_not_count_as_compared_lengths() -> None:
     summary = summarize(make_report(make_passed(9), make_invariance("repeat")))
     assert summary.lengths == (9,)
+
+
+def test_verdict_of_a_quantized_bundle_is_of_what_it_loses() -> None:
+    assert summarize(QUANTIZED).verdict == (
+        "The int8 model loses no more than it may: 0.34% more bits per byte, 0.50% is accepted."
+    )
+    assert summarize(replace(QUANTIZED, bits_per_byte=None)).verdict == "The int8 model loses no more than it may."
+    better = replace(QUANTIZED, bits_per_byte={"eager": 1.0, "ort-cpu": 0.99})
+    assert "may: 1.0% fewer bits per byte, 0.50% is accepted" in summarize(better).verdict
+    worse = replace(QUANTIZED, rows=(*QUANTIZED.rows, replace(FAILED, reason="held-out text: it needs 0.9% more bits")))
+    assert summarize(worse).verdict == "The int8 model loses more than it may."
+    broken = replace(QUANTIZED, rows=(*QUANTIZED.rows, make_invariance("padding", reason="it differs")))
+    assert summarize(broken).verdict == "The int8 model breaks what must hold of any model."
+    several = (*worse.rows, make_passed(backend="trt:a"), replace(FAILED, backend="trt:b"))
+    assert summarize(replace(worse, rows=several)).verdict == "ort-cpu and trt:b lose more than they may."
+
+
+@pytest.mark.parametrize("report", [QUANTIZED, make_report(make_passed())])
+def test_verdict_under_a_tolerance_of_the_user_claims_nothing_else(report: ValidationReport) -> None:
+    precision = report.environment["precision"]
+    given = replace(report, environment={"precision": precision, "tolerance": "0.1 and 0 of the largest logit"})
+    assert summarize(given).verdict.endswith("model stays within the tolerance that was given.")
+    failed = replace(given, rows=(FAILED,))
+    assert summarize(failed).verdict.endswith("model does not stay within the tolerance that was given.")
+
+
+def test_agreement_of_a_quantized_bundle_is_that_of_text_where_there_is_one() -> None:
+    summary = summarize(QUANTIZED)
+    assert (summary.lowest_agreement, summary.highest_kl_bits, summary.random_agreement) == (0.976, 0.008, 0.5)
+    no_text = summarize(replace(QUANTIZED, rows=QUANTIZED.rows[:2]))
+    assert (no_text.lowest_agreement, no_text.random_agreement) == (0.5, None)
+    assert summarize(FULL).random_agreement is None
+
+
+def test_a_skip_of_several_backends_for_one_reason_is_told_once() -> None:
+    (reason,) = summarize(QUANTIZED).reasons
+    assert (reason.who, reason.text, reason.where) == ("ort-cuda and stream:ort-cuda", SKIPPED.reason, "")
+
+
+def test_every_backend_that_was_not_tried_has_its_reason() -> None:
+    engines = [replace(SKIPPED, backend=f"trt:{name}", reason=f"engine {name} needs a GPU") for name in "abcdefghij"]
+    summary = summarize(make_report(make_passed(), *engines))
+    assert [reason.backends for reason in summary.reasons] == [(engine.backend,) for engine in engines]
+    assert summary.hidden_reasons == 0
+
+
+def test_the_dearest_backend_is_named() -> None:
+    bits = {"eager": 1.0, "ort-cpu": 0.9, "trt:small": 1.02}
+    dearest = summarize(make_report(make_passed(), make_passed(backend="trt:small"), bits=bits)).dearest
+    assert dearest is not None
+    assert dearest.name == "trt:small"

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
+from flash_export.validators.report.formatting import format_factor, format_percent, format_shape, format_share
 from flash_export.validators.report.terminal import print_report
 from tests.validators.report.builders import (
     FULL,
     MIXED,
+    QUANTIZED,
     SKIPPED,
     make_invariance,
     make_latency,
@@ -67,7 +69,8 @@ def test_facts_stand_above_the_verdict() -> None:
         make_passed(4096, compiled_latency_ms=compiled), bits={"eager": 0.9823, "ort-cpu": 0.9824}
     )  # fmt: skip
     assert show(report)[-6:] == [
-        "Largest error: 2.5x the eager model's own, 16% of the tolerance, at batch 1, length 4096",
+        "Largest error: 16% of the limit, 1.0e-06 of the largest logit, 2.5x the eager model's own, at batch 1, "
+        "length 4096",
         "Same top token: at 100% of the positions or more; KL divergence up to 1.0e-09 bits",
         "Bits per byte on held-out text: eager 0.9823, ort-cpu 0.9824",
         "Speed: ort-cpu takes 2 ms (1.9 to 2.1 ms), 2,050,000 tokens/s, 3.0x as fast as eager, at batch 1, length 4096",
@@ -101,3 +104,35 @@ def test_tables_fit_80_columns(count: int) -> None:
 @pytest.mark.parametrize(("rows", "word"), [((make_passed(),), "PASSED"), ((SKIPPED,), "NOT VALIDATED"), ((), "NOT")])
 def test_last_line_is_the_verdict(rows: tuple[Row, ...], word: str) -> None:
     assert show(make_report(*rows))[-1].startswith(word)
+
+
+def test_quantized_bundle_is_told_by_what_it_loses_and_not_by_an_error_that_is_no_one_s() -> None:
+    lines = show(QUANTIZED)
+    assert lines[-6:] == [
+        "skipped ort-cuda and stream:ort-cuda: no CUDA device here",
+        "Bits per byte on held-out text: eager 0.9823, ort-cpu 0.9856; 0.34% more bits per byte, 0.50% is accepted",
+        "Largest error: 60% of the limit, 3.0e-01 of the largest logit, at batch 1, length 389, masked",
+        "Same top token: at 97.6% of the positions of held-out text (50% of random tokens) or more; KL divergence up "
+        "to 8.0e-03 bits",
+        "Speed: ort-cpu takes 2 ms (1.9 to 2.1 ms), 258,000 tokens/s, 3.0x as fast as eager, at batch 1, length 515, "
+        "text",
+        "PASSED  4 passed, 0 failed, 2 skipped",
+    ]
+    heading = next(line for line in lines if line.startswith("shape"))
+    assert heading.split() == ["shape", "result", "error", "of", "limit", "p50", "eager", "speedup"]
+    assert not any("eager model's own" in line for line in lines)
+
+
+@pytest.mark.parametrize("report", [FULL, MIXED, QUANTIZED, make_report(make_passed(9), make_passed(1024, noise=1e-9))])
+def test_largest_error_is_the_largest_of_the_table(report: ValidationReport) -> None:
+    """The same rows, in the same unit."""
+    lines = show(report)
+    (fact,) = (line for line in lines if line.startswith("Largest error: "))
+    compared = [row for row in report.rows if row.check == "accuracy" and row.max_abs_error and row.tolerance]
+    shares = {index: (row.max_abs_error or 0) / (row.tolerance or 1) for index, row in enumerate(compared)}
+    worst = max(shares, key=lambda index: shares[index])
+    row, share = compared[worst], shares[worst]
+    assert fact.startswith(f"Largest error: {format_share(row)}, ")
+    assert fact.endswith(f"at {format_shape(row)}")
+    shown = f"{format_factor(share)}x" if share >= 2 else format_percent(share)
+    assert any(shown in line.split() for line in lines if line.startswith(f"{row.batch} x {row.seq_len}"))

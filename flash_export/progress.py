@@ -1,14 +1,11 @@
-"""Telling how far a long piece of work is."""
+"""Telling how far a long piece of work is: one callback for all of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    # Steps done, steps in all, and what comes next.
-    ProgressCallback = Callable[[int, int, str], None]
+# Called before each step: work done, work in all, and what comes next. The unit is the caller's own: steps, tokens.
+ProgressCallback = Callable[[int, int, str], None]
 
 
 class Steps:

@@ -1,0 +1,166 @@
+"""Where the words of a command go: text and tables, what to do next, the log, and its result as JSON.
+
+Products, such as generated text and ``--json -``, go to stdout. Text for people goes there too, or to stderr where
+stdout is taken. What to do next, progress, warnings and errors always go to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+import shlex
+import shutil
+import textwrap
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from flash_export import __version__
+from flash_export.printable import encode_text, escape_unprintable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from rich.console import Console
+
+    from flash_export.progress import ProgressCallback
+
+STDOUT = "-"
+LABEL_WIDTH = 10
+NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
+logger = logging.getLogger("flash_export")
+_PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "numpy")
+
+
+class Result(Protocol):
+    """What a command returns."""
+
+    def to_json(self) -> str:
+        """Return it as strict JSON."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command's words go.
+
+    Attributes:
+        quiet: Whether nothing but products and errors is shown.
+        verbose: Whether the log shows versions, times and tracebacks of what was skipped.
+        stdout_is_taken: Whether a product goes to stdout, so that text for people has to go to stderr.
+        is_step: Whether this is a step of a longer command, which says itself what comes next.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    stdout_is_taken: bool = False
+    is_step: bool = False
+
+    @property
+    def console(self) -> Console:
+        """What tables are printed on."""
+        from flash_export.terminal import open_console
+
+        return open_console(stderr=self.stdout_is_taken, quiet=self.quiet)
+
+    def echo(self, text: str = "") -> None:
+        """Show text for people."""
+        if not self.quiet:
+            click.echo(escape_unprintable(text), err=self.stdout_is_taken)
+
+    def echo_rows(self, rows: Iterable[tuple[str, str]], indent: int = 0) -> None:
+        """Show labels with their values, see :func:`wrap_row`."""
+        for label, value in rows:
+            for line in wrap_row(label, value, indent):
+                self.echo(line)
+
+    def suggest_next(self, *arguments: str | Path) -> None:
+        """Show the command that comes next, in a form that a shell takes."""
+        if not self.quiet and not self.is_step:
+            click.echo(escape_unprintable(f"Next: {format_command(*arguments)}"), err=True)
+
+    def show_progress(self, title: str) -> contextlib.AbstractContextManager[ProgressCallback]:
+        """Show on stderr how far a long piece of work is; the block is given what has to be called before each step."""
+        from flash_export.cli.progress_display import show_progress
+
+        return show_progress(title, quiet=self.quiet)
+
+    @contextlib.contextmanager
+    def show_log(self) -> Iterator[None]:
+        """Show the package's log on stderr while the block runs: warnings, and details if they are wanted."""
+        handler, level = _StderrHandler(), logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.ERROR if self.quiet else logging.DEBUG if self.verbose else logging.WARNING)
+        try:
+            logger.debug("%s", _describe_versions())
+            yield
+        finally:
+            logger.setLevel(level)
+            logger.removeHandler(handler)
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(escape_unprintable(f"{record.levelname.capitalize()}: {self.format(record)}"), err=True)
+
+
+def _describe_versions() -> str:
+    versions = [f"flash-export {__version__}", f"Python {platform.python_version()}"]
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{name} {metadata.version(name)}")
+    return ", ".join(versions)
+
+
+def wrap_row(label: str, value: str, indent: int = 0) -> list[str]:
+    """Return the lines of a label and its value; a value that is too long for the terminal goes on below itself.
+
+    No line ends at a no-break space, which is shown as a plain one.
+    """
+    width = shutil.get_terminal_size().columns
+    start = f"{'':{indent}}{label:<{LABEL_WIDTH - 1}} "
+    lines = textwrap.wrap(
+        value,
+        width,
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [line.replace(NO_BREAK_SPACE, " ") for line in lines]
+
+
+def format_command(*arguments: str | Path) -> str:
+    """Return a command line of ours as a shell takes it.
+
+    >>> format_command("validate", Path("my bundle"))
+    "flash-export validate 'my bundle'"
+    """
+    return shlex.join(["flash-export", *map(str, arguments)])
+
+
+def write_text(target: str | Path | None, text: str) -> None:
+    """Write to a file, to stdout for ``-``, or nowhere for None.
+
+    Raises:
+        BundleError: The file cannot be written.
+    """
+    from flash_export.files import write_file
+
+    if target == STDOUT:
+        click.echo(escape_unprintable(text), nl=False)
+    elif target is not None:
+        write_file(Path(target), encode_text(text))
+
+
+def format_bytes(count: int) -> str:
+    """Return a size with a binary unit, such as ``3.1 MiB``."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"

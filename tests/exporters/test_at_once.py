@@ -1,0 +1,53 @@
+"""Two exports into one new name: the first one there wins, unless the second was told to replace it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from flash_export.bundle import Bundle
+from flash_export.cli.main import main
+from flash_export.config import ExportOptions
+from flash_export.exporters import export, serialization
+from flash_export.exporters.export import export_onnx
+from flash_export.models.flash import FlashConfig, FlashModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    FlashModel(FlashConfig(11, dim=8, depth=1, hidden_dim=8, chunk_size=4, qk_dim=8)).save_pretrained(
+        tmp_path / "model"
+    )
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_export_that_another_one_overtakes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, force: bool
+) -> None:
+    target, write_models = tmp_path / "bundle", serialization.write_models
+    overtaken: list[bool] = []
+
+    def overtake(*arguments: object) -> None:
+        if not overtaken:
+            overtaken.append(True)
+            export_onnx(checkpoint, target, options=ExportOptions(max_seq_len=16))
+        write_models(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(export, "write_models", overtake)
+    arguments = ["onnx", str(checkpoint), "-o", str(target), "--max-seq-len", "32", *(["--force"] if force else [])]
+    result = CliRunner().invoke(main, arguments)
+    longest = Bundle.open(target).get_graph().axes["seq"].max
+    if force:
+        assert (result.exit_code, longest) == (0, 32)
+    else:
+        assert (result.exit_code, longest) == (2, 16)
+        assert "bundle was made by another process in the meantime; choose another folder, or" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "model"]
