@@ -27,12 +27,18 @@ if TYPE_CHECKING:
     from tests.fuzz.mutations import Mutation
 
 VALIDATE = "validate bundle --seq-lens 1,9 --batch 1 --backend ort-cpu --threads 1 --no-latency"
-INSPECT, BISECT = "inspect bundle --json", "bisect bundle --seq-len 9 --batch 1 --threads 1"
+INSPECT, BISECT = "inspect bundle --json -", "bisect bundle --seq-len 9 --batch 1 --threads 1"
 COMPARE = "compare int8 --no-latency --windows 1 --threads 1 --reference bundle"
 RANGES = "profile-ranges bundle --lengths 9,20 --windows 1 --threads 1"
 GENERATE = "generate bundle --prompt abc --max-tokens 2 --threads 1"
 EXPORT = "onnx bundle -o out --graphs forward"
 ALL = (INSPECT, VALIDATE, BISECT, COMPARE, RANGES, GENERATE, EXPORT)
+MASKED = (
+    VALIDATE.replace("bundle", "masked"),
+    BISECT.replace("bundle", "masked"),
+    RANGES.replace("bundle", "masked"),
+    "compare masked --no-latency --windows 1 --threads 1",
+)
 ARGUMENTS = {"causal": True, "group_size": 8}
 
 
@@ -98,6 +104,9 @@ ENGINES = (
 TARGETS: tuple[Target, ...] = (
     Target("bundle/manifest.json", mutate_json, ALL, weight=8),
     Target("int8/manifest.json", mutate_json, (COMPARE, "inspect int8", "bisect int8 --seq-len 9"), weight=3),
+    Target("masked/manifest.json", mutate_json, MASKED, weight=3),
+    Target("masked/heldout.json", mutate_json, MASKED, signed=0.9, weight=2),
+    Target("masked/model.onnx", mutate_graph, MASKED, signed=0.9, weight=2),
     Target("bundle/config.json", mutate_json, ALL, signed=0.8, weight=4),
     Target("bundle/probes.json", mutate_json, (BISECT, INSPECT), signed=0.9, weight=4),
     Target("int8/quantization.json", mutate_json, (COMPARE, "inspect int8"), signed=0.9, weight=4),
