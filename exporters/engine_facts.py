@@ -6,10 +6,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import EngineBuildError
-from flash_export.manifest import GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from flash_export.manifest import GraphSpec, TensorSpec
 
 _DTYPE_NAMES = {
     "FLOAT": "float32",
@@ -71,7 +72,7 @@ def _match_spec(tensor: Any, spec: TensorSpec, graph: GraphSpec) -> TensorSpec:
             f"{graph.file}: the network has {spec.name} as {dtype} {_format_shape(shape)}, the manifest says "
             f"{spec.dtype} {_format_shape(expected)}; export the bundle again"
         )
-    return TensorSpec(spec.name, dtype, spec.shape)
+    return spec
 
 
 def _format_shape(shape: tuple[int, ...]) -> str:
