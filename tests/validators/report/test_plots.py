@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from flash_export.validators.report.axes import build_error_axis
 from flash_export.validators.report.plots import Plot, Series, build_error_plot
-from tests.validators.report.builders import CRASHED, FULL, SKIPPED, make_invariance, make_passed, make_report
+from tests.validators.report.builders import (
+    CRASHED,
+    FULL,
+    QUANTIZED,
+    SKIPPED,
+    make_invariance,
+    make_passed,
+    make_report,
+)
 
 
 def find_series(plot: Plot | None, label: str) -> Series:

@@ -112,8 +112,8 @@ def test_quantized_bundle_is_told_by_what_it_loses_and_not_by_an_error_that_is_n
         "skipped ort-cuda and stream:ort-cuda: no CUDA device here",
         "Bits per byte on held-out text: eager 0.9823, ort-cpu 0.9856; 0.34% more bits per byte, 0.50% is accepted",
         "Largest error: 60% of the limit, 3.0e-01 of the largest logit, at batch 1, length 389, masked",
-        "Same top token: at 97.6% of the positions of held-out text (50% of random tokens) or more; KL divergence up to "
-        "8.0e-03 bits",
+        "Same top token: at 97.6% of the positions of held-out text (50% of random tokens) or more; KL divergence up "
+        "to 8.0e-03 bits",
         "Speed: ort-cpu takes 2 ms (1.9 to 2.1 ms), 258,000 tokens/s, 3.0x as fast as eager, at batch 1, length 515, "
         "text",
         "PASSED  4 passed, 0 failed, 2 skipped",
