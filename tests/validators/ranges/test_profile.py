@@ -186,8 +186,8 @@ def test_island_of_an_fp16_bundle_is_told() -> None:
         "Nothing grows towards an overflow of fp16; the least room is 6.6e+04-fold, in block 1, linear key-value sum."
     )
     assert describe_held(report) == [
-        "Held in fp32 by the islands of this bundle, so that it does not overflow: linear key-value sum, up to 9e+04 in "
-        "block 7, linear key-value sum."
+        "Held in fp32 by the islands of this bundle, so that it does not overflow: linear key-value sum, up to 9e+04 "
+        "in block 7, linear key-value sum."
     ]
     assert "held in fp32, an island" in show(report)
 
