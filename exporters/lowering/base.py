@@ -50,7 +50,8 @@ class Lowering:
 
     Attributes:
         model: Makes the export form of a reference model in a precision.
-        growing: Values of a block that grow with the length or are squares: what ``--islands all`` keeps in fp32.
+        growing: Values of a block that grow with the length or are squares, or whose rounding costs most: what
+            ``--islands all`` keeps in fp32.
         growing_around: The same of the values outside of the blocks, as far as a model of a config has them.
         bounded: Values that do not grow with the length, and that the weights bound. All others are at most sums over
             all positions, which grow in proportion.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from flash_export.exporters.lowering.precision import Precision
     from flash_export.models.rtmpose_gau import RtmccBlock, RtmposeGauConfig, RtmposeGauModel
 
+
 class LoweredBlock(nn.Module):
     """The gated attention unit in export form."""
 
@@ -195,11 +196,12 @@ def _narrow_bias(bias: Tensor | None, precision: Precision, name: str, rows: Ten
     return None if bias is None else nn.Buffer(precision.narrow(bias[rows], name).clone())
 
 
-# The number of keypoints is fixed, so that no value grows with it.
+# The number of keypoints is fixed, so that no value grows with it. What rounds is the unit, and what it is given; the
+# convolution, most of the work, loses little.
 _BLOCK_VALUES = ("normed", "projection", "heads", "scores", "weights", "mixed", "gated", "update", RESIDUAL)
 RTMPOSE_GAU = Lowering(
     LoweredRtmposeGau,
-    growing=("weights", "mixed", "gated", "update", RESIDUAL),
-    growing_around=lambda config: () if config.head is None else (RESIDUAL,),
+    growing=_BLOCK_VALUES,
+    growing_around=lambda config: () if config.head is None else ("normed", RESIDUAL),
     bounded=frozenset({*_BLOCK_VALUES, "features", "maps"}),
 )

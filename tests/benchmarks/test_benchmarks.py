@@ -259,3 +259,14 @@ def test_islands(run_quick: Callable[..., dict[str, Any]]) -> None:
     assert errors["byte-causal", "fp16, norms square in half"] > 10 * errors["byte-causal", "fp16"]
     assert all(row["finite"] < 1 for row in provoked if row["change"].endswith("minimal"))
     assert all(row["finite"] == 1 for row in provoked if "auto" in row["change"])
+
+
+@pytest.mark.slow
+def test_keypoints_half(run_quick: Callable[..., dict[str, Any]]) -> None:
+    rows = run_quick("keypoints_half")["keypoints_half"]
+    graphs = list(dict.fromkeys(row["graph"] for row in rows))
+    assert len(rows) == 4 * len(graphs)
+    assert all(row["pixels"] < 1 for row in rows if row["graph"] == "fp32")
+    finite = [row["graph"] for row in rows if row["model"] == "queries and keys x 10" and row["pixels"] is not None]
+    assert "fp16, islands auto" in finite
+    assert "fp16, islands minimal" not in finite
