@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flash_export.ranges.growth import Growth
 
 WINDOWS = 2
+MAX_ROWS = 256  # of a model of one length: no other length shows it more
 MIN_LENGTHS = 3  # below, no growth can be told from chance
 # Multiply-accumulates that the measurement may take, a few seconds on two cores. A time would not do: the choice of
 # islands must not depend on how busy a machine is.
@@ -103,7 +104,8 @@ def measure_half_ranges(model: ReferenceModel, folder: Path | None, max_seq_len:
     found: dict[int, dict[str, float]] = {}
     for seq_len in plan_lengths(model.config, max_seq_len):
         if text is None:
-            inputs = list(source.draw(WINDOWS, seq_len).to_model_inputs(masked=False).values())
+            batch = source.draw(_count_rows(model.config, seq_len), seq_len)
+            inputs = list(batch.to_model_inputs(masked=False).values())
         else:
             count = text.count_windows(seq_len, WINDOWS)
             if not count:
@@ -118,6 +120,13 @@ def measure_half_ranges(model: ReferenceModel, folder: Path | None, max_seq_len:
     magnitudes = {name: tuple(sizes[name] for sizes in found.values()) for name in names}
     label = source.label if text is None else text.source
     return HalfRanges(label, interface.unit, tuple(found), magnitudes, LOWERINGS[model.config.model_type].bounded)
+
+
+def _count_rows(config: ModelConfig, seq_len: int) -> int:
+    """Return how many rows of random inputs are measured at a length."""
+    if config.interface.fixed_len is None:
+        return WINDOWS
+    return max(WINDOWS, min(MAX_ROWS, int(BUDGET_MACS // config.count_macs(seq_len))))
 
 
 def plan_lengths(config: ModelConfig, max_seq_len: int) -> list[int]:
