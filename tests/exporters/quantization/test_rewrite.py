@@ -20,6 +20,7 @@ from flash_export.exporters.quantization.plan import ProductPlan, Quantization, 
 from flash_export.exporters.quantization.products import list_products, name_product
 from flash_export.exporters.quantization.rewrite import quantize_graph
 from flash_export.models.flash import FlashConfig, FlashModel
+from tests.conftest import PROVENANCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -133,7 +134,7 @@ def test_no_size_of_a_short_chunk_is_taken_for_a_traced_one(chunk_size: int, tmp
             tmp_path / "checkpoint",
             tmp_path / scheme,
             options=ExportOptions(opset=21, graphs=("forward",)),
-            quantization=Quantization(plan, {}, "{}"),
+            quantization=Quantization(plan, PROVENANCE, "{}"),
         )
         graph = onnx.load(bundle.get_graph_path(), load_external_data=False)
         assert (graph.ir_version, graph.opset_import[0].version) == (10, 21)
