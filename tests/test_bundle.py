@@ -564,3 +564,42 @@ def test_a_damaged_record_is_named(bundle: Bundle, path: tuple[str | int, ...]) 
 def test_a_record_holds_no_number_that_json_has_not() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         dataclasses.replace(RECORD, loss=float("inf")).to_json()
+
+
+@pytest.mark.parametrize("name", ["probes.json", "quantization.json", "heldout.json", "heldout.txt"])
+def test_a_file_that_was_added_later_is_not_read(bundle: Bundle, name: str) -> None:
+    (bundle.path / name).write_text("{}")
+    with pytest.raises(BundleError, match=rf"{name} is not of this export: manifest\.json does not name it; remove it"):
+        Bundle.open(bundle.path)
+
+
+def test_files_that_nobody_reads_may_be_added(bundle: Bundle) -> None:
+    (bundle.path / "NOTES.md").write_text("for my colleagues")
+    assert Bundle.open(bundle.path) == bundle
+
+
+def test_a_quantized_graph_and_its_record_belong_together(bundle: Bundle) -> None:
+    values = read_manifest(bundle.path)
+    values["graphs"]["forward"]["precision"] = "int8"
+    (bundle.path / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(BundleError, match=r"the graph 'forward' is int8, but the bundle has no quantization\.json"):
+        Bundle.open(bundle.path)
+
+    other = dataclasses.replace(RECORD, scheme="fp8").to_json()
+    with pytest.raises(BundleError, match=r"says fp8, manifest\.json says int8 of the graph 'forward'; quantize it"):
+        add_file(bundle, "quantization.json", other).read_quantization()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"vocab_size": 5}, "model_type is missing"),
+        ({"model_type": "flash", "chunk_size": "8"}, "chunk_size is str, wanted int"),
+        ({"model_type": "flash", "depth": 0}, "depth is 0, wanted 1 or more"),
+        ({"model_type": "flash", "causal": None}, "causal is NoneType, wanted bool"),
+    ],
+)
+def test_a_config_that_no_model_has(bundle: Bundle, config: dict[str, Any], message: str) -> None:
+    (bundle.path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BundleError, match=rf"config\.json is damaged: {message}; export the bundle again"):
+        bundle.read_config()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from flash_export.errors import BundleError
 from flash_export.exporters.analysis import analyse_graph
-from flash_export.graph_files import read_without_weights
+from flash_export.graph_files import read_graph, read_without_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,3 +90,30 @@ def read_or_refuse(read: Callable[[], onnx.ModelProto]) -> bytes | None:
         return read().SerializeToString(deterministic=True)
     except (DecodeError, ValueError):
         return None
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    data = build_model().SerializeToString().replace(b"embedding/Gather_0", b"embedding/Gather\xff0")
+    (tmp_path / "a.onnx").write_bytes(data)
+    with pytest.raises(BundleError, match=r"a\.onnx cannot be read as ONNX \(the name .* is no text\); it is damaged"):
+        read_graph(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("data", [b"", b"\xff" * 100, b"<html></html>", build_model().SerializeToString()[:-7]])
+def test_what_is_no_graph_is_one_line(tmp_path: Path, data: bytes, weights: bool) -> None:
+    (tmp_path / "a.onnx").write_bytes(data)
+    with pytest.raises(BundleError, match=r"a\.onnx (cannot be read as|holds no) ONNX.*; it is damaged or of"):
+        read_graph(tmp_path / "a.onnx", weights=weights)
+
+
+def test_weights_are_read_if_they_are_asked_for(tmp_path: Path) -> None:
+    onnx.save_model(build_model(), tmp_path / "a.onnx")
+    assert read_graph(tmp_path / "a.onnx", weights=True) == build_model()
+    assert read_graph(tmp_path / "a.onnx") == drop_weights(build_model())
+
+
+def test_a_graph_that_is_a_pipe_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.onnx")
+    with pytest.raises(BundleError, match=r"a\.onnx is no plain file"):
+        read_graph(tmp_path / "a.onnx")

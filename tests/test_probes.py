@@ -53,7 +53,23 @@ def test_bundle_of_an_older_version_is_to_be_exported_again(tmp_path: Path) -> N
         write_bundle(tmp_path, None).read_probes()
 
 
-@pytest.mark.parametrize("change", [{"probes": 3}, {"orders": {"channels": ["a"]}}, {"extra": 1}])
+ONE = json.loads(PROBES.to_json())["probes"][0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"probes": 3},
+        {"orders": {"channels": ["a"]}},
+        {"extra": 1},
+        {"orders": {"channels": [0, 0]}},
+        {"orders": {}},
+        {"probes": [{**ONE, "name": "layers.0.soul"}]},
+        {"probes": [{**ONE, "name": "x" * 100_000}]},
+        {"probes": [{**ONE, "axis": 1}]},
+        {"probes": [{**ONE, "length_power": 10**6}]},
+    ],
+)
 def test_damaged_file_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     values = {**json.loads(PROBES.to_json()), **change}
     with pytest.raises(BundleError, match=r"is damaged: .*export the bundle again"):

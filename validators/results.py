@@ -99,6 +99,8 @@ class ValidationReport:
 
     def __post_init__(self) -> None:
         """Drop the noise of a quantized bundle: it would be that of fp32, which its error has nothing to do with."""
+        if self.bits_per_byte is not None and "eager" not in self.bits_per_byte:
+            raise ValueError("bits_per_byte.eager is missing")
         if self.is_quantized:
             rows = tuple(row if row.noise is None else dataclasses.replace(row, noise=None) for row in self.rows)
             object.__setattr__(self, "rows", rows)

@@ -170,6 +170,8 @@ def main(show_traceback: bool) -> None:
     # Idle threads of PyTorch would spin on the cores that the runtime it is compared with needs. OpenMP reads this
     # when it is loaded, so it is set before anything imports PyTorch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # onnxruntime 1.32 reports its use to its makers, and leaves a file with an id among the temporary files for it.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     _check_current_folder()
 
 

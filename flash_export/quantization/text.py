@@ -148,7 +148,7 @@ def _read_array(path: Path, cure: str) -> np.ndarray:
     try:
         is_first = npy.read_magic(content) == (1, 0)
         shape, is_fortran, dtype = (npy.read_array_header_1_0 if is_first else npy.read_array_header_2_0)(content)
-    except (ValueError, TypeError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
+    except Exception as error:  # numpy evaluates the header as Python's literals: anything may be in it
         raise InputError(f"{path} cannot be read as .npy ({describe_reason(error)}); {cure}") from error
     data = content.read()
     if dtype.hasobject or min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(data):

@@ -12,6 +12,7 @@ from flash_export.cli.main import main
 from flash_export.config import ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.validators.trade_off import speed
+from tests.fuzz.material import sign_bundle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,3 +90,13 @@ def test_bad_option_exits_2_with_one_line(small_bundle: Bundle, arguments: tuple
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_graph_that_is_damaged_is_one_line(copy: Bundle) -> None:
+    path = copy.get_graph_path()
+    path.write_bytes(path.read_bytes()[:-100])
+    sign_bundle(copy.path)
+    result = invoke(copy.path, "--no-latency", "--windows", 1)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"Error: {path} cannot be read as ONNX (")
+    assert result.stderr.count("\n") == 1

@@ -42,6 +42,7 @@ COMMANDS = {
     "onnx": (FLUSH, "onnx {bundle} -o {folder}/new --max-seq-len 16"),
     "quantize": (TRIAL, "quantize {bundle} -o {folder}/new"),
 }
+NOT_OURS = "torchinductor_"  # a cache folder that PyTorch makes once for each user
 QUICK = ("generate", "validate")
 
 
@@ -55,9 +56,9 @@ class Place:
         self.environment = {**os.environ, "TMPDIR": str(self.temporary)}
 
     def list_temporary(self) -> list[str]:
-        """Return the temporary files and folders anywhere; PyTorch keeps an empty cache folder among them."""
+        """Return our temporary files and folders, wherever they are."""
         paths = set(self.folder.rglob(".flash-export-*")) | set(self.temporary.iterdir())
-        return sorted(str(path) for path in paths if not path.name.startswith("torchinductor"))
+        return sorted(str(path) for path in paths if not path.name.startswith(NOT_OURS))
 
     def fill(self, line: str) -> list[str]:
         return [word.format(bundle=self.bundle, folder=self.folder) for word in line.split()]

@@ -465,3 +465,13 @@ def test_interrupt_leaves_the_old_bundle(place: Path, bundle: Bundle, monkeypatc
     with nothing_written(place):
         result = invoke(place / "model", "-o", bundle.path, "--force")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "Interrupted.\n")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_bundle_whose_files_were_changed_is_no_checkpoint(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    with (bundle.path / name).open("ab") as stream:
+        stream.write(b" ")  # JSON takes it
+    result = invoke(bundle.path, "-o", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{name} was changed after the export: sha256 " in result.stderr
+    assert not (tmp_path / "out").exists()

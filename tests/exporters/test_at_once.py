@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from flash_export.bundle import Bundle
 from flash_export.cli.main import main
 from flash_export.config import ExportOptions
-from flash_export.exporters import export, serialization
 from flash_export.exporters.export import export_onnx
+from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.models.flash import FlashConfig, FlashModel
 
 if TYPE_CHECKING:
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    FlashModel(FlashConfig(11, dim=8, depth=1, hidden_dim=8, chunk_size=4, qk_dim=8)).save_pretrained(
-        tmp_path / "model"
-    )
+    model = FlashModel(FlashConfig(11, dim=8, depth=1, hidden_dim=8, chunk_size=4, qk_dim=8))
+    model.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -32,16 +31,16 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_export_that_another_one_overtakes(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, force: bool
 ) -> None:
-    target, write_models = tmp_path / "bundle", serialization.write_models
+    target = tmp_path / "bundle"
     overtaken: list[bool] = []
 
-    def overtake(*arguments: object) -> None:
+    def overtake(models: SplitModels, folder: Path) -> None:
         if not overtaken:
             overtaken.append(True)
             export_onnx(checkpoint, target, options=ExportOptions(max_seq_len=16))
-        write_models(*arguments)  # type: ignore[arg-type]
+        write_models(models, folder)
 
-    monkeypatch.setattr(export, "write_models", overtake)
+    monkeypatch.setattr("flash_export.exporters.export.write_models", overtake)
     arguments = ["onnx", str(checkpoint), "-o", str(target), "--max-seq-len", "32", *(["--force"] if force else [])]
     result = CliRunner().invoke(main, arguments)
     longest = Bundle.open(target).get_graph().axes["seq"].max

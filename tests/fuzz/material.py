@@ -1,4 +1,4 @@
-"""Good files of every kind that the tool reads, around two tiny models; what the fuzzer damages copies of."""
+"""Good files of every kind that the tool reads, around tiny models; what the fuzzer damages copies of."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ JOURNAL = "reports/.validation.jsonl"
 OPTIONS = ValidationOptions(seq_lens=(1, 9), batches=(1,), backends=("ort-cpu",), threads=1, latency_budget_s=0.0)
 
 
-def make_material(folder: Path, causal: Bundle, int8: Bundle) -> Path:
+def make_material(folder: Path, causal: Bundle, masked: Bundle, int8: Bundle) -> Path:
     """Write everything into a new folder, and return it."""
     shutil.copytree(causal.path, folder / "bundle")
+    shutil.copytree(masked.path, folder / "masked")
     shutil.copytree(int8.path, folder / "int8")
     bundle = Bundle.open(folder / "bundle")
     report = validate_bundle(bundle, OPTIONS, journal_path=folder / "bundle" / JOURNAL)

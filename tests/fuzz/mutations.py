@@ -97,7 +97,7 @@ def _change_value(rng: Random, values: Any) -> None:
             values[name] = values[rng.choice(names)]
         elif kind == 3 and isinstance(child, list):
             values[name] = child * 3
-        elif kind == 4 and isinstance(child, (int, float)):
+        elif kind == 4 and isinstance(child, (int, float)) and abs(child) < 2**53:
             values[name] = rng.choice((-child, child + 1, child * 1000, child / 7))
         else:
             values[name] = rng.choice(JUNK)

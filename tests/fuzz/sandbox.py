@@ -28,7 +28,6 @@ _COMMAND_LINES = 12  # their weight beside those of the targets
 _SHOWN = 3000
 _ERROR = "Error: "
 _OF_PYTORCH = "torchinductor_"  # an empty folder, made when PyTorch's exporter is imported
-_NOTICES = ("Warning: ", "Interrupted")
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,10 @@ def _run_command(line: list[str]) -> str | None:
         return f"exit code {result.exit_code}: {result.stderr[:_SHOWN]}\n{trace[-_SHOWN:]}\n{again[-_SHOWN:]}"
     if result.exit_code != 2:  # what else is printed is no message
         return None
-    lines = [one for one in result.stderr.splitlines() if not one.startswith(_NOTICES)]
-    if len(lines) != 1 or not lines[0].startswith(_ERROR):
+    *notices, last = result.stderr.splitlines() or [""]  # warnings and progress come first
+    if not last.startswith(_ERROR) or any("Error" in notice or "Traceback" in notice for notice in notices):
         return f"no one line of error: {result.stderr[:_SHOWN]}"
-    return _judge_message(lines[0].removeprefix(_ERROR))
+    return _judge_message(last.removeprefix(_ERROR))
 
 
 def _run_call(call: Callable[[Path], object], inside: Path) -> str | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.bundle import Bundle
 from flash_export.models.checkpoint import load_checkpoint
+from flash_export.quantization.judge import Judge
 from flash_export.quantization.text import CalibrationText
 from tests.fuzz.mutations import (
     mutate_array,
@@ -26,12 +27,18 @@ if TYPE_CHECKING:
     from tests.fuzz.mutations import Mutation
 
 VALIDATE = "validate bundle --seq-lens 1,9 --batch 1 --backend ort-cpu --threads 1 --no-latency"
-INSPECT, BISECT = "inspect bundle --json", "bisect bundle --seq-len 9 --batch 1 --threads 1"
+INSPECT, BISECT = "inspect bundle --json -", "bisect bundle --seq-len 9 --batch 1 --threads 1"
 COMPARE = "compare int8 --no-latency --windows 1 --threads 1 --reference bundle"
 RANGES = "profile-ranges bundle --lengths 9,20 --windows 1 --threads 1"
 GENERATE = "generate bundle --prompt abc --max-tokens 2 --threads 1"
 EXPORT = "onnx bundle -o out --graphs forward"
 ALL = (INSPECT, VALIDATE, BISECT, COMPARE, RANGES, GENERATE, EXPORT)
+MASKED = (
+    VALIDATE.replace("bundle", "masked"),
+    BISECT.replace("bundle", "masked"),
+    RANGES.replace("bundle", "masked"),
+    "compare masked --no-latency --windows 1 --threads 1",
+)
 ARGUMENTS = {"causal": True, "group_size": 8}
 
 
@@ -73,8 +80,11 @@ def _load_ids(folder: Path) -> object:
     return CalibrationText.load(Bundle.open(folder / "bundle"), str(folder / "ids.npy"), 96)
 
 
-def _load_text(folder: Path) -> object:
-    return CalibrationText.load(Bundle.open(folder / "bundle"), str(folder / "text.txt"), 96)
+def _judge_text(folder: Path) -> object:
+    bundle = Bundle.open(folder / "bundle")
+    text = CalibrationText.load(bundle, str(folder / "text.txt"), 96)
+    graph = bundle.get_graph_path()
+    return Judge(bundle.get_graph(), graph, text.windows, threads=1).measure(graph)
 
 
 REPORTS = (
@@ -94,6 +104,9 @@ ENGINES = (
 TARGETS: tuple[Target, ...] = (
     Target("bundle/manifest.json", mutate_json, ALL, weight=8),
     Target("int8/manifest.json", mutate_json, (COMPARE, "inspect int8", "bisect int8 --seq-len 9"), weight=3),
+    Target("masked/manifest.json", mutate_json, MASKED, weight=3),
+    Target("masked/heldout.json", mutate_json, MASKED, signed=0.9, weight=2),
+    Target("masked/model.onnx", mutate_graph, MASKED, signed=0.9, weight=2),
     Target("bundle/config.json", mutate_json, ALL, signed=0.8, weight=4),
     Target("bundle/probes.json", mutate_json, (BISECT, INSPECT), signed=0.9, weight=4),
     Target("int8/quantization.json", mutate_json, (COMPARE, "inspect int8"), signed=0.9, weight=4),
@@ -114,8 +127,7 @@ TARGETS: tuple[Target, ...] = (
     Target("checkpoint/config.json", mutate_json, calls=(_load_folder,), weight=4),
     Target("weights.pt", mutate_zip, calls=(_load_weights,), weight=6),
     Target("ids.npy", mutate_array, calls=(_load_ids,), weight=4),
-    Target("text.txt", mutate_text, calls=(_load_text,)),
-    Target("text.txt", mutate_text, ("quantize bundle -o out --calibration text.txt --threads 1",), weight=1),
+    Target("text.txt", mutate_text, calls=(_judge_text,)),
     Target("plan.json", mutate_json, ("validate bundle --plan plan.json --backend ort-cpu --threads 1 --no-latency",)),
     Target("arguments.json", mutate_json, (f"{IMPORT} --config arguments.json --graphs forward",), weight=1),
 )

@@ -23,9 +23,14 @@ QUICK_INPUTS, INPUTS = 150, 3000
 
 
 @pytest.fixture(scope="session")
-def material(causal_byte_bundle: Bundle, int8_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def material(
+    causal_byte_bundle: Bundle,
+    masked_byte_bundle: Bundle,
+    int8_bundle: Bundle,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """Write good files of every kind; not to be changed."""
-    return make_material(tmp_path_factory.mktemp("material"), causal_byte_bundle, int8_bundle)
+    return make_material(tmp_path_factory.mktemp("material"), causal_byte_bundle, masked_byte_bundle, int8_bundle)
 
 
 def check(inputs: range, material: Path, folder: Path) -> None:

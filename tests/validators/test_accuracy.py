@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 
-from flash_export.config import ErrorBudget, Tolerance
+from flash_export.config import ERROR_BUDGETS, QUANTIZATION_BUDGETS, ErrorBudget, Tolerance
 from flash_export.validators.accuracy import AccuracyResult, compare_outputs
+
+if TYPE_CHECKING:
+    from flash_export.validators.accuracy import Limit
 
 RNG = np.random.default_rng(0)
 EXPECTED = RNG.standard_normal((2, 5, 4)).astype(np.float32) * 10
@@ -105,3 +110,25 @@ def test_divergence_is_that_of_the_predicted_distributions() -> None:
     result = compare_outputs(exact, exact, uniform, np.ones((1, 1), dtype=bool), Tolerance(rtol=10.0))
 
     assert result.kl_bits == pytest.approx(np.log2(3) - 1.5)
+
+
+@pytest.mark.parametrize("limit", [ERROR_BUDGETS["fp32"], QUANTIZATION_BUDGETS["int8"], Tolerance(rtol=1e-3)])
+def test_reason_tells_multiples_of_the_eager_model_only_where_these_decide(limit: Limit) -> None:
+    expected = EXPECTED.astype(np.float64)
+    eager = EXPECTED + np.float32(1e-5)
+    result = compare_outputs(expected, eager, -EXPECTED, ALL_VALID, limit)
+    assert not result
+    assert ("times the eager model's own" in str(result.reason)) == (limit.noise_ratio is not None)
+
+
+def test_limits_describe_themselves() -> None:
+    assert ERROR_BUDGETS["fp32"].describe() == {
+        "error_limit": "8 times the eager model's own error",
+        "accepted_loss": "0.05%",
+    }
+    assert QUANTIZATION_BUDGETS["int4"].describe() == {
+        "error_limit": "50% of the largest logit",
+        "divergence_limit": "0.2 bits per position",
+        "accepted_loss": "2.00%",
+    }
+    assert Tolerance(0.5, 1e-3).describe() == {"tolerance": "0.5 and 0.001 of the largest logit"}

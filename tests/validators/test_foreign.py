@@ -129,3 +129,13 @@ def test_file_that_takes_something_else_is_refused(bundle: Bundle, tmp_path: Pat
     onnx.save(helper.make_model(graph), tmp_path / "add.onnx")
     with pytest.raises(BundleError, match="takes a, b; wanted token ids"):
         read_foreign_graph(tmp_path / "add.onnx", bundle.get_graph())
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.STRING, TensorProto.UNDEFINED, 99])
+def test_types_that_cannot_be_run_are_refused(bundle: Bundle, tmp_path: Path, dtype: int) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "seq"]) for name in ("a", "b")]
+    values[0].type.tensor_type.elem_type = dtype
+    graph = helper.make_graph([helper.make_node("Identity", ["a"], ["b"])], "copy", values[:1], values[1:])
+    onnx.save(helper.make_model(graph), tmp_path / "copy.onnx")
+    with pytest.raises(BundleError, match=r"copy\.onnx cannot be run: .*; give a graph of token ids and logits"):
+        read_foreign_graph(tmp_path / "copy.onnx", bundle.get_graph())

@@ -92,3 +92,32 @@ def test_journal_that_another_validation_removed_stays_removed(tmp_path: Path) -
     journal.record("1 x 8", RESULTS["1 x 8"])
     assert journal.find("1 x 8") == RESULTS["1 x 8"]
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '{"label": "1 x 8", "result": {"rows": 3}}',
+        '{"label": 8, "result": {}}',
+        '{"label": "1 x 8"}',
+        '{"label": "1 x 8", "result": {"bits_per_byte": {"eager": NaN}}}',
+        "[" * 100_000,
+        "3",
+        '{"label": "1 x 8", "result": {"rows": [{"backend": "ort-cpu"}]}}',
+    ],
+)
+def test_a_line_that_is_no_step_is_done_again(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "journal"
+    write_journal(path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], damage, *lines[2:]]) + "\n")
+    resumed = Journal(path, KEY, resume=True)
+    labels = list(RESULTS)
+    assert resumed.find(labels[0]) is None
+    assert [resumed.find(label) for label in labels[1:]] == [RESULTS[label] for label in labels[1:]]
+
+
+def test_a_journal_that_is_no_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    with pytest.raises(BundleError, match="journal is no plain file; leave --resume out to start anew"):
+        Journal(tmp_path / "journal", KEY, resume=True)

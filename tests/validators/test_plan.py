@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flash_export.errors import ConfigError
 from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
+from flash_export.models.flash import FlashConfig
 from flash_export.validators.plan import (
     DEFAULT_CELL_TOKENS,
     Cell,
@@ -13,9 +18,15 @@ from flash_export.validators.plan import (
     build_graph_inputs,
     describe_default_omission,
     get_axis,
+    make_plan,
     plan_cells,
     plan_lengths,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG = FlashConfig(11, dim=4, depth=1, hidden_dim=8, chunk_size=8, qk_dim=4)
 
 
 def make_graph(*, mask: bool, max_seq_len: int = 4096, shape: tuple[int | str, ...] = ("batch", "seq")) -> GraphSpec:
@@ -96,3 +107,27 @@ def test_axis_of_fixed_size_has_a_range_of_one_value() -> None:
     graph = make_graph(mask=False, shape=(1, "seq"))
     assert get_axis(graph, "batch") == AxisRange(1, 1)
     assert get_axis(graph, "seq") == AxisRange(1, 4096)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "is damaged: seq_lens is missing; use quick, full, or a JSON file such as"),
+        ('{"seq_lens": [1.5]}', r"is damaged: seq_lens\[0\] is float, wanted int"),
+        ('{"seq_lens": [1], "batches": null, "more": 1}', "is damaged: it has the unknown field 'more'"),
+        ('{"seq_lens": [1e999]}', "cannot be read as JSON .*1e999"),
+        ("[1, 17]", "holds list, not a JSON object"),
+        ("[" * 100_000, "cannot be read as JSON .*nested deeper"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"plan\.json {message}"):
+        make_plan(str(tmp_path / "plan.json"), make_graph(mask=False), CONFIG)
+
+
+def test_a_graph_of_one_long_length_has_a_plan() -> None:
+    """It is longer than what the quick plan goes to."""
+    graph = make_graph(mask=False, max_seq_len=5000)
+    graph = replace(graph, axes={**graph.axes, "seq": AxisRange(5000, 5000)})
+    assert make_plan("quick", graph, CONFIG).seq_lens == (5000,)

@@ -100,6 +100,11 @@ def test_a_healthy_bundle_passes(int8_bundle: Bundle) -> None:
     record = int8_bundle.read_quantization()
     assert record is not None
     assert report.bits_per_byte["ort-cpu"] == pytest.approx(record.bits, rel=1e-3)
+    environment = report.environment
+    assert environment["accepted_loss"] == f"{record.budget:.2%}"
+    assert environment["loss_when_quantized"] == f"{record.loss:.2%} on held-out text"
+    assert environment["error_limit"] == "50% of the largest logit"
+    assert all(row.noise is None for row in report.rows)
     accuracy = [row for row in report.rows if row.check == "accuracy"]
     assert all(row.kl_bits is not None and 0 < row.kl_bits < 0.01 for row in accuracy)
     own = QUANTIZATION_BUDGETS["int8"].own_error

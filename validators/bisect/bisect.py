@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flash_export.bundle import reads_bundles
-from flash_export.config import MAX_THREADS, check_count
+from flash_export.config import ERROR_BUDGETS, MAX_THREADS, check_count
 from flash_export.errors import BundleError, ConfigError
 from flash_export.probes import LOGITS
 from flash_export.suggest import describe_unknown
@@ -104,7 +104,8 @@ def bisect_bundle(
         eager: Source | None = None
         if against is None:
             reference = _open_model(stack, model, "fp64", options)
-            eager = _open_model(stack, model, pick_coarser(precision), options)
+            if precision in ERROR_BUDGETS:  # there is no eager model in few bits
+                eager = _open_model(stack, model, precision, options)
         else:
             reference = _open_graph(stack, against, model.config, options)
         for index, cell in enumerate(cells):

@@ -28,5 +28,6 @@ def render_bisection(report: BisectReport) -> str:
             finding=describe_finding(report),
             plot=build_depth_plot(run),
             quantities=QUANTITIES,
+            has_noise=any(row.noise is not None for row in run.rows),
         )
     )

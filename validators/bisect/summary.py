@@ -30,9 +30,10 @@ def describe_fault(run: Run, fault: ProbeRow) -> str:
     else:
         size = f"relative error {fault.error:.1e}, {format_ratio(fault)} the limit"
     note = f" ({fault.note})" if fault.note and size != fault.note else ""
+    floor = "its limit" if fault.noise is None else "the noise floor"
     before = [row.error for row in run.rows[: run.rows.index(fault)] if row.error is not None]
     rest = f"everything before is {_describe_size(max(before))}" if before else "there is nothing before it"
-    return f"{fault.point.label}: {size}{note}; it is the first point above the noise floor, {rest}"
+    return f"{fault.point.label}: {size}{note}; it is the first point above {floor}, {rest}"
 
 
 def describe_block(block: int | None, name: str) -> str:

@@ -9,12 +9,17 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from flash_export.config import QUANTIZATION_BUDGETS
 from flash_export.errors import BundleError, ConfigError, InputError
 from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
+from flash_export.validators.bisect.html import render_bisection
 from flash_export.validators.bisect.summary import describe_finding
+from tests.validators.test_quantized import edit as edit_copy
+from tests.validators.test_quantized import edit_constant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from flash_export.bundle import Bundle
 
@@ -300,3 +305,24 @@ def test_run_beyond_memory_is_refused(pristine_bundle: Bundle, monkeypatch: pyte
     monkeypatch.setattr("flash_export.validators.bisect.runs.read_free_bytes", lambda: 1000)
     with pytest.raises(InputError, match=r"seq_len=21 with batch=2 needs about .*; use a smaller --seq-len"):
         bisect_bundle(pristine_bundle, QUICK)
+
+
+def test_rounding_to_few_bits_is_no_fault(int8_bundle: Bundle) -> None:
+    report = bisect_bundle(int8_bundle, BisectOptions(seq_len=20, batch=1, threads=1))
+    assert report, describe_finding(report)
+    rows = report.shown_run.rows
+    assert all(row.noise is None for row in rows)
+    assert {row.limit for row in rows if row.error is not None} == {QUANTIZATION_BUDGETS["int8"].error}
+    assert max(row.error or 0 for row in rows) > 1e-3  # it is quantized
+    page = render_bisection(report)
+    assert "Eager model" not in page
+    assert "Few bits make large errors" in page
+
+
+def test_a_wrong_scale_is_a_fault_of_a_quantized_graph(int8_bundle: Bundle, tmp_path: Path) -> None:
+    spoiled = edit_copy(int8_bundle, tmp_path, edit_constant("out_weight_scale", lambda scale: 10 * scale))
+    report = bisect_bundle(spoiled, BisectOptions(seq_len=20, batch=1, threads=1))
+    fault = report.shown_run.fault
+    assert fault is not None
+    assert fault.name == "layers.0.out"
+    assert "it is the first point above its limit" in describe_finding(report)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from flash_export.config import ERROR_BUDGETS
+from flash_export.config import ERROR_BUDGETS, QUANTIZATION_BUDGETS, SCHEMES
 from flash_export.validators.bisect.budget import compute_limit, pick_coarser
 
 
@@ -15,8 +15,14 @@ def test_limit_is_a_multiple_of_the_noise_but_not_of_nothing() -> None:
         assert compute_limit(noise, "fp32") == pytest.approx(budget.noise_ratio * budget.floor)
 
 
-def test_precisions_without_a_budget_are_taken_for_the_coarsest() -> None:
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_quantized_graphs_are_held_to_what_validate_accepts(scheme: str) -> None:
+    assert compute_limit(None, scheme) == compute_limit(1e-3, scheme) == QUANTIZATION_BUDGETS[scheme].error
+
+
+def test_the_coarser_precision_is_that_which_accepts_more() -> None:
     assert pick_coarser("fp32", "fp16") == "fp16"
     assert pick_coarser("fp32") == "fp32"
-    assert pick_coarser("int8", "fp16") == "bf16"
-    assert compute_limit(None, "int8") == compute_limit(None, "bf16")
+    assert pick_coarser("int8", "fp16") == "int8"
+    assert pick_coarser("bf16", "fp16") == "bf16"
+    assert pick_coarser("fp8", "int4") == "int4"

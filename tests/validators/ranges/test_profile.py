@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from flash_export.probes import QUANTITIES
 from flash_export.ranges.growth import fit_growth
 from flash_export.validators.ranges.profile import RangesOptions, profile_ranges
 from flash_export.validators.ranges.results import RangePoint, RangeRow, RangesReport
-from flash_export.validators.ranges.terminal import describe_horizon, print_ranges
+from flash_export.validators.ranges.terminal import describe_held, describe_horizon, print_ranges
+from tests.validators.conftest import sign_files
 
 if TYPE_CHECKING:
     from flash_export.bundle import Bundle
@@ -145,10 +147,53 @@ def make_report(*sizes: tuple[float, ...]) -> RangesReport:
             ((1.0, 1.0, 1.0), (2.0, 9e4, 9e4), (9e4, 9e4, 9e4)),
             "fp16 overflows at measured lengths: block 2, linear key-value sum exceeds 65504 at 256 tokens and 1 more. "
             "Nothing else grows towards an overflow of fp16; the least room is 6.6e+04-fold, in block 0, linear "
-            "key-value sum. An export with --precision fp16 holds in fp32 what would overflow within its "
-            "--max-seq-len (--islands auto, the default).",
+            "key-value sum. An export with --precision fp16 holds in fp32 what would overflow within its --max-seq-len "
+            "(--islands auto, the default).",
         ),
     ],
 )
 def test_horizon_is_told_in_words(sizes: tuple[tuple[float, ...], ...], text: str) -> None:
     assert describe_horizon(make_report(*sizes)) == text
+
+
+def test_sums_of_norms_are_held_and_no_overflow(bundle: Bundle) -> None:
+    """With squares far above the end of fp16, which no fp16 export holds in fp16."""
+    model = bundle.load_model()
+    with torch.no_grad():
+        model.get_parameter("token_emb.weight").fill_(300.0)
+    model.save_pretrained(bundle.path)
+    report = profile_ranges(sign_files(bundle), RangesOptions(LENGTHS, threads=1))
+    rows = {row.name: row for row in report.rows}
+    squares = rows["layers.0.norm_squares"]
+
+    assert squares.largest > 65504
+    assert (squares.held, squares.growth.verdict) == ("always", "no growth")
+    assert squares.growth.horizon is None
+    assert report.rows[-1].held == "always"  # the worst come first
+    assert rows["embedding"].held is None
+    text = show(report)
+    assert "Held in fp32 by every fp16 export, so that it does not overflow: sum of squares in the " in text
+    assert "held in fp32, always" in text
+    assert "overflows at measured lengths" not in text
+    assert json.loads(report.to_json())["rows"][-1]["held"] == "always"
+
+
+def test_island_of_an_fp16_bundle_is_told() -> None:
+    report = make_report((2.0, 9e4, 9e4), (1.0, 1.0, 1.0))
+    held = RangeRow("layers.7.kv", report.rows[0].points, fit_growth((256, 512, 1024), (2.0, 9e4, 9e4), 3e38), "island")
+    report = replace(report, rows=(*report.rows[1:], held), precision="fp16")
+    assert describe_horizon(report) == (
+        "Nothing grows towards an overflow of fp16; the least room is 6.6e+04-fold, in block 1, linear key-value sum."
+    )
+    assert describe_held(report) == [
+        "Held in fp32 by the islands of this bundle, so that it does not overflow: linear key-value sum, up to 9e+04 "
+        "in block 7, linear key-value sum."
+    ]
+    assert "held in fp32, an island" in show(report)
+
+
+def test_an_fp32_bundle_is_told_what_an_export_would_hold() -> None:
+    text = describe_horizon(make_report((2.0, 9e4, 9e4)))
+    assert text.endswith("within its --max-seq-len (--islands auto, the default).")
+    assert "--islands" not in describe_horizon(make_report((1.0, 1.0, 1.0)))
+    assert "--islands" not in describe_horizon(replace(make_report((2.0, 9e4, 9e4)), precision="fp16"))

@@ -12,7 +12,9 @@ from tests.validators.report.builders import (
     FOOTPRINT,
     FULL,
     MIXED,
+    QUANTIZED,
     SKIPPED,
+    make_few_bits,
     make_latency,
     make_passed,
     make_report,
@@ -25,7 +27,7 @@ BROKEN = replace(FAILED, batch=1, seq_len=257, masked=False)
 
 
 def test_report_is_no_worse_than_itself() -> None:
-    for report in (FULL, MIXED, make_report(make_passed()), make_report(SKIPPED), make_report()):
+    for report in (FULL, MIXED, QUANTIZED, make_report(make_passed()), make_report(SKIPPED), make_report()):
         comparison = compare_reports(report, report)
         assert comparison
         assert list_sections(comparison) == []
@@ -102,3 +104,17 @@ def test_memory_has_to_move_by_more_than_a_tenth_at_the_same_length(peak_mib: in
     assert bool(compare_reports(before, replace(before, footprints=(other,))).memory) is is_change
     longer = replace(other, peak_seq_len=8192)
     assert compare_reports(before, replace(before, footprints=(longer,))).memory == ()
+
+
+def test_errors_of_quantized_bundles_are_compared_in_hundredths() -> None:
+    """There is no eager model in few bits whose own error would say what is noise."""
+    before = replace(QUANTIZED, rows=(make_few_bits(9, 0.20, 1.0, 0.01), make_few_bits(64, 0.20, 1.0, 0.01)))
+    after = replace(QUANTIZED, rows=(make_few_bits(9, 0.215, 1.0, 0.01), make_few_bits(64, 0.23, 1.0, 0.01)))
+    (change,) = compare_reports(before, after).errors
+    assert (change.row.seq_len, change.before, change.after) == (64, 0.20, 0.23)
+
+
+def test_budget_that_changed_is_told() -> None:
+    other = replace(QUANTIZED, environment={**QUANTIZED.environment, "accepted_loss": "2.00%"})
+    (change,) = compare_reports(QUANTIZED, other).environment
+    assert (change.name, change.before, change.after) == ("accepted_loss", "0.50%", "2.00%")

@@ -100,3 +100,9 @@ def test_latency_is_told_beside_that_of_the_eager_model(p50: float, words: str) 
     )
     assert words in line
     assert line.endswith("; eager takes 1.5 times as long as before")
+
+
+def test_failure_by_something_else_than_its_error_has_its_reason_and_not_a_share() -> None:
+    diverges = make_passed(status="failed", reason="the predictions diverge by 0.25 bits")
+    lines = show(compare_reports(make_report(make_passed()), make_report(diverges)))
+    assert "  ort-cpu, batch 1, length 257: passed before, failed now: the predictions diverge by 0.25 bits" in lines

@@ -61,6 +61,7 @@ def edit(**changes: Any) -> str:
         (edit(rows=[{**FULL.to_dict()["rows"][0], "status": "fine"}]), "rows[0].status is 'fine', wanted passed or"),
         (edit(rows=[{**FULL.to_dict()["rows"][0], "latency_ms": {"p50": 1}}]), "rows[0].latency_ms.p90 is missing"),
         (edit(footprints=[{"backend": 1}]), "footprints[0].backend is int, wanted str"),
+        (edit(bits_per_byte={"ort-cpu": 1.5}), "is damaged: bits_per_byte.eager is missing; validate the bundle again"),
         (edit(surprise=1), "has the unknown field 'surprise'"),
         (edit(bits_per_byte={"eager": float("nan")}), "it has the number NaN"),
     ],

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from flash_export.validators.report.junit import render_junit
-from tests.validators.report.builders import CRASHED, FULL, MIXED, SKIPPED, make_passed, make_report
+from tests.validators.report.builders import CRASHED, FULL, MIXED, QUANTIZED, SKIPPED, make_passed, make_report
 
 if TYPE_CHECKING:
     from flash_export.validators.results import ValidationReport
@@ -90,3 +90,16 @@ def test_characters_that_xml_cannot_hold_are_replaced() -> None:
     data = render_junit(make_report(make_passed(), replace(CRASHED, reason="a\x1b[31m\x00b\ud800")))
     (failure,) = ET.fromstring(data).iter("failure")
     assert failure.get("message") == "a\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
+
+
+def test_name_of_a_check_cannot_break_the_xml() -> None:
+    """A report is a file, so that its check may be anything."""
+    data = render_junit(make_report(make_passed(), replace(CRASHED, check="a\x00b")))
+    (failure,) = ET.fromstring(data).iter("failure")
+    assert failure.get("type") == "a\N{REPLACEMENT CHARACTER}b"
+
+
+def test_quantized_bundle_says_what_it_may_lose() -> None:
+    suite = next(iter(ET.fromstring(render_junit(QUANTIZED))))
+    properties = {one.get("name"): one.get("value") for one in suite.iter("property")}
+    assert (properties["precision"], properties["accepted_loss"]) == ("int8", "0.50%")
