@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -144,12 +143,9 @@ class Tolerance:
     bits_change: None = None
 
     def __post_init__(self) -> None:
-        """Check that something is tolerated, not everything, and nothing negative."""
-        is_usable = self.atol >= 0 and self.rtol >= 0 and 0 < self.atol + self.rtol < math.inf
-        if not is_usable:
-            raise ConfigError(
-                f"atol={self.atol}, rtol={self.rtol} is not usable; give finite numbers, both at least 0 and one above"
-            )
+        """Check that something is tolerated, and nothing negative."""
+        if not (self.atol >= 0 and self.rtol >= 0 and self.atol + self.rtol > 0):
+            raise ConfigError(f"atol={self.atol}, rtol={self.rtol} is not usable; both at least 0 and one above")
 
     def compute_limit(self, scale: float, noise: float) -> float:
         """Return the largest accepted absolute difference for outputs of this scale; ``noise`` does not matter."""

@@ -4,7 +4,8 @@ import fcntl
 import functools
 import json
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -22,6 +23,14 @@ PROVENANCE = {"source": "model.pt", "format": "flash-pytorch", "sha256": "0" * 6
 BundleFactory = Callable[..., Bundle]
 SchemeExporter = Callable[[str], Bundle]
 FolderSharer = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture
+def default_hang_up() -> Iterator[None]:
+    """Let SIGHUP end processes, as in a terminal: tests that run under nohup inherit that it is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

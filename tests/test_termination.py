@@ -11,6 +11,7 @@ import pytest
 from flash_export.termination import TERMINATIONS, Terminated, get_exit_code, raise_terminations
 
 
+@pytest.mark.usefixtures("default_hang_up")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signal_is_raised_and_a_second_one_is_not_caught(number: signal.Signals, code: int) -> None:
     before = signal.getsignal(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -80,6 +81,9 @@ class ValidationOptions:
         if self.seq_lens is not None and self.max_seq_len is not None:
             raise ConfigError("seq_lens and max_seq_len were both given; max_seq_len limits the plans only")
         check_count("threads", self.threads, MAX_THREADS)
+        for name, value in (("atol", self.atol), ("rtol", self.rtol)):
+            if value is not None and not 0 <= value < math.inf:  # nothing could fail within an infinite one
+                raise ConfigError(f"{name}={value} is not usable; use a finite number of at least 0")
 
     def get_limit(self, precision: str, quantization: QuantizationRecord | None = None) -> Limit:
         """Return what decides on a graph of this precision; a quantized one may lose what it was made to lose."""

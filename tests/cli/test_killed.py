@@ -100,6 +100,7 @@ def test_terminated_command_leaves_nothing(place: Place, name: str) -> None:
     assert [path for path in sorted(place.bundle.rglob("*")) if path not in before] in ([], [place.bundle / "reports"])
 
 
+@pytest.mark.usefixtures("default_hang_up")
 def test_hang_up_and_ctrl_c_have_their_own_exit_codes(place: Place) -> None:
     assert place.stop("generate", signal.SIGHUP) == (129, "Interrupted.\n")
     assert place.stop("generate", signal.SIGINT) == (130, "Interrupted.\n")

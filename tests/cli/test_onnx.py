@@ -318,10 +318,10 @@ BAD_INPUTS: dict[str, tuple[Prepare, str]] = {
     "opset too low": (give_options("--opset", "17"), "17 is not in the range 18<=x<=23; see 'main onnx --help'"),
     "opset too high": (give_options("--opset", "24"), "24 is not in the range 18<=x<=23"),
     "opset no number": (give_options("--opset", "new"), "'new' is not a valid integer range"),
-    "length 0": (give_options("--max-seq-len", "0"), "max_seq_len=0 is not usable; use a whole number"),
+    "length 0": (give_options("--max-seq-len", "0"), "max_seq_len=0 is not usable; use at least 1"),
     "batch below 0": (
         give_options("--max-batch", "-1"),
-        "max_batch=-1 is not usable; use a whole number",
+        "max_batch=-1 is not usable; use at least 1",
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import shlex
 from typing import TYPE_CHECKING
@@ -59,8 +60,8 @@ def test_commands_are_found_everywhere() -> None:
 @pytest.mark.parametrize(("place", "words"), COMMANDS, ids=[f"{place}: {' '.join(words)}" for place, words in COMMANDS])
 def test_command_is_understood(place: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in words:
-        if name.endswith(".txt"):  # what the command opens while it parses
+    for option, name in itertools.pairwise(words):
+        if option == "--prompt-file":  # what the command opens while it parses
             (tmp_path / name).touch()
     with contextlib.suppress(click.exceptions.Exit):  # --help, --version
         try:
@@ -72,7 +73,8 @@ def test_command_is_understood(place: str, words: list[str], tmp_path: Path, mon
 
 def _parse(words: list[str]) -> None:
     command = main if words[0].startswith("-") else main.commands[words[0]]
-    with command.make_context(words[0], list(words if command is main else words[1:])):
+    parent = None if command is main else click.Context(main, **main.context_settings)
+    with command.make_context(words[0], list(words if command is main else words[1:]), parent=parent):
         pass
 
 

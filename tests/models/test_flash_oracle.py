@@ -15,6 +15,7 @@ from flash_export.models.flash import FlashModel
 from flash_export.models.gau import GauModel
 from flash_export.models.importers.arguments import GivenArguments
 from flash_export.models.importers.flash_pytorch import import_flash, import_gau
+from tests.models.gau_stack import GauStack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,27 +64,6 @@ gau_arguments = st.fixed_dictionaries(
 )
 
 
-class GauStack(nn.Module):
-    """flash-pytorch's GAU layers between the embedding and the head of its FLASHTransformer."""
-
-    def __init__(self, *, dim: int, depth: int, norm_type: str, **arguments: Any) -> None:
-        super().__init__()
-        norm_class = flash_pytorch.ScaleNorm if norm_type == "scalenorm" else nn.LayerNorm
-        self.token_emb = nn.Embedding(VOCAB_SIZE, dim)
-        self.abs_pos_emb = flash_pytorch.ScaledSinuEmbedding(dim)
-        layers = (flash_pytorch.GAU(dim=dim, norm_klass=norm_class, **arguments) for _ in range(depth))
-        self.layers = nn.ModuleList(layers)
-        self.to_logits = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, VOCAB_SIZE))
-
-    def forward(self, input_ids: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        x = self.token_emb(input_ids)
-        x = self.abs_pos_emb(x) + x
-        for layer in self.layers:
-            x = layer(x, mask=mask)
-        logits: Tensor = self.to_logits(x)
-        return logits
-
-
 def build_flash(arguments: dict[str, Any]) -> tuple[nn.Module, FlashModel]:
     """Build the library's model and ours with the same random float64 weights."""
     theirs = randomise(flash_pytorch.FLASHTransformer(num_tokens=VOCAB_SIZE, **arguments))
@@ -93,7 +73,7 @@ def build_flash(arguments: dict[str, Any]) -> tuple[nn.Module, FlashModel]:
 
 def build_gau(arguments: dict[str, Any]) -> tuple[nn.Module, GauModel]:
     """Build a stack of the library's layers and our model with the same random float64 weights."""
-    theirs = randomise(GauStack(**arguments))
+    theirs = randomise(GauStack(flash_pytorch, VOCAB_SIZE, **arguments))
     ours = import_gau(theirs.state_dict(), GivenArguments(arguments, assume_defaults=True))
     return theirs, load(GauModel(cast("GauConfig", ours.config)), ours.tensors)
 

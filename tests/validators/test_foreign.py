@@ -105,6 +105,7 @@ def test_graph_traced_with_padding_is_as_good_as_ours(bundle: Bundle, tmp_path: 
 
 def test_weights_from_elsewhere_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     model = onnx.ModelProto()
+    model.graph.node.add(op_type="Relu", input=["x"], output=["y"])
     model.graph.initializer.add(name="w").external_data.add(key="location", value="../secret")
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(BundleError, match=r"foreign.onnx takes weights from '../secret', which is not part of it"):

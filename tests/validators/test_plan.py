@@ -112,7 +112,7 @@ def test_axis_of_fixed_size_has_a_range_of_one_value() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "is damaged: seq_lens is missing; use quick, full, or a JSON file such as"),
+        ("{}", "is damaged: seq_lens is missing; use a JSON file such as"),
         ('{"seq_lens": [1.5]}', r"is damaged: seq_lens\[0\] is float, wanted int"),
         ('{"seq_lens": [1], "batches": null, "more": 1}', "is damaged: it has the unknown field 'more'"),
         ('{"seq_lens": [1e999]}', "cannot be read as JSON .*1e999"),

@@ -166,7 +166,14 @@ def test_truncated_graph_is_a_bundle_error(edit_graph: GraphEditor) -> None:
         validate_bundle(bundle, QUICK)
 
 
-@pytest.mark.parametrize("values", [{"threads": 0}, {"seq_lens": (1,), "max_seq_len": 8}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"threads": 0},
+        {"seq_lens": (1,), "max_seq_len": 8},
+        *({name: value} for name in ("atol", "rtol") for value in (-1e-3, float("inf"), float("nan"))),
+    ],
+)
 def test_unusable_options_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         ValidationOptions(**values)  # type: ignore[arg-type]

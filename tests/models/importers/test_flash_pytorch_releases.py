@@ -18,6 +18,7 @@ from flash_export.models.importers.arguments import GivenArguments
 from flash_export.models.importers.flash_pytorch import FLASH_ARGUMENTS, import_gau
 from flash_export.models.importers.flash_pytorch_releases import DEFAULTS, RELEASES
 from flash_export.models.registry import get_family
+from tests.models.gau_stack import GauStack
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -48,32 +49,13 @@ def import_release(version: str) -> ModuleType:
     return module
 
 
-class GauStack(nn.Module):
-    """GAU layers of a release between the embedding and the head of its FLASHTransformer."""
-
-    def __init__(self, library: ModuleType, **arguments: Any) -> None:
-        super().__init__()
-        self.token_emb = nn.Embedding(VOCAB_SIZE, arguments["dim"])
-        self.abs_pos_emb = library.ScaledSinuEmbedding(arguments["dim"])
-        self.layers = nn.ModuleList(library.GAU(norm_klass=library.ScaleNorm, **arguments) for _ in range(2))
-        self.to_logits = nn.Sequential(nn.LayerNorm(arguments["dim"]), nn.Linear(arguments["dim"], VOCAB_SIZE))
-
-    def forward(self, input_ids: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        x = self.token_emb(input_ids)
-        x = self.abs_pos_emb(x) + x
-        for layer in self.layers:
-            x = layer(x, mask=mask)
-        logits: Tensor = self.to_logits(x)
-        return logits
-
-
 def build(library: ModuleType, family: str, arguments: dict[str, Any]) -> nn.Module:
     """Build a model of a release with random float64 weights, none of them left at 0 or 1."""
     torch.manual_seed(0)
     if family == "flash":
         model: nn.Module = library.FLASHTransformer(num_tokens=VOCAB_SIZE, depth=2, **arguments)
     else:
-        model = GauStack(library, **arguments)
+        model = GauStack(library, VOCAB_SIZE, **arguments)
     model.double().eval().requires_grad_(requires_grad=False)
     for name, parameter in model.named_parameters():
         if not name.endswith("rotary_pos_emb.freqs"):
