@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
+from flash_export.heldout import Heldout
 from report import make_parser, print_table, write_json
 
 import flash_export
@@ -29,7 +30,6 @@ from flash_export.exporters.islands import choose_islands
 from flash_export.exporters.lowering import flash, pieces
 from flash_export.exporters.lowering.precision import FP32, Precision, widen
 from flash_export.exporters.lowering.registry import lower_model
-from flash_export.heldout import Heldout
 from flash_export.models.checkpoint import load_pretrained
 from flash_export.models.flash import FlashModel
 from flash_export.models.gau import GauConfig, GauModel
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from flash_export.manifest import TensorSpec
+    from flash_export.interface import TensorSpec
     from flash_export.models.base import ReferenceModel
 
 ASSETS = Path(flash_export.__file__).parent / "assets"

@@ -42,8 +42,8 @@ WEIGHTS_FILE = "model.safetensors"
 MANIFEST_FILE = "manifest.json"
 QUANTIZATION_FILE = "quantization.json"
 GRAPH_FILE = "model.onnx"
-HELDOUT_TEXT_FILE = "heldout.txt"
-HELDOUT_FILE = "heldout.json"
+HELDOUT_FILES = ("heldout.txt", "heldout.npy", "heldout.npz")  # one of them, as SETTINGS_FILE says
+SETTINGS_FILE = "heldout.json"
 ENGINE_FOLDER = "engines"
 REPORT_FOLDER = "reports"
 # What is read of a bundle besides its graphs; one that the manifest does not name was added later.
@@ -52,8 +52,8 @@ _KNOWN_FILES = (
     WEIGHTS_FILE,
     PROBES_FILE,
     QUANTIZATION_FILE,
-    HELDOUT_FILE,
-    HELDOUT_TEXT_FILE,
+    *HELDOUT_FILES,
+    SETTINGS_FILE,
 )
 _EXPORT_AGAIN, _BUILD_AGAIN, _QUANTIZE_AGAIN = "export the bundle again", "build the engine again", "quantize it again"
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flash_export.errors import ConfigError
 from flash_export.suggest import list_known
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 23, 20
 DEFAULT_MAX_SEQ_LEN = 65536
@@ -139,8 +143,12 @@ class Tolerance:
     atol: float = 0.0
     rtol: float = 1e-4
     noise_ratio: None = None
-    kl_bits: None = None
-    bits_change: None = None
+    score_change: None = None
+
+    @property
+    def measures(self) -> Mapping[str, float]:
+        """None: the difference alone decides."""
+        return {}
 
     def __post_init__(self) -> None:
         """Check that something is tolerated, and nothing negative."""
@@ -170,13 +178,17 @@ class ErrorBudget:
     Attributes:
         noise_ratio: Largest accepted error as a multiple of the eager model's.
         floor: Smallest noise that counts, as a fraction of the output's scale.
-        bits_change: Largest accepted change of the bits a byte on held-out text, as a fraction.
+        score_change: Largest accepted worsening of the score on held-out data, as a fraction.
     """
 
     noise_ratio: float
     floor: float
-    bits_change: float | None = None
-    kl_bits: None = None
+    score_change: float | None = None
+
+    @property
+    def measures(self) -> Mapping[str, float]:
+        """None: the difference alone decides."""
+        return {}
 
     def compute_limit(self, scale: float, noise: float) -> float:
         """Return the largest accepted absolute error.
@@ -195,7 +207,7 @@ class ErrorBudget:
     def describe(self) -> dict[str, str]:
         """Say it by name, for reports."""
         limit = {"error_limit": f"{self.noise_ratio:g} times the eager model's own error"}
-        return limit if self.bits_change is None else {**limit, "accepted_loss": f"{self.bits_change:.2%}"}
+        return limit if self.score_change is None else {**limit, "accepted_loss": f"{self.score_change:.2%}"}
 
 
 @dataclass(frozen=True)
@@ -205,14 +217,14 @@ class QuantizationBudget:
     Attributes:
         error: Largest accepted error, as a fraction of the output's scale.
         own_error: How much two of its own runs that compute the same may differ, as such a fraction.
-        kl_bits: Largest accepted divergence of the predictions at a shape, in bits a position.
-        bits_change: Largest accepted change of the bits a byte on held-out text, as a fraction.
+        measures: Worst accepted value of measures of a task, at a shape: bits of divergence for predictions.
+        score_change: Largest accepted worsening of the score on held-out data, as a fraction.
     """
 
     error: float
     own_error: float
-    kl_bits: float
-    bits_change: float
+    measures: Mapping[str, float]
+    score_change: float
     noise_ratio: None = None
 
     def compute_limit(self, scale: float, noise: float) -> float:
@@ -226,24 +238,26 @@ class QuantizationBudget:
     def describe(self) -> dict[str, str]:
         """Say it by name, for reports."""
         return {
-            "error_limit": f"{self.error:.0%} of the largest logit",
-            "divergence_limit": f"{self.kl_bits:g} bits per position",
-            "accepted_loss": f"{self.bits_change:.2%}",
+            "error_limit": f"{self.error:.0%} of the largest output",
+            **{f"{name}_limit": f"{value:g}" for name, value in self.measures.items()},
+            "accepted_loss": f"{self.score_change:.2%}",
         }
 
 
 # docs/validation.md says how these were chosen. The floor is four units in the last place of the precision.
 ERROR_BUDGETS = {
-    "fp32": ErrorBudget(noise_ratio=8.0, floor=2.0**-22, bits_change=0.0005),
-    "fp16": ErrorBudget(noise_ratio=4.0, floor=2.0**-9, bits_change=0.001),
-    "bf16": ErrorBudget(noise_ratio=4.0, floor=2.0**-6, bits_change=0.005),
+    "fp32": ErrorBudget(noise_ratio=8.0, floor=2.0**-22, score_change=0.0005),
+    "fp16": ErrorBudget(noise_ratio=4.0, floor=2.0**-9, score_change=0.001),
+    "bf16": ErrorBudget(noise_ratio=4.0, floor=2.0**-6, score_change=0.005),
 }
 QUANTIZATION_BUDGETS = {
-    INT8: QuantizationBudget(error=0.5, own_error=0.02, kl_bits=0.2, bits_change=DEFAULT_BUDGETS[INT8]),
+    INT8: QuantizationBudget(error=0.5, own_error=0.02, measures={"kl_bits": 0.2}, score_change=DEFAULT_BUDGETS[INT8]),
     # The scale of an activation is that of all tokens of all rows, later ones too.
-    INT8_DYNAMIC: QuantizationBudget(error=0.5, own_error=0.25, kl_bits=0.2, bits_change=DEFAULT_BUDGETS[INT8_DYNAMIC]),
-    INT4: QuantizationBudget(error=0.5, own_error=0.02, kl_bits=0.2, bits_change=DEFAULT_BUDGETS[INT4]),
-    FP8: QuantizationBudget(error=0.25, own_error=0.02, kl_bits=0.1, bits_change=DEFAULT_BUDGETS[FP8]),
+    INT8_DYNAMIC: QuantizationBudget(
+        error=0.5, own_error=0.25, measures={"kl_bits": 0.2}, score_change=DEFAULT_BUDGETS[INT8_DYNAMIC]
+    ),
+    INT4: QuantizationBudget(error=0.5, own_error=0.02, measures={"kl_bits": 0.2}, score_change=DEFAULT_BUDGETS[INT4]),
+    FP8: QuantizationBudget(error=0.25, own_error=0.02, measures={"kl_bits": 0.1}, score_change=DEFAULT_BUDGETS[FP8]),
 }
 
 

@@ -14,7 +14,8 @@ import pytest
 from flash_export.bundle import Bundle
 from flash_export.config import ExportOptions
 from flash_export.files import hash_file
-from flash_export.manifest import AxisRange, GraphSpec, Manifest, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec, Manifest
 
 # Small models on busy machines: threads cost more than they give. Read when PyTorch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

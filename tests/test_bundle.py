@@ -19,16 +19,8 @@ from hypothesis import strategies as st
 from flash_export.bundle import Bundle, reads_bundles
 from flash_export.errors import BundleError
 from flash_export.files import hash_file, hash_files, replace_folder
-from flash_export.manifest import (
-    AxisRange,
-    Content,
-    EngineManifest,
-    GraphSpec,
-    Manifest,
-    ModelFacts,
-    ProfileShapes,
-    TensorSpec,
-)
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, EngineManifest, GraphSpec, Manifest, ModelFacts, ProfileShapes
 from flash_export.quantization_record import ProductRecord, QuantizationRecord
 
 if TYPE_CHECKING:

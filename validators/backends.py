@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.config import DECODE, PREFILL
 from flash_export.errors import BackendUnavailableError, ConfigError
-from flash_export.manifest import TensorSpec
+from flash_export.interface import BATCH, SEQ, TensorSpec
 from flash_export.suggest import describe_unknown
 from flash_export.temporary import create_temporary_folder
 
@@ -39,7 +39,7 @@ class Backend:
         graph: Graph of the bundle that it runs.
         device: Where it runs, and so where the eager model is timed: ``cpu`` or ``cuda``.
         inputs: What it takes.
-        outputs: What it returns; the first is compared.
+        outputs: What it returns, in the order of the interface.
         open: Make the runner; raises BackendUnavailableError where it cannot be used.
         profiles: Ranges that an engine was built for; empty: the whole range of the graph.
         is_timed: Whether its latency is that of one pass, and so comparable with the eager model's.
@@ -62,13 +62,15 @@ class Backend:
 
     def describe_misfit(self, cell: Cell) -> str | None:
         """Say why the engine was not built for a shape, or None when it was."""
-        shape = (cell.batch, cell.seq_len)
-        ranges = [profile[self.inputs[0].name] for profile in self.profiles]
-        if not ranges or any(_contains(shapes, shape) for shapes in ranges):
+        sizes = {BATCH: cell.batch, SEQ: cell.seq_len}
+        shapes = {spec.name: tuple(_fill(size, sizes) for size in spec.shape) for spec in self.inputs}
+        if not self.profiles or any(_fits(profile, shapes) for profile in self.profiles):
             return None
-        built = ", ".join(f"{_format(shapes.min)} to {_format(shapes.max)}" for shapes in ranges)
+        first = self.inputs[0].name
+        built = ", ".join(f"{_format(one[first].min)} to {_format(one[first].max)}" for one in self.profiles)
         return (
-            f"{_format(shape)} is outside of the engine's profiles ({built}); build one for it with 'flash-export trt'"
+            f"{first} of {_format(shapes[first])} is outside of the engine's profiles ({built}); build one for it with "
+            "'flash-export trt'"
         )
 
 
@@ -137,8 +139,7 @@ def _describe_foreign(bundle: Bundle, path: Path, threads: int | None) -> Backen
     ours = bundle.get_graph(GRAPH)
     graph = read_foreign_graph(path, ours)
     opener = partial(ForeignRunner, path, graph, threads=threads)
-    outputs = (TensorSpec("logits", graph.spec.outputs[0].dtype, ours.outputs[0].shape),)
-    return Backend(f"{ONNX_PREFIX}{path.stem}", GRAPH, "cpu", graph.inputs, outputs, opener, onnx_path=path)
+    return Backend(f"{ONNX_PREFIX}{path.stem}", GRAPH, "cpu", graph.inputs, graph.outputs, opener, onnx_path=path)
 
 
 def _open_ort(
@@ -184,6 +185,14 @@ def _refuse_missing_engine() -> Runner:
     raise BackendUnavailableError(
         "the bundle has no engine of the forward graph; build one with 'flash-export trt BUNDLE'"
     )
+
+
+def _fill(size: int | str, sizes: Mapping[str, int]) -> int:
+    return sizes[size] if isinstance(size, str) else size
+
+
+def _fits(profile: Mapping[str, ProfileShapes], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return all(_contains(profile[name], shape) for name, shape in shapes.items())
 
 
 def _contains(shapes: ProfileShapes, shape: tuple[int, ...]) -> bool:

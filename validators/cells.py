@@ -9,22 +9,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flash_export.data.batch import join_outputs
 from flash_export.errors import FlashExportError
 from flash_export.validators.accuracy import compare_outputs
 from flash_export.validators.latency import LatencyResult, measure_latency
 from flash_export.validators.memory import describe_lack_of_memory
-from flash_export.validators.plan import build_cell_inputs, build_graph_inputs, describe_default_omission
+from flash_export.validators.plan import build_batch, describe_default_omission
 from flash_export.validators.results import Row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from flash_export.data.batch import Batch, Outputs
+    from flash_export.data.sources import Data
+    from flash_export.interface import Interface
     from flash_export.models.base import ModelConfig
     from flash_export.runtime.runner import Runner
     from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
-    from flash_export.validators.plan import Cell, CellInputs
+    from flash_export.validators.plan import Cell
     from flash_export.validators.results import Status
 
 # A run this long is not noticeably shorter after a warm-up, so the run that was compared is timed too.
@@ -50,9 +54,10 @@ class OpenBackend:
     limit: Limit
     compiled: Runner | None = None
 
-    def run(self, inputs: CellInputs) -> np.ndarray:
-        """Return the first output."""
-        return self.runner.run(build_graph_inputs(self.backend.inputs, inputs))[self.backend.outputs[0].name]
+    def run(self, batch: Batch) -> Outputs:
+        """Return the outputs, by name."""
+        outputs = self.runner.run(batch.to_inputs(self.backend.inputs))
+        return {spec.name: outputs[spec.name] for spec in self.backend.outputs}
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,13 @@ class Expected:
     """What a cell is compared with.
 
     Attributes:
-        logits: Of the reference, float64.
-        eager: Of the eager model in the graph's precision.
+        reference: What the reference returns, float64.
+        eager: What the eager model in the graph's precision returns.
         eager_s: Seconds that the latter took.
     """
 
-    logits: np.ndarray
-    eager: np.ndarray
+    reference: Outputs
+    eager: Outputs
     eager_s: float
 
 
@@ -80,7 +85,7 @@ class CellChecker:
         eager: The model in the graph's precision, whose own error is the noise floor.
         budget_s: Time for measuring the latency of one cell; 0: do not measure it.
         is_default_plan: Whether the lengths are ours, so that the very expensive cells may be left out.
-        text: Tokens of held-out text, for the cells that ask for it.
+        data: Where the inputs of cells come from.
     """
 
     config: ModelConfig
@@ -88,7 +93,12 @@ class CellChecker:
     eager: Runner
     budget_s: float
     is_default_plan: bool
-    text: np.ndarray | None = None
+    data: Data
+
+    @property
+    def interface(self) -> Interface:
+        """What the model takes and gives."""
+        return self.data.random.interface
 
     def check(self, cell: Cell, backends: Sequence[OpenBackend]) -> list[Row]:
         """Return one row a backend; what a backend raises makes its row fail."""
@@ -102,7 +112,7 @@ class CellChecker:
             for opened in backends
             if (misfit := opened.backend.describe_misfit(cell))
         }
-        inputs = build_cell_inputs(cell, int(self.config.to_dict()["vocab_size"]), self.text)
+        inputs = build_batch(cell, self.data)
         remaining = [opened for opened in backends if opened.backend.name not in rows]
         if remaining:
             try:
@@ -116,53 +126,44 @@ class CellChecker:
 
     def measure_noise(self, cell: Cell) -> float:
         """Return the eager model's error at a shape, as a fraction of the output's scale."""
-        inputs = build_cell_inputs(cell, int(self.config.to_dict()["vocab_size"]), self.text)
-        expected = self._compute_expected(cell, inputs)
-        scale = float(np.abs(expected.logits).max())
-        return float(np.abs(expected.logits - expected.eager).max()) / scale if scale else 0.0
+        expected = self._compute_expected(cell, build_batch(cell, self.data))
+        return max(_measure_noise(expected.reference[name], expected.eager[name]) for name in expected.reference)
 
-    def _compute_expected(self, cell: Cell, inputs: CellInputs) -> Expected:
-        logits = self._run_model(self.reference, cell, inputs)
+    def _compute_expected(self, cell: Cell, inputs: Batch) -> Expected:
+        reference = self._run_model(self.reference, cell, inputs)
         start = time.perf_counter()
         eager = self._run_model(self.eager, cell, inputs)
-        return Expected(logits, eager, time.perf_counter() - start)
+        return Expected(reference, eager, time.perf_counter() - start)
 
-    def _run_model(self, runner: Runner, cell: Cell, inputs: CellInputs) -> np.ndarray:
+    def _run_model(self, runner: Runner, cell: Cell, inputs: Batch) -> Outputs:
         """Run the reference or the eager model.
 
         Where a model promises that padding changes nothing, a masked batch is compared with each of its rows alone,
         unpadded and unmasked. A model whose divisor counts the padding gets the same mask instead.
         """
-        if not cell.masked:
-            return _run_reference(runner, inputs.input_ids)
-        if getattr(self.config, "mask_divisor", "valid") == "padded":
-            return _run_reference(runner, inputs.input_ids, inputs.valid.astype(np.int64))
-        expected: np.ndarray | None = None
-        for row, length in enumerate(inputs.lengths):
-            logits = _run_reference(runner, inputs.input_ids[row : row + 1, :length])
-            if expected is None:
-                expected = np.zeros((cell.batch, cell.seq_len, logits.shape[-1]), dtype=logits.dtype)
-            expected[row, :length] = logits[0]
-        assert expected is not None  # a cell has at least one row
-        return expected
+        if not cell.masked or self.interface.padding == "counted":
+            return runner.run(inputs.to_model_inputs(masked=cell.masked))
+        rows = [runner.run(row.to_model_inputs(masked=False)) for row in inputs.take_apart()]
+        return join_outputs(self.interface.outputs, rows, cell.seq_len)
 
-    def _check_backend(self, opened: OpenBackend, cell: Cell, inputs: CellInputs, expected: Expected) -> Row:
+    def _check_backend(self, opened: OpenBackend, cell: Cell, inputs: Batch, expected: Expected) -> Row:
         try:
             return self._compare(opened, cell, inputs, expected)
         except Exception as error:  # whatever a backend raises, the other cells still have something to tell
             return make_row(opened.backend, cell, describe_exception(error), failed=True)
 
-    def _compare(self, opened: OpenBackend, cell: Cell, inputs: CellInputs, expected: Expected) -> Row:
+    def _compare(self, opened: OpenBackend, cell: Cell, inputs: Batch, expected: Expected) -> Row:
         start = time.perf_counter()
         actual = opened.run(inputs)
         backend_s = time.perf_counter() - start
         result = compare_outputs(
-            expected.logits,
+            self.interface,
+            expected.reference,
             expected.eager,
             actual,
             inputs.valid,
             opened.limit,
-            dtype=opened.backend.outputs[0].dtype,
+            specs=opened.backend.outputs,
         )
         del actual
         row = replace(
@@ -184,17 +185,17 @@ class CellChecker:
             eager_latency_ms=latency.eager,
             compiled_latency_ms=latency.compiled,
             speedup=latency.speedup,
-            tokens_per_s=cell.tokens / latency.backend.p50 * 1e3,
+            units_per_s=cell.tokens / latency.backend.p50 * 1e3,
         )
 
-    def _measure(self, opened: OpenBackend, inputs: CellInputs, first: tuple[float, float]) -> LatencyResult:
-        arrays = build_graph_inputs(opened.backend.inputs, inputs)
+    def _measure(self, opened: OpenBackend, inputs: Batch, first: tuple[float, float]) -> LatencyResult:
+        arrays, plain = inputs.to_inputs(opened.backend.inputs), inputs.to_model_inputs(masked=False)
         compiled = opened.compiled
         is_slow = opened.eager is self.eager and sum(first) > _SLOW_PAIR_S
         return measure_latency(
-            lambda: _run_reference(opened.eager, inputs.input_ids),
+            lambda: opened.eager.run(plain),
             lambda: opened.runner.run(arrays),
-            run_compiled=None if compiled is None else lambda: _run_reference(compiled, inputs.input_ids),
+            run_compiled=None if compiled is None else lambda: compiled.run(plain),
             budget_s=self.budget_s,
             warmup=0 if is_slow else 1,
             first=first if is_slow else None,
@@ -216,11 +217,9 @@ def describe_exception(error: Exception, folder: Path | None = None) -> str:
     return text if len(text) <= _REASON_CHARACTERS else f"{text[: _REASON_CHARACTERS - 3]}..."
 
 
-def _run_reference(runner: Runner, input_ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    inputs = {"input_ids": input_ids}
-    if mask is not None:
-        inputs["attention_mask"] = mask
-    return runner.run(inputs)["logits"]
+def _measure_noise(reference: np.ndarray, eager: np.ndarray) -> float:
+    scale = float(np.abs(reference).max())
+    return float(np.abs(reference - eager).max()) / scale if scale else 0.0
 
 
 def make_row(backend: Backend, cell: Cell, reason: str | None, *, failed: bool = False) -> Row:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flash_export.errors import BundleError
 from flash_export.external_data import check_external_data
 from flash_export.files import check_utf8
-from flash_export.manifest import GraphSpec, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import GraphSpec
 from flash_export.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:
@@ -41,7 +42,13 @@ class ForeignGraph:
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What it takes, under our names."""
         ours = {theirs: name for name, theirs in self.names.items()}
-        return tuple(TensorSpec(ours[spec.name], spec.dtype, spec.shape) for spec in self.spec.inputs)
+        return tuple(replace(spec, name=ours[spec.name]) for spec in self.spec.inputs)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it returns, under our names."""
+        ours = {theirs: name for name, theirs in self.names.items()}
+        return tuple(replace(spec, name=ours[spec.name]) for spec in self.spec.outputs)
 
 
 def read_foreign_graph(path: Path, graph: GraphSpec) -> ForeignGraph:

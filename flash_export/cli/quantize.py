@@ -98,9 +98,10 @@ def parse_share(text: str) -> float:
 
 def print_record(bundle: Bundle, record: QuantizationRecord, console: Console) -> None:
     """Print what was done and why."""
+    from flash_export.tasks.registry import get_task
     from flash_export.terminal import make_table, make_text
 
-    console.print(make_text((f"{record.scheme}, by {record.predictions:,} predictions on {record.text}", "italic")))
+    console.print(make_text((f"{record.scheme}, by {record.predictions:,} predictions on {record.data}", "italic")))
     rows = [
         (
             product.name,
@@ -114,8 +115,11 @@ def print_record(bundle: Bundle, record: QuantizationRecord, console: Console) -
     for product in record.products:
         if product.reason is not None:
             console.print(make_text(f"{product.name}: {describe_product(product)}, because {product.reason}"))
-    bits = "" if record.bits is None else f": {record.bits:.4f} bits a prediction, fp32 {record.reference_bits:.4f}"
-    console.print(make_text(f"Loss {record.loss:.2%}, accepted {record.budget:.2%}{bits}"))
+    scores = ""
+    if record.score is not None:
+        label = get_task(bundle.manifest.interface.task).describe_score(bundle.manifest.interface).label
+        scores = f": {record.score:.4f} {label}, fp32 {record.reference_score:.4f}"
+    console.print(make_text(f"Loss {record.loss:.2%}, accepted {record.budget:.2%}{scores}"))
     console.print(make_text(f"{record.quantized_share:.0%} of the weights in few bits"))
     console.print(make_text(f"Bundle: {bundle.path}"), soft_wrap=True)
 

@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flash_export.errors import InputError
-from flash_export.manifest import (
-    LENGTHS,
-    NEW_STATE_PREFIX,
-    STATE_PREFIX,
-    AxisRange,
-    Content,
-    GraphSpec,
-    TensorSpec,
-)
+from flash_export.interface import SEQ, Lengths, TensorSpec, TokenIds
+from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec
 from flash_export.runtime.eager import EagerRunner
 from flash_export.runtime.inputs import check_inputs
 
@@ -31,7 +24,7 @@ if TYPE_CHECKING:
 def describe_eager_graph(vocab_size: int, axes: Mapping[str, AxisRange]) -> GraphSpec:
     """Return the contract of a prefill graph whose state is ``position`` and ``tokens``, as long as a text may be."""
     max_seq_len = axes["seq"].max
-    ids = Content.from_vocabulary(vocab_size)
+    ids = TokenIds(vocab_size)
     state = (("position", ("batch",), None), ("tokens", ("batch", max_seq_len), ids))
     return GraphSpec(
         file="",
@@ -39,7 +32,7 @@ def describe_eager_graph(vocab_size: int, axes: Mapping[str, AxisRange]) -> Grap
         precision="fp32",
         inputs=(
             TensorSpec("input_ids", "int64", ("batch", "seq"), ids),
-            TensorSpec("lengths", "int64", ("batch",), Content(LENGTHS, 1, "seq")),
+            TensorSpec("lengths", "int64", ("batch",), Lengths(SEQ)),
             *(TensorSpec(f"{STATE_PREFIX}{name}", "int64", shape, content) for name, shape, content in state),
         ),
         outputs=(

@@ -13,7 +13,7 @@ import numpy as np
 
 from flash_export.bundle import reads_bundles
 from flash_export.errors import InputError
-from flash_export.manifest import Content
+from flash_export.interface import TokenIds
 from flash_export.runtime.inputs import check_axis, check_content
 from flash_export.runtime.sampling import Sampler, SamplingOptions
 from flash_export.runtime.state import State, check_state
@@ -236,7 +236,7 @@ class Generator:
             )
         if prompt.size == 0:
             raise InputError(f"prompt {row} has no tokens; give at least one, such as a line break, to go on from")
-        check_content(f"prompt {row}", prompt, Content.from_vocabulary(self._vocab_size))
+        check_content(f"prompt {row}", prompt, TokenIds(self._vocab_size))
         return prompt
 
     def __enter__(self) -> Self:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from flash_export.cli.main import main
-from flash_export.manifest import EngineManifest, ProfileShapes, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import EngineManifest, ProfileShapes
 
 if TYPE_CHECKING:
     from flash_export.bundle import Bundle

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.quantization.text import CalibrationText
+
 from flash_export.bundle import Bundle
 from flash_export.models.checkpoint import load_checkpoint
 from flash_export.quantization.judge import Judge
-from flash_export.quantization.text import CalibrationText
 from tests.fuzz.mutations import (
     mutate_array,
     mutate_bytes,

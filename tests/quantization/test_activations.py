@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from flash_export.exporters.quantization.trial import TrialProduct
-from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec
 from flash_export.quantization.activations import (
     FIRST_LENGTH,
     MAX_RECORDED_BYTES,

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
+from flash_export.quantization.text import Window
 from onnx import TensorProto, helper, numpy_helper
 
 from flash_export.errors import InputError
-from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec
 from flash_export.quantization.judge import ESTIMATE_WINDOWS, Judge, Loss
-from flash_export.quantization.text import Window
 
 if TYPE_CHECKING:
     from pathlib import Path

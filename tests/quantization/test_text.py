@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
+from flash_export.quantization.text import MAX_WINDOWS, WINDOW, CalibrationText
 
 from flash_export.errors import BundleError, InputError
 from flash_export.files import hash_file
-from flash_export.quantization.text import MAX_WINDOWS, WINDOW, CalibrationText
 
 if TYPE_CHECKING:
     from collections.abc import Callable

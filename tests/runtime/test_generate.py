@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from flash_export.bundle import Bundle
 from flash_export.errors import BundleError, ConfigError, InputError, StateError
-from flash_export.manifest import AxisRange, GraphSpec, Manifest, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec, Manifest
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.runtime.decoder import RunnerDecoder
 from flash_export.runtime.eager_state import EagerStateRunner, describe_eager_graph

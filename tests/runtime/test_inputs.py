@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from flash_export.errors import InputError
-from flash_export.manifest import LENGTHS, AxisRange, Content, GraphSpec, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec
 from flash_export.runtime.inputs import check_inputs
 
 GRAPH = GraphSpec(

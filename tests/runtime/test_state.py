@@ -12,7 +12,8 @@ from safetensors.numpy import save
 
 from flash_export.bundle import Bundle
 from flash_export.errors import BundleError, StateError
-from flash_export.manifest import AxisRange, GraphSpec, Manifest, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec, Manifest
 from flash_export.runtime.state import State, check_state, identify_model
 from tests.conftest import PROVENANCE
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from flash_export.config import Tolerance
-from flash_export.manifest import ProfileShapes, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import ProfileShapes
 from flash_export.models.flash import FlashConfig
 from flash_export.validators.backends import Backend
 from flash_export.validators.cells import CellChecker, OpenBackend

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flash_export.manifest import AxisRange, GraphSpec, ProfileShapes, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec, ProfileShapes
 from flash_export.models.flash import FlashConfig
 from flash_export.structure import build
 from flash_export.validators import footprint

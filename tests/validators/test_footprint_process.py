@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from flash_export.manifest import TensorSpec
+from flash_export.interface import TensorSpec
 from flash_export.validators import footprint_process
 from flash_export.validators.backends import Backend
 from flash_export.validators.footprint import FootprintRequest, ShapeCost

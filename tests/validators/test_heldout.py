@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-
-from flash_export.errors import BundleError
 from flash_export.heldout import Heldout
 from flash_export.validators.bits_per_byte import measure_bits_per_byte
+
+from flash_export.errors import BundleError
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 
 if TYPE_CHECKING:

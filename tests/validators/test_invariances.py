@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from flash_export.config import ErrorBudget
-from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec
 from flash_export.models.flash import FlashConfig
 from flash_export.validators.backends import Backend
 from flash_export.validators.cells import OpenBackend

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flash_export.errors import ConfigError
-from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
-from flash_export.models.flash import FlashConfig
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec
 from flash_export.validators.plan import (
     DEFAULT_CELL_TOKENS,
     Cell,

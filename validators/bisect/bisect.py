@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from flash_export.bundle import reads_bundles
 from flash_export.config import ERROR_BUDGETS, MAX_THREADS, check_count
 from flash_export.errors import BundleError, ConfigError
-from flash_export.probes import LOGITS
 from flash_export.suggest import describe_unknown
 from flash_export.validators.backends import ENGINE_PREFIX, GRAPH, ORT_PROVIDERS
 from flash_export.validators.bisect.budget import pick_coarser
+from flash_export.validators.bisect.quantities import check_probes
 from flash_export.validators.bisect.readings import GraphSource, ModelSource
 from flash_export.validators.bisect.results import BisectReport
 from flash_export.validators.bisect.runs import check_memory, compare_run, plan_runs
@@ -94,6 +94,7 @@ def bisect_bundle(
         precision = pick_coarser(precision, against.get_graph(GRAPH).precision)
 
     model = bundle.load_model()
+    check_probes(bundle, model.config, probes)
     cells = plan_runs(graph, model.config, options.seq_len, options.batch)
     for cell in cells:
         check_memory(model.config, cell)
@@ -135,8 +136,8 @@ def _open_graph(
     from flash_export.runtime.ort import OrtRunner, list_values
 
     graph, path, probes = bundle.get_graph(GRAPH), bundle.get_graph_path(GRAPH), bundle.read_probes()
-    there = list_values(path)
-    wanted = [probe.tensor for probe in probes.probes if probe.tensor in there and probe.name != LOGITS]
+    there, outputs = list_values(path), {spec.name for spec in graph.outputs}
+    wanted = [probe.tensor for probe in probes.probes if probe.tensor in there and probe.tensor not in outputs]
     if not wanted:
         raise BundleError(f"{path} has none of the values that the bundle says it can be read at; export it again")
     provider, threads = ORT_PROVIDERS[options.backend], options.threads

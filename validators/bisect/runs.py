@@ -6,22 +6,23 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from flash_export.data.sources import Data, RandomSource
 from flash_export.errors import InputError
-from flash_export.probes import LOGITS, QUANTITIES, Point
 from flash_export.validators.bisect.budget import compute_limit
 from flash_export.validators.bisect.deviation import build_region, describe_deviation, measure_deviation
+from flash_export.validators.bisect.quantities import get_quantity, rank_probe, restore_layout
 from flash_export.validators.bisect.readings import GraphSource
 from flash_export.validators.bisect.results import ProbeRow, Run
 from flash_export.validators.cells import describe_exception
-from flash_export.validators.memory import estimate_cell_bytes, read_free_bytes
-from flash_export.validators.plan import Cell, build_cell_inputs, get_axis, get_probe_chunk
+from flash_export.validators.memory import read_free_bytes
+from flash_export.validators.plan import Cell, build_batch, get_probe_chunk
 
 if TYPE_CHECKING:
     import numpy as np
 
     from flash_export.manifest import GraphSpec
     from flash_export.models.base import ModelConfig
-    from flash_export.probes import Probe
+    from flash_export.probes import Probe, Quantity
     from flash_export.validators.bisect.readings import Source
     from flash_export.validators.bisect.results import ProbeStatus
 
@@ -35,10 +36,10 @@ def plan_runs(graph: GraphSpec, config: ModelConfig, seq_len: int | None, batch:
     The first length ends in the middle of the third chunk, so that every branch of the model has something to do. What
     goes wrong only without an earlier chunk, or only where nothing is padded, shows at 1 and at the chunk.
     """
-    axis, chunk = get_axis(graph, "seq"), get_probe_chunk(config)
+    axis, chunk = graph.axes["seq"], get_probe_chunk(config.interface)
     lengths = [2 * chunk + chunk // 2 + 1, 1, chunk] if seq_len is None else [seq_len]
     lengths = list(dict.fromkeys(min(max(length, axis.min), axis.max) for length in lengths))
-    batches = get_axis(graph, "batch")
+    batches = graph.axes["batch"]
     size = min(max(DEFAULT_BATCH, batches.min), batches.max) if batch is None else batch
     masks = (False, True) if graph.has_mask else (False,)
     return [Cell(size, length, masked) for length in lengths for masked in masks if not masked or size * length > 1]
@@ -50,9 +51,8 @@ def check_memory(config: ModelConfig, cell: Cell) -> None:
     Raises:
         InputError: They would not.
     """
-    depth = int(config.to_dict()["depth"])
     # Four copies in fp32, the reference's being as large as two, of about half of what is estimated for a block.
-    needed, free = 2 * depth * estimate_cell_bytes(config, cell), read_free_bytes()
+    needed, free = 2 * config.num_blocks * config.estimate_bytes(cell.batch, cell.seq_len), read_free_bytes()
     if needed > free // 2:
         raise InputError(
             f"seq_len={cell.seq_len} with batch={cell.batch} needs about {needed / 2**30:.1f} GiB for what is read, "
@@ -76,7 +76,7 @@ def compare_run(
         sources: The reference, the graph, and the eager model that tells what rounding does, if there is one.
         precision: Precision of the graph.
     """
-    inputs = build_cell_inputs(cell, int(config.to_dict()["vocab_size"]))
+    inputs = build_batch(cell, Data(RandomSource(config.interface)))
     reference, graph, eager = sources
     try:
         actual = graph.read(cell, inputs)
@@ -84,31 +84,34 @@ def compare_run(
         return Run(cell.batch, cell.seq_len, cell.masked, (), describe_exception(error))
     noise = eager.read(cell, inputs) if eager else None
     expected, rows = reference.read(cell, inputs), []
-    for probe in probes:
+    for probe in sorted(probes, key=lambda probe: rank_probe(config, probe.name)):
+        quantity = get_quantity(config, probe.name)
         if probe.name not in actual.names:
-            rows.append(ProbeRow(probe.name, probe.tensor, "missing", note="the graph has no such value"))
+            note = "the graph has no such value"
+            rows.append(ProbeRow(probe.name, probe.tensor, "missing", note=note, label=quantity.label))
             continue
         truth, rounded = expected.take(probe.name), noise.take(probe.name) if noise else None
-        row = _compare_probe(probe, truth, actual.take(probe.name), rounded, inputs.valid, precision)
-        if probe.name == LOGITS and not row and isinstance(graph, GraphSource) and graph.read_logits is not None:
-            read = _compare_probe(probe, truth, graph.read_logits, rounded, inputs.valid, precision)
-            row = replace(row, note=FUSED) if read else row
+        row = _compare_probe(probe, quantity, truth, actual.take(probe.name), rounded, inputs.valid, precision)
+        if not row and isinstance(graph, GraphSource) and probe.name in graph.read_outputs:
+            read = restore_layout(config, probe.name, graph.read_outputs[probe.name], cell.seq_len)
+            is_right = _compare_probe(probe, quantity, truth, read, rounded, inputs.valid, precision)
+            row = replace(row, note=FUSED) if is_right else row
         rows.append(row)
-    return Run.of(cell, rows)
+    return Run(cell.batch, cell.seq_len, cell.masked, tuple(rows))
 
 
 def _compare_probe(
     probe: Probe,
+    quantity: Quantity,
     expected: np.ndarray,
     actual: np.ndarray,
     eager: np.ndarray | None,
     valid: np.ndarray,
     precision: str,
 ) -> ProbeRow:
-    quantity = QUANTITIES[Point.parse(probe.name).quantity]
     if actual.shape != expected.shape:
         note = f"it has shape {actual.shape}, the reference's has {expected.shape}"
-        return ProbeRow(probe.name, probe.tensor, "wrong", note=note)
+        return ProbeRow(probe.name, probe.tensor, "wrong", note=note, label=quantity.label)
     region = build_region(quantity, expected.shape, valid)
     noise = None if eager is None else measure_deviation(expected, eager, region).error
     limit = compute_limit(noise, precision)
@@ -122,6 +125,7 @@ def _compare_probe(
         _drop_infinity(noise),
         limit,
         "" if status == "clean" else describe_deviation(found, quantity.kind, limit),
+        quantity.label,
     )
 
 

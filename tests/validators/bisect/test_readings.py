@@ -74,7 +74,7 @@ class LoweredSource:
             mask = torch.from_numpy(inputs.valid).long() if cell.masked else None
             arrays["logits"] = self._model(torch.from_numpy(inputs.input_ids), mask).numpy()
         found.append(Probe("logits", "logits"))
-        orders = {name: tuple(order) for name, order in self._model.orders.items()}  # type: ignore[operator,union-attr]
+        orders = {name: tuple(order) for name, order in self._model.orders.items()}
         self.probes = ProbeMap("forward", orders, tuple(found))
         return restore_reading(arrays, self.probes, self._config, inputs)
 

@@ -48,7 +48,7 @@ def make_passed(seq_len: int = 257, *, masked: bool = False, backend: str = "ort
             eager_latency_ms=make_latency(6.0),
             first_latency_ms=9.0,
             speedup=3.0,
-            tokens_per_s=seq_len / 2.0 * 1e3,
+            units_per_s=seq_len / 2.0 * 1e3,
         )
     return replace(row, **changes)
 

@@ -70,7 +70,7 @@ PASSED = st.builds(
     compiled_latency_ms=LATENCIES,
     first_latency_ms=OPTIONAL,
     speedup=OPTIONAL,
-    tokens_per_s=OPTIONAL,
+    units_per_s=OPTIONAL,
 )
 FAILURES = st.builds(
     partial(Row, status="failed"),
@@ -159,7 +159,7 @@ def test_any_report_follows_it_comes_back_and_can_be_shown(report: ValidationRep
         ("backend", "eager"),
         ("check", "luck"),
         ("top1_agreement", 1.5),
-        ("tokens_per_s", -1),
+        ("units_per_s", -1),
         ("latency_ms", {"p50": 1.0}),
     ],
 )
@@ -212,7 +212,7 @@ def test_real_validation_with_a_foreign_graph_follows_it(pristine_bundle: Bundle
     check(report)
     assert [one.backend for one in report.footprints] == ["ort-cpu", "onnx:other"]
     assert all(one.reason is None and one.open_ms and one.peak_seq_len == 9 for one in report.footprints)
-    assert any(row.tokens_per_s for row in report.rows)
+    assert any(row.units_per_s for row in report.rows)
 
 
 def test_real_validation_of_streams_follows_it(causal_byte_bundle: Bundle) -> None:
