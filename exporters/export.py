@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from flash_export.bundle import (
     GRAPH_FILE,
     MANIFEST_FILE,
+    SETTINGS_FILE,
     Bundle,
 )
 from flash_export.config import FORWARD, ExportOptions
-from flash_export.data.heldout import SETTINGS_FILE, load_heldout, read_data
+from flash_export.data.heldout import load_heldout, read_data
 from flash_export.data.sources import Data, RandomSource
 from flash_export.errors import BundleError, CheckpointError
 from flash_export.exporters.graphs import build_graph_module, count_state_bytes, describe_graphs

@@ -165,7 +165,7 @@ class Tolerance:
 
     def describe(self) -> dict[str, str]:
         """Say it by name, for reports."""
-        return {"tolerance": f"{self.atol:g} and {self.rtol:g} of the largest logit"}
+        return {"tolerance": f"{self.atol:g} and {self.rtol:g} of the largest output"}
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def _build_union(values: object, members: tuple[Any, ...], where: str) -> Any:
         return values
     if isinstance(values, Mapping) and "kind" in values:
         tagged = {get_args(get_type_hints(one)["kind"])[0]: one for one in members if dataclasses.is_dataclass(one)}
-        if values["kind"] not in tagged:
+        if not isinstance(values["kind"], str) or values["kind"] not in tagged:
             raise ValueError(f"{_join(where, 'kind')} is {show(values['kind'])}, wanted {' or '.join(tagged)}")
         return _build(values, tagged[values["kind"]], where)
     return _build(values, members[0], where)

@@ -14,13 +14,14 @@ import pytest
 from flash_export.bundle import Bundle
 from flash_export.config import ExportOptions
 from flash_export.files import hash_file
-from flash_export.interface import TensorSpec
+from flash_export.interface import TensorSpec, describe_token_model
 from flash_export.manifest import AxisRange, GraphSpec, Manifest
 
 # Small models on busy machines: threads cost more than they give. Read when PyTorch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PROVENANCE = {"source": "model.pt", "format": "flash-pytorch", "sha256": "0" * 64}
+INTERFACE = describe_token_model(256, needs_mask=False, is_causal=True, window=128)
 BundleFactory = Callable[..., Bundle]
 SchemeExporter = Callable[[str], Bundle]
 FolderSharer = Callable[[str, Callable[[Path], None]], Path]
@@ -87,7 +88,7 @@ def write_graph_bundle(tmp_path: Path) -> BundleFactory:
             axes={"batch": AxisRange(1, max_batch), "seq": AxisRange(1, max_seq_len)},
         )
         files = {path.name: hash_file(path) for path in folder.iterdir()}
-        (folder / "manifest.json").write_text(Manifest({}, {"forward": spec}, PROVENANCE, files).to_json())
+        (folder / "manifest.json").write_text(Manifest({}, INTERFACE, {"forward": spec}, PROVENANCE, files).to_json())
         return Bundle.open(folder)
 
     return write
@@ -141,7 +142,9 @@ def export_scheme(masked_byte_bundle: Bundle, share_folder: FolderSharer) -> Sch
     def export(scheme: str) -> Bundle:
         largest = 8.0 if scheme in ("int8", "fp8") else None
         plan = QuantizationPlan(scheme, {name: ProductPlan(scheme, largest, block_size=16) for name in names})
-        record = QuantizationRecord(scheme, "", "text", "", (96,), 1, 0.02, 0.01, 0.01, None, 1.0, 0.0, None, ())
+        record = QuantizationRecord(
+            scheme, "", "text", "", (96,), 1, 0.02, 0.01, {"kl_bits": 0.01}, None, 1.0, None, ()
+        )
         options = ExportOptions(opset=21, max_seq_len=96, max_batch=4, mask=True)
         quantization = Quantization(plan, masked_byte_bundle.manifest.checkpoint, record.to_json())
 

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from flash_export.manifest import AxisRange, EngineManifest, GraphSpec, Horizon, Manifest, ProfileShapes, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, EngineManifest, GraphSpec, Horizon, Manifest, ProfileShapes
 from flash_export.structure import build
-from tests.conftest import PROVENANCE
+from tests.conftest import INTERFACE, PROVENANCE
 
 IDS = TensorSpec("input_ids", "int64", ("batch", "seq"))
 LOGITS = TensorSpec("logits", "float32", ("batch", "seq", 5))
 STATE = TensorSpec("state.kv", "float32", ("batch", 2, 3))
 GRAPH = GraphSpec("a.onnx", 20, "fp32", (IDS,), (LOGITS,), {"batch": AxisRange(1, 4), "seq": AxisRange(1, 64)})
-MANIFEST = Manifest({}, {"forward": GRAPH}, PROVENANCE, {"a.onnx": "0" * 64})
+MANIFEST = Manifest({}, INTERFACE, {"forward": GRAPH}, PROVENANCE, {"a.onnx": "0" * 64})
 PROFILE = {"input_ids": ProfileShapes((1, 1), (1, 8), (4, 64))}
 ENGINE = EngineManifest("a", "tensorrt", "10", ("current",), "forward", "", "", (PROFILE,), (IDS,), (LOGITS,), 9)
 

@@ -152,7 +152,6 @@ def plan_lengths(chunk_size: int, seq_axis: AxisRange) -> tuple[int, ...]:
     """Return the default lengths within the range: both sides of the chunk boundary, a prime, and powers of two.
 
     >>> from flash_export.manifest import AxisRange
-    from flash_export.reading import read_record
     >>> plan_lengths(16, AxisRange(1, 256))
     (1, 2, 4, 8, 15, 16, 17, 32, 53, 64, 67, 128, 256)
     """

@@ -106,8 +106,8 @@ class TokensTask:
             reference_bits = entropy / sum(map(len, expected))
         is_whole = len(found) == len(samples)
         bits = self._count_bits(found, samples) if is_whole else None
-        change = 0.0 if bits is None else bits / reference_bits - 1
-        share = max(kl_bits / reference_bits, change, noise)
+        change = bits / reference_bits - 1 if bits is not None and reference_bits else 0.0
+        share = max(kl_bits / reference_bits, change, noise) if reference_bits else math.inf
         if not (math.isfinite(kl_bits) and math.isfinite(share)):
             return Loss(math.inf, None, reference_bits, {KL.name: math.inf, "variance": math.inf})
         return Loss(share, bits, reference_bits, {KL.name: max(kl_bits, 0.0), "variance": noise})

@@ -62,7 +62,7 @@ def test_it_writes_a_bundle_and_says_what_each_product_became(masked_byte_bundle
         assert f"{product.name} {describe_product(product)} {product.weights:,} {cost}".rstrip() in rows
     assert "head fp32 8,224" in rows
     assert lines[-4] == "head: fp32, because --keep head"
-    assert lines[-3].startswith(f"Loss {record.loss:.2%}, accepted 0.50%: {record.bits:.4f} bits a pred")
+    assert lines[-3].startswith(f"Loss {record.loss:.2%}, accepted 0.50%: {record.score:.4f} bits")
     assert lines[-2] == f"{record.quantized_share:.0%} of the weights in few bits"
     assert lines[-1] == f"Bundle: {output}"
 

@@ -25,7 +25,7 @@ from flash_export.runtime.ort_state import OrtStateRunner
 from flash_export.runtime.sampling import SamplingOptions
 from flash_export.runtime.state import State, identify_model
 from flash_export.runtime.state_backends import StatePair
-from tests.conftest import PROVENANCE
+from tests.conftest import INTERFACE, PROVENANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -361,7 +361,7 @@ def make_bundle(path: Path, config: str) -> Bundle:
         {"batch": AxisRange(1, 4), "seq": AxisRange(1, 16)},
     )
     files = {"config.json": "a", "model.safetensors": "b", "model.onnx": "c"}
-    return Bundle(path, Manifest({}, {"forward": graph}, PROVENANCE, files))
+    return Bundle(path, Manifest({}, INTERFACE, {"forward": graph}, PROVENANCE, files))
 
 
 @pytest.mark.parametrize(
