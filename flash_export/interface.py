@@ -5,6 +5,7 @@ Everything that is not a model family asks here: no validator, runner, exporter 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,11 @@ class TokenIds:
     vocab_size: int
     kind: Literal["token ids"] = "token ids"
 
+    def __post_init__(self) -> None:
+        """Check that there is a token."""
+        if not 1 <= self.vocab_size <= MAX_SIZE:
+            raise ValueError(f"vocab_size is {self.vocab_size}, wanted 1 to {MAX_SIZE}")
+
 
 @dataclass(frozen=True)
 class Mask:
@@ -52,6 +58,10 @@ class Features:
     scale: float = 1.0
     kind: Literal["features"] = "features"
 
+    def __post_init__(self) -> None:
+        """Check the scale."""
+        _check_positive("scale", self.scale)
+
 
 @dataclass(frozen=True)
 class Waveform:
@@ -60,6 +70,11 @@ class Waveform:
     sample_rate: int
     scale: float = 0.1
     kind: Literal["waveform"] = "waveform"
+
+    def __post_init__(self) -> None:
+        """Check rate and scale."""
+        _check_positive("sample_rate", self.sample_rate)
+        _check_positive("scale", self.scale)
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,15 @@ class Bins:
 
     per_pixel: float
     kind: Literal["bins"] = "bins"
+
+    def __post_init__(self) -> None:
+        """Check that bins have a width."""
+        _check_positive("per_pixel", self.per_pixel)
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}, wanted a finite number above 0")
 
 
 Content = TokenIds | Mask | Lengths | Features | Waveform | Logits | Bins
@@ -154,6 +178,17 @@ class Interface:
             )
         if (self.fixed_len is None) != any(SEQ in spec.shape for spec in self.inputs):
             raise ValueError("an interface has either an input with the axis seq, or one fixed length")
+        for spec in (*self.inputs, *self.outputs):
+            axes = [size for size in spec.shape if isinstance(size, str)]
+            if BATCH not in axes or len(set(axes)) < len(axes) or set(axes) - {BATCH, SEQ}:
+                raise ValueError(
+                    f"{spec.name} has the axes {show(spec.shape)}, wanted one {BATCH} and at most one {SEQ}"
+                )
+        if not self.inputs or not self.outputs:
+            raise ValueError("inputs or outputs is empty, wanted one at least of each")
+        for name, size in (("window", self.window), ("min_len", self.min_len), ("fixed_len", self.fixed_len)):
+            if size is not None and not 1 <= size <= MAX_SIZE:
+                raise ValueError(f"{name} is {size}, wanted 1 to {MAX_SIZE}")
 
     @property
     def vocab_size(self) -> int | None:

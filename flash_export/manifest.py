@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from flash_export.config import FORWARD, PRECISIONS, SCHEMES
 from flash_export.import_record import ImportRecord
-from flash_export.interface import MAX_SIZE, Interface, Mask, TensorSpec
+from flash_export.interface import BATCH, MAX_SIZE, SEQ, Interface, Mask, TensorSpec
 from flash_export.structure import show
 
 FORMAT_VERSION = 2
@@ -189,12 +189,28 @@ class Manifest:
             raise ValueError(f"it has no sha256 of {unhashed[0]}")
         if missing := [name for name in PROVENANCE if name not in self.checkpoint]:
             raise ValueError(f"checkpoint.{missing[0]} is missing")
-        if FORWARD in self.graphs and len(self.graphs[FORWARD].inputs[0].shape) < 2:
-            raise ValueError(f"the first input of {FORWARD} has no axis for the length")
+        if FORWARD in self.graphs:
+            _check_graph(self.graphs[FORWARD], self.interface)
 
     def to_json(self) -> str:
         """Return the text of ``manifest.json``."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def _check_graph(graph: GraphSpec, interface: Interface) -> None:
+    """Check that the forward graph takes and returns what the model does."""
+    for axis in (BATCH, SEQ):
+        if axis not in graph.axes:
+            raise ValueError(f"graphs.{FORWARD}.axes.{axis} is missing")
+    inputs = {spec.name for spec in graph.inputs} - ({interface.mask.name} if interface.mask else set())
+    if inputs != {spec.name for spec in interface.inputs}:
+        raise ValueError(f"graphs.{FORWARD} does not take the inputs of the interface")
+    if [spec.name for spec in graph.outputs] != [spec.name for spec in interface.outputs]:
+        raise ValueError(f"graphs.{FORWARD} does not return the outputs of the interface")
+    specs = {spec.name: spec for spec in (*interface.inputs, *interface.outputs)}
+    for spec in (*graph.inputs, *graph.outputs):
+        if spec.name in specs and len(spec.shape) != len(specs[spec.name].shape):
+            raise ValueError(f"{spec.name} has {len(spec.shape)} axes in graphs.{FORWARD}, not as in the interface")
 
 
 @dataclass(frozen=True)

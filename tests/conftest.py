@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import functools
 import json
@@ -14,7 +15,7 @@ import pytest
 from flash_export.bundle import Bundle
 from flash_export.config import ExportOptions
 from flash_export.files import hash_file
-from flash_export.interface import TensorSpec, describe_token_model
+from flash_export.interface import Interface, TensorSpec, describe_token_model
 from flash_export.manifest import AxisRange, GraphSpec, Manifest
 
 # Small models on busy machines: threads cost more than they give. Read when PyTorch is loaded.
@@ -87,11 +88,23 @@ def write_graph_bundle(tmp_path: Path) -> BundleFactory:
             outputs=outputs or _read_specs(model.graph.output),
             axes={"batch": AxisRange(1, max_batch), "seq": AxisRange(1, max_seq_len)},
         )
+        interface = Interface(
+            tuple(_free_sizes(one) for one in spec.inputs),
+            tuple(_free_sizes(one) for one in spec.outputs),
+            "tokens",
+            padding="refused",
+            window=128,
+            fixed_len=None if any("seq" in one.shape for one in spec.inputs) else 1,
+        )
         files = {path.name: hash_file(path) for path in folder.iterdir()}
-        (folder / "manifest.json").write_text(Manifest({}, INTERFACE, {"forward": spec}, PROVENANCE, files).to_json())
+        (folder / "manifest.json").write_text(Manifest({}, interface, {"forward": spec}, PROVENANCE, files).to_json())
         return Bundle.open(folder)
 
     return write
+
+
+def _free_sizes(spec: TensorSpec) -> TensorSpec:
+    return dataclasses.replace(spec, shape=("batch", *spec.shape[1:]))
 
 
 def _read_specs(values: list[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:

@@ -52,7 +52,17 @@ ENGINE = EngineManifest("a", "tensorrt", "10", ("current",), "forward", "", "", 
         (
             MANIFEST,
             {"graphs": {"forward": dataclasses.replace(GRAPH, inputs=(TensorSpec("x", "int64", (1,)),))}},
-            "the first input of forward has no axis for the length",
+            "graphs.forward does not take the inputs of the interface",
+        ),
+        (
+            MANIFEST,
+            {"graphs": {"forward": dataclasses.replace(GRAPH, inputs=(dataclasses.replace(IDS, shape=("batch",)),))}},
+            "input_ids has 1 axes in graphs.forward, not as in the interface",
+        ),
+        (
+            MANIFEST,
+            {"graphs": {"forward": dataclasses.replace(GRAPH, outputs=(LOGITS, STATE))}},
+            "graphs.forward does not return the outputs of the interface",
         ),
         (PROFILE["input_ids"], {"min": ()}, "min, opt and max have 0, 2 and 2 axes"),
         (PROFILE["input_ids"], {"opt": (1, 65)}, "(1, 65, 64) are no sizes from 1 to 2147483647 in rising order"),

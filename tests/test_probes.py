@@ -27,8 +27,8 @@ PROBES = ProbeMap(
     {"channels": (1, 0)},
     (Probe("layers.0.kv", "layers.0/MatMul_0:0", 0.1, "channels", -2, -2), Probe("logits", "logits")),
 )
-TENSOR = TensorSpec("x", "int64", (1, 1))
-SPEC = GraphSpec("model.onnx", 20, "fp32", (TENSOR,), (TENSOR,), {"batch": AxisRange(1, 1)})
+IDS, LOGITS = TensorSpec("input_ids", "int64", (1, 1)), TensorSpec("logits", "float32", (1, 1, 5))
+SPEC = GraphSpec("model.onnx", 20, "fp32", (IDS,), (LOGITS,), {"batch": AxisRange(1, 1), "seq": AxisRange(1, 1)})
 
 
 def write_bundle(folder: Path, probes: str | None) -> Bundle:

@@ -137,7 +137,7 @@ def _describe_foreign(bundle: Bundle, path: Path, threads: int | None) -> Backen
     from flash_export.validators.foreign import ForeignRunner, read_foreign_graph
 
     ours = bundle.get_graph(GRAPH)
-    graph = read_foreign_graph(path, ours)
+    graph = read_foreign_graph(path, bundle.manifest.interface, ours)
     opener = partial(ForeignRunner, path, graph, threads=threads)
     return Backend(f"{ONNX_PREFIX}{path.stem}", GRAPH, "cpu", graph.inputs, graph.outputs, opener, onnx_path=path)
 
