@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import lzma
 import math
 import zipfile
+import zlib
 
 import numpy as np
 from numpy.lib import format as npy
@@ -12,6 +14,7 @@ from numpy.lib import format as npy
 MAX_ARRAY_BYTES = 1 << 30
 MAX_ARRAYS = 256
 _ZIP, _NPY = b"PK\x03\x04", b"\x93NUMPY"
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError, OSError)
 # What .zip (and so .npz), .gz, .npy and .xz start with.
 ARCHIVES = (_ZIP, b"\x1f\x8b", _NPY, b"\xfd7zXZ")
 
@@ -33,7 +36,15 @@ def parse_arrays(content: bytes) -> dict[str, np.ndarray]:
             if len(members) > MAX_ARRAYS or total > MAX_ARRAY_BYTES:
                 raise ValueError(f"it has {len(members)} arrays of {total:,} bytes, more than can be used")
             return {member.filename.removesuffix(".npy"): _parse_array(archive.read(member)) for member in members}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        OSError,
+    ) as error:
         raise ValueError(f"the archive is damaged: {error}") from error
 
 

@@ -139,7 +139,7 @@ def _measure_lengths(
         expected = last * factor
         is_late = found and time.perf_counter() - start + expected > options.seconds
         if refusal is None and options.seq_lens is None and is_late:
-            refusal = f"{seq_len} tokens would take about {expected:.0f} s more; --seconds allows it"
+            refusal = f"{seq_len} {source.interface.unit} would take about {expected:.0f} s more; --seconds allows it"
         if refusal is not None:
             return found, refusal
         if progress:

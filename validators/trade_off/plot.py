@@ -66,10 +66,11 @@ def build_trade_off_plot(trade: TradeOff, loss: Coordinate, cost: Coordinate) ->
     ]
     if beaten := tuple(mark(entry, "ring") for entry in entries if entry not in front):
         series.append(Series("another one is", "eager", marks=beaten, swatch="ring"))
+    better = "Higher" if loss.is_better_high else "Lower"
     title = f"{loss.title} against {cost.title}"
     return Plot(
         title[0].upper() + title[1:],
-        f"Lower is better, and so is further left. {_describe_missing(trade, entries)}",
+        f"{better} is better, and so is further left. {_describe_missing(trade, entries)}",
         loss.label,
         x_ticks,
         y_ticks,
