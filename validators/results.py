@@ -127,7 +127,9 @@ class ValidationReport:
     format_version: int = REPORT_FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        """Drop the noise of a quantized bundle: it would be that of fp32, which its error has nothing to do with."""
+        """Check the measures; drop the noise of a quantized bundle, that of fp32, which its error has nothing to do with."""
+        if not self.measures:
+            raise ValueError("measures is empty, wanted one at least")
         if self.is_quantized:
             rows = tuple(row if row.noise is None else dataclasses.replace(row, noise=None) for row in self.rows)
             object.__setattr__(self, "rows", rows)

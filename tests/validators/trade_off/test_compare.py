@@ -118,7 +118,7 @@ def test_reference_that_cannot_be_run_leaves_figures_without_ratios(make_bundle:
 
 def test_output_that_is_not_finite_is_a_reason(make_bundle: BundleMaker) -> None:
     trade = compare_bundles([make_bundle("first"), make_bundle("nan", scale_weights(math.nan))], UNTIMED)
-    assert (trade.entries[1].quality.reason or "").startswith("the output has NaN or infinity in")
+    assert (trade.entries[1].quality.reason or "").startswith("logits has NaN or infinity in")
     assert trade.entries[1].quality.measures == {}
 
 
@@ -143,7 +143,7 @@ def test_progress_counts_to_the_end(make_bundle: BundleMaker) -> None:
     compare_bundles([make_bundle("first", seq_len=64)], TIMED, lambda *step: seen.append(step))
     assert [done for done, _, _ in seen] == list(range(5))
     assert {total for _, total, _ in seen} == {5}
-    assert [label for _, _, label in seen][:2] == ["sample 1 of 4", "timing 1 x 17"]
+    assert [label for _, _, label in seen][:2] == ["sample 1 of 1", "timing 1 x 17"]
 
 
 def test_other_models_are_refused(make_bundle: BundleMaker) -> None:
