@@ -127,7 +127,7 @@ class ValidationReport:
     format_version: int = REPORT_FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        """Check the measures; drop the noise of a quantized bundle, that of fp32, which its error has nothing to do with."""
+        """Check the measures; drop the noise of a quantized bundle: that of fp32 has nothing to do with its error."""
         if not self.measures:
             raise ValueError("measures is empty, wanted one at least")
         if self.is_quantized:
