@@ -124,7 +124,7 @@ def _time(
     tokens = folder / "tokens.npy"
     count = QUICK_CALIBRATION_TOKENS if config.dim == TINY.dim else CALIBRATION_TOKENS
     np.save(tokens, make_tokens(count, config.num_tokens))
-    options = QuantizeOptions(calibration=str(tokens), budget=INT4_BUDGET if graph == DECODE else None)
+    options = QuantizeOptions(data=tokens, budget=INT4_BUDGET if graph == DECODE else None)
     bundles, reasons = make_variants(
         folder / "model.pt", folder, precisions, quantization=options, family="flash", config=arguments
     )

@@ -18,7 +18,7 @@ from flash_export.bundle import (
 from flash_export.config import FORWARD, ExportOptions
 from flash_export.data.heldout import load_heldout, read_data
 from flash_export.data.sources import Data, RandomSource
-from flash_export.errors import BundleError, CheckpointError
+from flash_export.errors import BundleError, CheckpointError, InputError
 from flash_export.exporters.graphs import build_graph_module, count_state_bytes, describe_graphs
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.exporters.promises import check_promises, check_traced_sizes
@@ -26,10 +26,11 @@ from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
 from flash_export.exporters.variants import choose_variant
-from flash_export.files import hash_files, replace_folder
+from flash_export.files import hash_file, hash_files, replace_folder
 from flash_export.manifest import Manifest, ModelFacts
 from flash_export.models.checkpoint import load_checkpoint
 from flash_export.models.registry import get_family
+from flash_export.origin import read_origin
 from flash_export.probes import PROBES_FILE, Probe, ProbeMap
 from flash_export.progress import Steps
 
@@ -162,13 +163,13 @@ def export_onnx(
 
 def _load(checkpoint: Path, *, config: Mapping[str, Any] | None, **arguments: Any) -> Checkpoint:
     """Load the checkpoint; of a bundle only if it is unchanged, and with what it knows of its own checkpoint."""
-    bundle = Bundle.open(checkpoint) if (checkpoint / MANIFEST_FILE).is_file() else None
+    origin = read_origin(checkpoint)
     loaded = load_checkpoint(checkpoint, config=config, **arguments)
-    if bundle is None:
+    if origin is None:
         return loaded
     hidden = get_family(loaded.model.config.model_type).hidden_arguments
     told = [argument for argument, field in hidden.items() if field in (config or {})]
-    return replace(loaded, provenance=bundle.manifest.checkpoint, imported=bundle.manifest.imported.forget(told))
+    return replace(loaded, provenance=origin.checkpoint, imported=origin.imported.forget(told))
 
 
 def check_output(target: Path, *, force: bool) -> None:
@@ -204,7 +205,9 @@ def _read_heldout(loaded: Checkpoint, path: str | Path | None, max_seq_len: int)
 def _write_heldout(heldout: Heldout | None, staging: Path) -> None:
     if heldout is not None:
         (staging / SETTINGS_FILE).write_text(heldout.settings.to_json(), encoding="utf-8")
-        shutil.copyfile(heldout.path, staging / heldout.file_name)
+        copy = Path(shutil.copyfile(heldout.path, staging / heldout.file_name))
+        if hash_file(copy) != heldout.sha256:
+            raise InputError(f"{heldout.path} was changed while it was read; export again")
 
 
 def _describe_probes(lowered: LoweredModel, probes: tuple[Probe, ...]) -> ProbeMap:

@@ -19,7 +19,7 @@ from flash_export.errors import BundleError
 from flash_export.external_data import check_external_data
 from flash_export.files import check_utf8, hash_file, hash_files, link_folder, replace_folder
 from flash_export.locks import lock_folder
-from flash_export.manifest import FORMAT_VERSION, EngineManifest, GraphSpec, Manifest
+from flash_export.manifest import FORMAT_VERSION, OLD_FORMAT_VERSIONS, EngineManifest, GraphSpec, Manifest
 from flash_export.plain_tree import check_plain_tree
 from flash_export.probes import PROBES_FILE, ProbeMap
 from flash_export.quantization_record import QuantizationRecord
@@ -325,6 +325,10 @@ def _read_manifest(folder: Path) -> Manifest:
     if not path.exists():
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_FILE}; make one with 'flash-export onnx'")
     values = read_json_object(path, BundleError, _EXPORT_AGAIN)
+    if values.get("format_version") in OLD_FORMAT_VERSIONS:
+        from flash_export.origin import describe_old_format
+
+        raise BundleError(describe_old_format(folder, values))
     if values.get("format_version") != FORMAT_VERSION:
         raise BundleError(
             f"{path} has format_version {show(values.get('format_version'))}, this version reads {FORMAT_VERSION}; "

@@ -11,6 +11,7 @@ from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 23, 20
 DEFAULT_MAX_SEQ_LEN = 65536
@@ -86,7 +87,6 @@ SCHEMES = INT8, INT8_DYNAMIC, INT4, FP8 = "int8", "int8-dynamic", "int4", "fp8"
 # What has operators for it: DequantizeLinear of fp8 at 19, of blocks and int4 at 21.
 SCHEME_OPSETS = {INT8: MIN_OPSET, INT8_DYNAMIC: MIN_OPSET, INT4: 21, FP8: 19}
 DEFAULT_BUDGETS = {INT8: 0.005, INT8_DYNAMIC: 0.005, INT4: 0.02, FP8: 0.005}
-HELDOUT = "heldout"
 MIN_BLOCK_SIZE = 16  # the least that onnxruntime has a kernel for
 
 
@@ -97,8 +97,7 @@ class QuantizeOptions:
     Attributes:
         scheme: ``int8``: weights and activations, the scales of the latter known beforehand; ``int8-dynamic``: scales
             of the activations measured in every run; ``int4``: weights alone, in blocks; ``fp8``: float8_e4m3fn.
-        calibration: ``heldout`` for the bundle's held-out text, or a file: text for models of bytes, or token ids as
-            ``.npy``.
+        data: A file to calibrate with, see docs/data.md; None: the bundle's held-out data.
         keep: Patterns such as ``layers.0.*`` of what stays fp32 in any case.
         budget: Largest accepted loss, as a fraction of the bits that the model needs for a token; None: 0.005, and
             0.02 for int4.
@@ -108,7 +107,7 @@ class QuantizeOptions:
     """
 
     scheme: str = INT8
-    calibration: str = HELDOUT
+    data: Path | None = None
     keep: tuple[str, ...] = ()
     budget: float | None = None
     block_size: int = 32

@@ -16,6 +16,7 @@ from flash_export.interface import BATCH, MAX_SIZE, SEQ, Interface, Mask, Tensor
 from flash_export.structure import show
 
 FORMAT_VERSION = 2
+OLD_FORMAT_VERSIONS = (1,)  # of which the weights can be exported again
 HALF_PRECISIONS = ("fp16", "bf16")
 PROVENANCE = ("source", "format", "sha256")
 # Names of what a graph carries from run to run: as its input, and as its output.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--windows",
     type=int,
-    help="Read this many pieces of text.  [default: all of the held-out text, 8 of random tokens]",
+    help="Read this many pieces of data.  [default: all of the held-out data, 8 of random inputs]",
 )
 @click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Data to read in place of held-out data.")
 @click.option("--no-latency", is_flag=True, help="Leave timing and memory out.")
@@ -48,9 +48,9 @@ def compare_command(
     html_file: str | None,
     markdown_file: str | None,
 ) -> TradeOff:
-    """Show what each BUNDLE of one model costs and loses: size, latency, bits per byte, agreement, divergence.
+    """Show what each BUNDLE of one model costs and loses: size, latency, score, agreement, divergence.
 
-    All bundles read the held-out text of the reference, and are timed in turn, with onnxruntime on the CPU. What cannot
+    All bundles read the held-out data of the reference, and are timed in turn, with onnxruntime on the CPU. What cannot
     be measured here has the reason in its place. Exit code 0, or 2 for bad input.
 
     \b

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flash_export.bundle import MANIFEST_FILE, reads_bundles
-from flash_export.config import FORWARD, HELDOUT, INT4, SCHEME_OPSETS, ExportOptions, QuantizeOptions
+from flash_export.config import FORWARD, INT4, SCHEME_OPSETS, ExportOptions, QuantizeOptions
 from flash_export.data.heldout import open_heldout
 from flash_export.errors import ConfigError, InputError
 from flash_export.exporters.export import check_output, export_onnx
@@ -54,7 +54,7 @@ def quantize_bundle(
     Args:
         bundle: An fp32 bundle.
         output: Folder to create.
-        options: What to do; None: int8, calibrated with the bundle's held-out text.
+        options: What to do; None: int8, calibrated with the bundle's held-out data.
         force: Replace a bundle that is there, with its engines and reports.
         progress: Called before each step.
 
@@ -64,7 +64,7 @@ def quantize_bundle(
     Raises:
         ConfigError: The bundle is not fp32 or its own output, a pattern names nothing, or nothing can be quantized
             within the budget.
-        InputError: The calibration text cannot be used.
+        InputError: The calibration data cannot be used.
         BundleError: ``output`` cannot be written; it is then as it was before.
     """
     options = options or QuantizeOptions()
@@ -75,7 +75,7 @@ def quantize_bundle(
     if Path(output).resolve() == bundle.path.resolve():
         raise ConfigError(f"{output} is the bundle itself, which would be lost; choose another folder")
     export_options, longest = _read_export_options(bundle, options.scheme), graph.axes["seq"].max
-    data = _read_calibration(bundle, options.calibration, longest)
+    data = _read_calibration(bundle, options.data, longest)
     steps = Steps(progress, _OTHER_STEPS)
 
     steps.begin("tracing")
@@ -134,18 +134,18 @@ def quantize_bundle(
     )
 
 
-def _read_calibration(bundle: Bundle, calibration: str, longest: int) -> Heldout:
+def _read_calibration(bundle: Bundle, path: Path | None, longest: int) -> Heldout:
     """Return the data that the options name.
 
     Raises:
         InputError: There is none, it cannot be used, or its samples are longer than the graph takes.
         BundleError: The held-out data is damaged.
     """
-    data = open_heldout(bundle, None if calibration == HELDOUT else Path(calibration))
+    data = open_heldout(bundle, path)
     if data is None:
         raise InputError(
             f"{bundle.path} has no held-out data to calibrate with; give data that the model would see in use with "
-            "--calibration FILE"
+            "--data FILE"
         )
     if data.seq_len > longest:
         raise InputError(

@@ -71,8 +71,7 @@ def open_pair(bundle: Bundle, backend: str, *, threads: int | None = None) -> St
     check_count("threads", threads, MAX_THREADS)
     if backend not in _OPENERS:
         raise ConfigError(describe_unknown("backend", backend, _OPENERS))
-    config = bundle.read_config()
-    if not config.get("causal"):
+    if not bundle.manifest.interface.is_causal:
         raise BundleError(
             f"{bundle.path} holds a model that is not causal: it sees a text as a whole and cannot generate one; "
             "export a causal model"
@@ -87,7 +86,7 @@ def _open_ort(bundle: Bundle, threads: int | None, *, provider: str) -> StatePai
     graph, decode_graph = _get_state_graphs(bundle)
     prefill = OrtRunner(graph, bundle.get_graph_path(PREFILL), provider=provider, threads=threads)
     decoder = OrtStateRunner(decode_graph, bundle.get_graph_path(DECODE), provider=provider, threads=threads)
-    return StatePair(prefill, decoder, graph, bundle.read_config()["chunk_size"], identify_model(bundle))
+    return StatePair(prefill, decoder, graph, bundle.manifest.interface.window, identify_model(bundle))
 
 
 def _open_trt(bundle: Bundle, threads: int | None) -> StatePair:
@@ -100,7 +99,7 @@ def _open_trt(bundle: Bundle, threads: int | None) -> StatePair:
     from flash_export.runtime.trt import open_engine
 
     prefill, decode = (open_engine(bundle, engines[name]) for name in (PREFILL, DECODE))
-    return StatePair(prefill, RunnerDecoder(decode), graph, bundle.read_config()["chunk_size"], identify_model(bundle))
+    return StatePair(prefill, RunnerDecoder(decode), graph, bundle.manifest.interface.window, identify_model(bundle))
 
 
 def _open_eager(bundle: Bundle, threads: int | None) -> StatePair:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -351,6 +352,7 @@ def test_model_that_computes_nan_is_one_clear_error(causal_bundle: Bundle) -> No
 
 def make_bundle(path: Path, config: str) -> Bundle:
     (path / "config.json").write_text(config)
+    interface = dataclasses.replace(INTERFACE, is_causal=json.loads(config).get("causal", True))
     axes: tuple[int | str, ...] = ("batch", "seq")
     graph = GraphSpec(
         "model.onnx",
@@ -361,7 +363,7 @@ def make_bundle(path: Path, config: str) -> Bundle:
         {"batch": AxisRange(1, 4), "seq": AxisRange(1, 16)},
     )
     files = {"config.json": "a", "model.safetensors": "b", "model.onnx": "c"}
-    return Bundle(path, Manifest({}, INTERFACE, {"forward": graph}, PROVENANCE, files))
+    return Bundle(path, Manifest({}, interface, {"forward": graph}, PROVENANCE, files))
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,8 @@ class RangesOptions:
         """Check what does not depend on the bundle."""
         check_count("windows", self.windows, MAX_WINDOWS)
         check_count("threads", self.threads, MAX_THREADS)
+        if self.random and self.data is not None:
+            raise ConfigError("random and data were both given; leave one of them out")
         if not 0 < self.seconds < math.inf:
             raise ConfigError(f"seconds={self.seconds} is not usable; use a finite number above 0")
 

@@ -90,7 +90,11 @@ def test_diagnosis_is_right_above_the_verdict() -> None:
 
 @pytest.mark.parametrize("count", [1, 50])
 def test_tables_fit_80_columns(count: int) -> None:
-    slow = {"latency_ms": make_latency(0.1234), "eager_latency_ms": make_latency(0.4321), "speedup": 0.123}
+    slow: dict[str, Any] = {
+        "latency_ms": make_latency(0.1234),
+        "eager_latency_ms": make_latency(0.4321),
+        "speedup": 0.123,
+    }
     special: tuple[dict[str, Any], ...] = ({"masked": True}, {"inputs": "recorded"})
     rows = [make_passed(65536, backend="trt:forward", batch=64, **one, **slow) for one in special] * count
     wrong = make_passed(65535, status="failed", reason="no", max_abs_error=1e30, noise=1e-12, max_rel_error=1e30)
