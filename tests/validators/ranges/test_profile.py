@@ -181,7 +181,11 @@ def test_sums_of_norms_are_held_and_no_overflow(bundle: Bundle) -> None:
 def test_island_of_an_fp16_bundle_is_told() -> None:
     report = make_report((2.0, 9e4, 9e4), (1.0, 1.0, 1.0))
     held = RangeRow(
-        "layers.7.kv", report.rows[0].points, fit_growth((256, 512, 1024), (2.0, 9e4, 9e4), 3e38), "sum", "island"
+        "layers.7.kv",
+        report.rows[0].points,
+        fit_growth((256, 512, 1024), (2.0, 9e4, 9e4), 3e38),
+        "linear key-value sum",
+        "island",
     )
     report = replace(report, rows=(*report.rows[1:], held), precision="fp16")
     assert describe_horizon(report) == (
