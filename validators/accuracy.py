@@ -96,6 +96,7 @@ def compare_outputs(
     limit: Limit,
     *,
     specs: Sequence[TensorSpec] | None = None,
+    other_noise: Mapping[str, float] | None = None,
 ) -> AccuracyResult:
     """Compare what a backend returns with what is expected, where it counts.
 
@@ -107,6 +108,7 @@ def compare_outputs(
         compared: Which positions count; the others are padding and may hold anything.
         limit: Accepted difference.
         specs: What the backend returns, with the dtypes that it must have; None: those of the eager model.
+        other_noise: Error of the eager model on other inputs of this shape, as a fraction of their scale, by output.
     """
     for index, spec in enumerate(interface.outputs):
         wanted = specs[index].dtype if specs is not None else str(eager[spec.name].dtype)
@@ -121,6 +123,9 @@ def compare_outputs(
         distance = _measure_distance(spec, compared, expected[spec.name], eager[spec.name], actual[spec.name])
         if isinstance(distance, AccuracyResult):
             return distance
+        if math.isfinite(distance.noise):
+            other = (other_noise or {}).get(spec.name, 0.0) * distance.scale
+            distance = replace(distance, noise=max(distance.noise, other))
         results.append(_describe_distance(distance, limit, spec.name if len(interface.outputs) > 1 else None))
     task = get_task(interface.task)
     measures = task.compare(interface, expected, actual, compared).measures

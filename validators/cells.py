@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -14,11 +15,11 @@ from flash_export.errors import FlashExportError
 from flash_export.validators.accuracy import compare_outputs
 from flash_export.validators.latency import LatencyResult, measure_latency
 from flash_export.validators.memory import describe_lack_of_memory
-from flash_export.validators.plan import build_batch, describe_default_omission
+from flash_export.validators.plan import build_batch, build_noise_batch, describe_default_omission
 from flash_export.validators.results import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from flash_export.data.batch import Batch, Outputs
@@ -68,11 +69,19 @@ class Expected:
         reference: What the reference returns, float64.
         eager: What the eager model in the graph's precision returns.
         eager_s: Seconds that the latter took.
+        other_noise: Error of the eager model on further inputs of a small cell's length, as a fraction of their scale,
+            by output; empty for a large one.
     """
 
     reference: Outputs
     eager: Outputs
     eager_s: float
+    other_noise: Mapping[str, float]
+
+    @property
+    def noise(self) -> float:
+        """Largest error of the eager model in any output, as a fraction of its scale."""
+        return max(*_compute_noise(self.reference, self.eager).values(), *self.other_noise.values(), 0.0)
 
 
 @dataclass(frozen=True)
@@ -126,14 +135,16 @@ class CellChecker:
 
     def measure_noise(self, cell: Cell) -> float:
         """Return the eager model's error at a shape, as a fraction of the output's scale."""
-        expected = self._compute_expected(cell, build_batch(cell, self.data))
-        return max(_measure_noise(expected.reference[name], expected.eager[name]) for name in expected.reference)
+        return self._compute_expected(cell, build_batch(cell, self.data)).noise
 
     def _compute_expected(self, cell: Cell, inputs: Batch) -> Expected:
         reference = self._run_model(self.reference, cell, inputs)
         start = time.perf_counter()
         eager = self._run_model(self.eager, cell, inputs)
-        return Expected(reference, eager, time.perf_counter() - start)
+        eager_s, other_noise = time.perf_counter() - start, dict[str, float]()
+        if more := build_noise_batch(cell, self.data):
+            other_noise = _compute_noise(*(self._run_model(runner, *more) for runner in (self.reference, self.eager)))
+        return Expected(reference, eager, eager_s, other_noise)
 
     def _run_model(self, runner: Runner, cell: Cell, inputs: Batch) -> Outputs:
         """Run the reference or the eager model.
@@ -164,6 +175,7 @@ class CellChecker:
             inputs.valid,
             opened.limit,
             specs=opened.backend.outputs,
+            other_noise=expected.other_noise,
         )
         del actual
         row = replace(
@@ -217,9 +229,13 @@ def describe_exception(error: Exception, folder: Path | None = None) -> str:
     return text if len(text) <= _REASON_CHARACTERS else f"{text[: _REASON_CHARACTERS - 3]}..."
 
 
-def _measure_noise(reference: np.ndarray, eager: np.ndarray) -> float:
-    scale = float(np.abs(reference).max())
-    return float(np.abs(reference - eager).max()) / scale if scale else 0.0
+def _compute_noise(expected: Outputs, eager: Outputs) -> dict[str, float]:
+    """Return the largest error of each output as a fraction of its scale; 0 where it cannot be told."""
+    found = {}
+    for name, values in expected.items():
+        scale, error = float(np.abs(values).max()), float(np.abs(values - eager[name]).max())
+        found[name] = error / scale if scale and math.isfinite(error) else 0.0
+    return found
 
 
 def make_row(backend: Backend, cell: Cell, reason: str | None, *, failed: bool = False) -> Row:

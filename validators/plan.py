@@ -6,7 +6,7 @@ crosses the chunk boundary from both sides and then doubles up to the longest se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ DEFAULT_CELL_TOKENS = 65536
 QUICK_SEQ_LEN, QUICK_BUDGET_S = 1024, 0.1
 # Families that attend to the whole sequence have no chunk; this only decides where their lengths are probed.
 PROBE_CHUNK_SIZE = 128
+# Cells of fewer positions are drawn again for their noise floor.
+NOISE_POSITIONS = 128
 RANDOM, RECORDED = "random", "recorded"
 QUICK, FULL = "quick", "full"
 
@@ -215,6 +217,18 @@ def build_batch(cell: Cell, data: Data, *, seed: int = 0) -> Batch:
     if cell.masked:
         return draw_padded(source, cell.batch, cell.seq_len, seed=seed)
     return source.draw(cell.batch, cell.seq_len, seed=seed)
+
+
+def build_noise_batch(cell: Cell, data: Data) -> tuple[Cell, Batch] | None:
+    """Draw more inputs of a small cell's length, for the eager model's error on them; None: the cell is large enough.
+
+    Of a few positions one draw tells little of what rounding costs: by chance the eager model may be right to the last
+    bit. So the noise floor of a small cell is that of as many rows as hold ``NOISE_POSITIONS``.
+    """
+    if cell.tokens >= NOISE_POSITIONS:
+        return None
+    more = replace(cell, batch=-(-NOISE_POSITIONS // cell.seq_len), masked=False)
+    return more, build_batch(more, data, seed=1)
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,16 @@ from flash_export.validators.bisect.readings import GraphSource
 from flash_export.validators.bisect.results import ProbeRow, Run
 from flash_export.validators.cells import describe_exception
 from flash_export.validators.memory import read_free_bytes
-from flash_export.validators.plan import Cell, build_batch, get_probe_chunk
+from flash_export.validators.plan import Cell, build_batch, build_noise_batch, get_probe_chunk
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from flash_export.data.batch import Batch
     from flash_export.manifest import GraphSpec
     from flash_export.models.base import ModelConfig
     from flash_export.probes import Probe, Quantity
+    from flash_export.validators.bisect.deviation import Deviation
     from flash_export.validators.bisect.readings import Source
     from flash_export.validators.bisect.results import ProbeStatus
 
@@ -76,13 +78,14 @@ def compare_run(
         sources: The reference, the graph, and the eager model that tells what rounding does, if there is one.
         precision: Precision of the graph.
     """
-    inputs = build_batch(cell, Data(RandomSource(config.interface)))
+    data = Data(RandomSource(config.interface))
+    inputs = build_batch(cell, data)
     reference, graph, eager = sources
     try:
         actual = graph.read(cell, inputs)
     except Exception as error:  # whatever the runtime raises is what is wrong with the graph
         return Run(cell.batch, cell.seq_len, cell.masked, (), describe_exception(error))
-    noise = eager.read(cell, inputs) if eager else None
+    noise = _Noise(reference, eager, cell, inputs, data) if eager else None
     expected, rows = reference.read(cell, inputs), []
     for probe in sorted(probes, key=lambda probe: rank_probe(config, probe.name)):
         quantity = get_quantity(config, probe.name)
@@ -90,7 +93,8 @@ def compare_run(
             note = "the graph has no such value"
             rows.append(ProbeRow(probe.name, probe.tensor, "missing", note=note, label=quantity.label))
             continue
-        truth, rounded = expected.take(probe.name), noise.take(probe.name) if noise else None
+        truth = expected.take(probe.name)
+        rounded = noise.measure(probe, quantity, truth) if noise else None
         row = _compare_probe(probe, quantity, truth, actual.take(probe.name), rounded, inputs.valid, precision)
         if not row and isinstance(graph, GraphSource) and probe.name in graph.read_outputs:
             read = restore_layout(config, probe.name, graph.read_outputs[probe.name], cell.seq_len)
@@ -100,22 +104,42 @@ def compare_run(
     return Run(cell.batch, cell.seq_len, cell.masked, tuple(rows))
 
 
+class _Noise:
+    """What rounding does to each quantity: the eager model's own error, of a small cell on more inputs than its own."""
+
+    def __init__(self, reference: Source, eager: Source, cell: Cell, inputs: Batch, data: Data) -> None:
+        """Read what is to be compared."""
+        self._valid, self._own = inputs.valid, eager.read(cell, inputs)
+        more = build_noise_batch(cell, data)
+        self._others = (reference.read(*more), eager.read(*more), more[1].valid) if more else None
+
+    def measure(self, probe: Probe, quantity: Quantity, expected: np.ndarray) -> float:
+        """Return the relative error of a quantity, whose exact values are given."""
+        own = _measure(quantity, expected, self._own.take(probe.name), self._valid).error
+        if self._others is None or not math.isfinite(own):
+            return own
+        exact, eager, valid = self._others
+        other = _measure(quantity, exact.take(probe.name), eager.take(probe.name), valid).error
+        return max(own, other) if math.isfinite(other) else own
+
+
+def _measure(quantity: Quantity, expected: np.ndarray, actual: np.ndarray, valid: np.ndarray) -> Deviation:
+    return measure_deviation(expected, actual, build_region(quantity, expected.shape, valid))
+
+
 def _compare_probe(
     probe: Probe,
     quantity: Quantity,
     expected: np.ndarray,
     actual: np.ndarray,
-    eager: np.ndarray | None,
+    noise: float | None,
     valid: np.ndarray,
     precision: str,
 ) -> ProbeRow:
     if actual.shape != expected.shape:
         note = f"it has shape {actual.shape}, the reference's has {expected.shape}"
         return ProbeRow(probe.name, probe.tensor, "wrong", note=note, label=quantity.label)
-    region = build_region(quantity, expected.shape, valid)
-    noise = None if eager is None else measure_deviation(expected, eager, region).error
-    limit = compute_limit(noise, precision)
-    found = measure_deviation(expected, actual, region)
+    limit, found = compute_limit(noise, precision), _measure(quantity, expected, actual, valid)
     status: ProbeStatus = "infinite" if not found.is_finite else "wrong" if found.error > limit else "clean"
     return ProbeRow(
         probe.name,
