@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from flash_export.config import DECODE, PREFILL
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.interface import BATCH, SEQ, TensorSpec
+from flash_export.runtime.backends import BACKENDS
 from flash_export.suggest import describe_unknown
 from flash_export.temporary import create_temporary_folder
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from flash_export.validators.plan import Cell
 
 GRAPH = "forward"
-ORT_PROVIDERS = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
 ENGINE_PREFIX = "trt"
 STREAM_PREFIX = "stream:"
 ONNX_PREFIX = "onnx:"
@@ -81,8 +81,8 @@ def list_backends(
 
     Args:
         bundle: The bundle.
-        requested: ``ort-cpu``, ``ort-cuda``, ``trt`` (every engine of the forward graph) or ``trt:NAME``; for causal
-            models ``stream:ort-cpu`` and so on: the prefill and decode graphs, the text in pieces.
+        requested: ``ort-cpu``, ``ort-cuda``, ``openvino``, ``trt`` (every engine of the forward graph) or ``trt:NAME``;
+            for causal models ``stream:ort-cpu`` and so on: the prefill and decode graphs, the text in pieces.
         onnx_files: Graphs of other exporters that should compute the same; each becomes ``onnx:NAME``.
         threads: Threads of one operator on the CPU; None: what the backend chooses.
 
@@ -94,14 +94,15 @@ def list_backends(
     engines = {f"{ENGINE_PREFIX}:{engine.name}": engine for engine in built if engine.graph == GRAPH}
     streams = _list_streams(bundle, built)
     names: dict[str, None] = {}
-    everything = () if onnx_files else (*ORT_PROVIDERS, *engines, *streams)
+    defaults = [name for name, backend in BACKENDS.items() if backend.is_default]
+    everything = () if onnx_files else (*defaults, *engines, *(name for name in streams if _is_default(name)))
     for name in requested or everything:
         if name == ENGINE_PREFIX and engines:
             names |= dict.fromkeys(engines)
-        elif name == ENGINE_PREFIX or name in ORT_PROVIDERS or name in engines or name in streams:
+        elif name == ENGINE_PREFIX or name in BACKENDS or name in engines or name in streams:
             names[name] = None
         else:
-            raise ConfigError(describe_unknown("backend", name, (*ORT_PROVIDERS, ENGINE_PREFIX, *engines, *streams)))
+            raise ConfigError(describe_unknown("backend", name, (*BACKENDS, ENGINE_PREFIX, *engines, *streams)))
     foreign = [_describe_foreign(bundle, path, threads) for path in onnx_files]
     return [*(_describe_backend(bundle, name, engines, threads) for name in names), *foreign]
 
@@ -109,22 +110,23 @@ def list_backends(
 def _describe_backend(bundle: Bundle, name: str, engines: dict[str, EngineManifest], threads: int | None) -> Backend:
     graph = bundle.get_graph(GRAPH)
     if name.startswith(STREAM_PREFIX):
-        runtime = name.removeprefix(STREAM_PREFIX)
+        stream = name.removeprefix(STREAM_PREFIX)
         return Backend(
             name,
             "+".join(STREAM_GRAPHS),
-            ORT_PROVIDERS.get(runtime, "cuda"),
+            BACKENDS[stream].device if stream in BACKENDS else "cuda",
             bundle.get_graph(PREFILL).inputs[:1],
             graph.outputs,
-            partial(_open_stream, bundle, runtime, threads),
+            partial(_open_stream, bundle, stream, threads),
             is_timed=False,
             reload_state=partial(_reload_state, bundle),
         )
-    if name in ORT_PROVIDERS:
-        provider = ORT_PROVIDERS[name]
-        opener = partial(_open_ort, bundle, provider, threads)
+    if (runtime := BACKENDS.get(name)) is not None:
         path = bundle.get_graph_path(GRAPH)
-        return Backend(name, GRAPH, provider, graph.inputs, graph.outputs, opener, open_static=opener, onnx_path=path)
+        opener = partial(runtime.open, graph, path, threads=threads)
+        fixed = partial(_open_fixed, opener)
+        device = runtime.device
+        return Backend(name, GRAPH, device, graph.inputs, graph.outputs, opener, open_static=fixed, onnx_path=path)
     if name == ENGINE_PREFIX:
         return Backend(name, GRAPH, "cuda", graph.inputs, graph.outputs, _refuse_missing_engine)
     engine = engines[name]
@@ -142,13 +144,13 @@ def _describe_foreign(bundle: Bundle, path: Path, threads: int | None) -> Backen
     return Backend(f"{ONNX_PREFIX}{path.stem}", GRAPH, "cpu", graph.inputs, graph.outputs, opener, onnx_path=path)
 
 
-def _open_ort(
-    bundle: Bundle, provider: str, threads: int | None, fixed_axes: Mapping[str, int] | None = None
-) -> Runner:
-    from flash_export.runtime.ort import OrtRunner
+def _open_fixed(opener: Callable[..., Runner], sizes: Mapping[str, int]) -> Runner:
+    return opener(fixed_axes=sizes)
 
-    graph, path = bundle.get_graph(GRAPH), bundle.get_graph_path(GRAPH)
-    return OrtRunner(graph, path, provider=provider, threads=threads, fixed_axes=fixed_axes)
+
+def _is_default(stream: str) -> bool:
+    backend = BACKENDS.get(stream.removeprefix(STREAM_PREFIX))
+    return backend is None or backend.is_default
 
 
 def _list_streams(bundle: Bundle, engines: Sequence[EngineManifest]) -> list[str]:
@@ -156,7 +158,7 @@ def _list_streams(bundle: Bundle, engines: Sequence[EngineManifest]) -> list[str
     if not set(STREAM_GRAPHS) <= bundle.manifest.graphs.keys():
         return []
     has_engines = set(STREAM_GRAPHS) <= {engine.graph for engine in engines}
-    return [f"{STREAM_PREFIX}{name}" for name in (*ORT_PROVIDERS, *([ENGINE_PREFIX] if has_engines else []))]
+    return [f"{STREAM_PREFIX}{name}" for name in (*BACKENDS, *([ENGINE_PREFIX] if has_engines else []))]
 
 
 def _open_stream(bundle: Bundle, runtime: str, threads: int | None) -> Runner:

@@ -35,7 +35,7 @@ JOURNAL_FILE = ".validation.jsonl"
     "backends",
     metavar="NAME",
     multiple=True,
-    help="ort-cpu, ort-cuda, trt (every engine) or trt:NAME; repeatable.  [default: all that there are]",
+    help="ort-cpu, ort-cuda, openvino, trt (every engine) or trt:NAME; repeatable.  [default: all but openvino]",
 )
 @click.option(
     "--onnx",

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import BackendUnavailableError, BundleError
+from flash_export.install import get_install_command
 from flash_export.runtime.inputs import check_inputs
 
 if TYPE_CHECKING:
@@ -47,9 +48,7 @@ class OpenVinoRunner:
         try:
             openvino: Any = importlib.import_module("openvino")
         except ImportError as error:
-            raise BackendUnavailableError(
-                "OpenVINO is not installed; pip install openvino, or the extra 'openvino'"
-            ) from error
+            raise BackendUnavailableError(f"OpenVINO is not installed; {get_install_command('openvino')}") from error
         self._graph, core = graph, openvino.Core()
         # Left alone it computes in bf16 where the processor can, which is another model.
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.config import DECODE, MAX_THREADS, PREFILL, check_count
 from flash_export.errors import BundleError, ConfigError
+from flash_export.runtime.backends import BACKENDS
 from flash_export.runtime.decoder import RunnerDecoder
 from flash_export.runtime.state import identify_model
 from flash_export.suggest import describe_unknown
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from flash_export.bundle import Bundle
     from flash_export.manifest import GraphSpec
+    from flash_export.runtime.backends import GraphBackend
     from flash_export.runtime.decoder import Decoder
     from flash_export.runtime.runner import Runner
 
@@ -79,13 +81,10 @@ def open_pair(bundle: Bundle, backend: str, *, threads: int | None = None) -> St
     return _OPENERS[backend](bundle, threads)
 
 
-def _open_ort(bundle: Bundle, threads: int | None, *, provider: str) -> StatePair:
-    from flash_export.runtime.ort import OrtRunner
-    from flash_export.runtime.ort_state import OrtStateRunner
-
+def _open_graphs(bundle: Bundle, threads: int | None, *, backend: GraphBackend) -> StatePair:
     graph, decode_graph = _get_state_graphs(bundle)
-    prefill = OrtRunner(graph, bundle.get_graph_path(PREFILL), provider=provider, threads=threads)
-    decoder = OrtStateRunner(decode_graph, bundle.get_graph_path(DECODE), provider=provider, threads=threads)
+    prefill = backend.open(graph, bundle.get_graph_path(PREFILL), threads=threads)
+    decoder = backend.decode(decode_graph, bundle.get_graph_path(DECODE), threads)
     return StatePair(prefill, decoder, graph, bundle.manifest.interface.window, identify_model(bundle))
 
 
@@ -128,8 +127,7 @@ def _get_state_graphs(bundle: Bundle) -> tuple[GraphSpec, GraphSpec]:
 
 
 _OPENERS: dict[str, Callable[[Bundle, int | None], StatePair]] = {
-    "ort-cpu": partial(_open_ort, provider="cpu"),
-    "ort-cuda": partial(_open_ort, provider="cuda"),
+    **{name: partial(_open_graphs, backend=backend) for name, backend in BACKENDS.items()},
     "trt": _open_trt,
     "eager": _open_eager,
 }
