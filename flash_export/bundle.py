@@ -63,16 +63,6 @@ class _ConfigFields:
     """What is asked of ``config.json`` where PyTorch, and with it the config classes, is not loaded."""
 
     model_type: str
-    vocab_size: int = 1
-    depth: int = 1
-    chunk_size: int = 1
-    causal: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the sizes."""
-        for name in ("vocab_size", "depth", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, wanted 1 or more")
 
 
 @dataclass(frozen=True)

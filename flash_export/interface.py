@@ -81,7 +81,7 @@ class Waveform:
 class Logits:
     """Unnormalised logarithms of probabilities, over the last axis."""
 
-    kind: Literal["logits"] = "logits"
+    kind: Literal["token logits"] = "token logits"
 
 
 @dataclass(frozen=True)
@@ -195,24 +195,3 @@ class Interface:
         """Size of the vocabulary; None for a model that takes no tokens."""
         contents = (spec.content for spec in self.inputs)
         return next((content.vocab_size for content in contents if isinstance(content, TokenIds)), None)
-
-
-def describe_token_model(
-    vocab_size: int,
-    *,
-    padding: Padding = "exact",
-    needs_mask: bool,
-    is_causal: bool,
-    window: int = 1,
-) -> Interface:
-    """Return the interface that all token models share: ``input_ids``, ``attention_mask`` and ``logits``."""
-    return Interface(
-        inputs=(TensorSpec("input_ids", "int64", (BATCH, SEQ), TokenIds(vocab_size)),),
-        outputs=(TensorSpec("logits", "float32", (BATCH, SEQ, vocab_size), Logits()),),
-        task="tokens",
-        padding=padding,
-        mask=TensorSpec("attention_mask", "int64", (BATCH, SEQ), Mask()),
-        needs_mask=needs_mask,
-        is_causal=is_causal,
-        window=window,
-    )

@@ -15,8 +15,9 @@ import pytest
 from flash_export.bundle import Bundle
 from flash_export.config import ExportOptions
 from flash_export.files import hash_file
-from flash_export.interface import Interface, TensorSpec, describe_token_model
+from flash_export.interface import Interface, TensorSpec
 from flash_export.manifest import AxisRange, GraphSpec, Manifest
+from flash_export.models.token_model import describe_token_model
 
 # Small models on busy machines: threads cost more than they give. Read when PyTorch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

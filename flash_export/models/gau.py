@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from flash_export.errors import ConfigError
-from flash_export.interface import describe_token_model
 from flash_export.layers.activation import ATTENTION_FUNCTIONS
 from flash_export.layers.attention import OffsetScale, build_causal_mask
 from flash_export.layers.norm import build_norm
 from flash_export.layers.position import RelativePositionBias, ScaledSinusoid
 from flash_export.layers.probes import Probe
 from flash_export.models.base import ModelConfig, ReferenceModel, compute_valid_tokens
+from flash_export.models.token_model import describe_token_model
 from flash_export.probes import Quantity
 
 if TYPE_CHECKING:

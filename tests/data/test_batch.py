@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from flash_export.data.batch import Batch, iterate_blocks
 from flash_export.data.sources import RandomSource, RecordedSource, draw_padded, join_rows
 from flash_export.errors import InputError
-from flash_export.interface import Features, Interface, Logits, Mask, TensorSpec, Waveform, describe_token_model
+from flash_export.interface import Features, Interface, Logits, Mask, TensorSpec, Waveform
+from flash_export.models.token_model import describe_token_model
 from flash_export.structure import build
 
 TOKENS = describe_token_model(50, needs_mask=True, is_causal=False)

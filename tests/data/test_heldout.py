@@ -13,7 +13,8 @@ import pytest
 from flash_export.data.heldout import MAX_SAMPLES, MIN_LEN, WINDOW, load_heldout, read_data
 from flash_export.errors import BundleError, InputError
 from flash_export.files import hash_file
-from flash_export.interface import Features, Interface, TensorSpec, Waveform, describe_token_model
+from flash_export.interface import Features, Interface, TensorSpec, Waveform
+from flash_export.models.token_model import describe_token_model
 from flash_export.tasks.registry import get_task
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flash_export.data.batch import Batch
 from flash_export.exporters.quantization.trial import TrialProduct
-from flash_export.interface import TensorSpec, describe_token_model
+from flash_export.interface import TensorSpec
 from flash_export.manifest import AxisRange, GraphSpec
+from flash_export.models.token_model import describe_token_model
 from flash_export.quantization.activations import (
     FIRST_LENGTH,
     MAX_RECORDED_BYTES,

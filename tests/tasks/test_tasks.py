@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from flash_export.data.batch import Batch
 from flash_export.data.samples import Sample
-from flash_export.interface import Bins, Features, Interface, TensorSpec, Waveform, describe_token_model
+from flash_export.interface import Bins, Features, Interface, TensorSpec, Waveform
+from flash_export.models.token_model import describe_token_model
 from flash_export.tasks.base import Comparison, join_comparisons
 from flash_export.tasks.keypoints import KeypointsTask
 from flash_export.tasks.registry import TASKS, get_task

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from flash_export.config import ERROR_BUDGETS, QUANTIZATION_BUDGETS, ErrorBudget, Tolerance
-from flash_export.interface import Bins, Features, Interface, TensorSpec, describe_token_model
+from flash_export.interface import Bins, Features, Interface, TensorSpec
+from flash_export.models.token_model import describe_token_model
 from flash_export.validators.accuracy import AccuracyResult, compare_outputs
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from flash_export.data.sources import RandomSource
-from flash_export.interface import Mask, TensorSpec, describe_token_model
+from flash_export.interface import Mask, TensorSpec
+from flash_export.models.token_model import describe_token_model
 from flash_export.validators import footprint_process
 from flash_export.validators.backends import Backend
 from flash_export.validators.footprint import FootprintRequest, ShapeCost

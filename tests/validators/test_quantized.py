@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from flash_export.bundle import Bundle
 from flash_export.config import QUANTIZATION_BUDGETS, SCHEMES, Tolerance
 from flash_export.files import hash_file, write_file
-from flash_export.interface import describe_token_model
+from flash_export.models.token_model import describe_token_model
 from flash_export.runtime import ort as ort_module
 from flash_export.runtime.ort import OrtRunner
 from flash_export.validators.accuracy import compare_outputs

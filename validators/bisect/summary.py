@@ -59,7 +59,7 @@ def format_ratio(row: ProbeRow) -> str:
     """Format the error in units of its limit.
 
     >>> from flash_export.validators.bisect.results import ProbeRow
-    >>> format_ratio(ProbeRow("logits", "logits", "wrong", error=1.0, limit=1e-3))
+    >>> format_ratio(ProbeRow("kv", "kv", "wrong", error=1.0, limit=1e-3))
     '1000 times'
     """
     ratio = row.ratio or 0.0

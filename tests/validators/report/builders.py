@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from flash_export.interface import describe_token_model
+from flash_export.models.token_model import describe_token_model
 from flash_export.tasks.registry import get_task
 from flash_export.validators.footprint import Footprint, ShapeCost
 from flash_export.validators.latency import Percentiles
