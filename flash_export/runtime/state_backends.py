@@ -112,17 +112,20 @@ def _open_eager(bundle: Bundle, threads: int | None) -> StatePair:
 
 
 def _get_state_graphs(bundle: Bundle) -> tuple[GraphSpec, GraphSpec]:
+    from flash_export.models.registry import get_family
+
     graphs = bundle.manifest.graphs
     if PREFILL in graphs and DECODE in graphs:
         return graphs[PREFILL], graphs[DECODE]
-    if bundle.read_config()["model_type"] == "gau":
+    values = bundle.read_config()
+    if refusal := get_family(values["model_type"]).config_class.from_dict(values).state_refusal:
         raise BundleError(
-            f"{bundle.path} holds a gau model, which has no state of constant size: it divides by the sequence "
-            "length, so each new token changes the past; use --backend eager, which reads the whole text again"
+            f"{bundle.path} has no prefill and decode graphs: {refusal}; use --backend eager, which reads all again for "
+            "every token"
         )
     raise BundleError(
         f"{bundle.path} has no prefill and decode graphs, only {', '.join(graphs)}; export it again with "
-        "'flash-export onnx', which writes them for causal flash models"
+        "'flash-export onnx', which writes them"
     )
 
 
