@@ -226,10 +226,20 @@ class Bundle:
         return record
 
     def load_model(self) -> ReferenceModel:
-        """Build the reference model, in evaluation mode and fp32, with the bundled weights."""
+        """Build the reference model, in evaluation mode and fp32, with the bundled weights.
+
+        Raises:
+            BundleError: The manifest describes another model.
+            FlashExportError: Config or weights are damaged.
+        """
         from flash_export.models.checkpoint import load_pretrained
 
-        return load_pretrained(self.path)
+        model = load_pretrained(self.path)
+        if model.config.interface != self.manifest.interface:
+            raise BundleError(
+                f"{self.path / MANIFEST_FILE} has the interface of another model than {CONFIG_FILE}; {_EXPORT_AGAIN}"
+            )
+        return model
 
     def list_engines(self) -> list[EngineManifest]:
         """Return the manifests of the engines built from this bundle, by name.

@@ -120,8 +120,8 @@ def _get_state_graphs(bundle: Bundle) -> tuple[GraphSpec, GraphSpec]:
     values = bundle.read_config()
     if refusal := get_family(values["model_type"]).config_class.from_dict(values).state_refusal:
         raise BundleError(
-            f"{bundle.path} has no prefill and decode graphs: {refusal}; use --backend eager, which reads all again for "
-            "every token"
+            f"{bundle.path} has no prefill and decode graphs: {refusal}; use --backend eager, which reads the text "
+            "again for every token"
         )
     raise BundleError(
         f"{bundle.path} has no prefill and decode graphs, only {', '.join(graphs)}; export it again with "
