@@ -101,7 +101,12 @@ def test_terminal_without_unicode_gets_escapes(tmp_path: Path) -> None:
     environment = {**os.environ, "LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     row = {"backend": "ort-cpu", "graph": "forward", "batch": 1, "seq_len": 9, "masked": False, "status": "failed"}
     measure = {"name": "kl_bits", "label": "divergence", "unit": "bits per prediction", "better": "lower"}
-    values = {"bundle": "é字", "environment": {}, "rows": [{**row, "reason": "naïve"}], "measures": [measure]}
+    values: dict[str, object] = {
+        "bundle": "é字",
+        "environment": {},
+        "rows": [{**row, "reason": "naïve"}],
+        "measures": [measure],
+    }
     values["format_version"] = 3
     (tmp_path / "report.json").write_text(json.dumps(values))
     result = subprocess.run(
