@@ -16,7 +16,7 @@ from flash_export.bundle import Bundle
 from flash_export.config import ExportOptions
 from flash_export.files import hash_file
 from flash_export.interface import Interface, TensorSpec
-from flash_export.manifest import AxisRange, GraphSpec, Manifest
+from flash_export.manifest import AxisRange, GraphSpec, Manifest, ModelFacts
 from flash_export.models.token_model import describe_token_model
 
 # Small models on busy machines: threads cost more than they give. Read when PyTorch is loaded.
@@ -98,7 +98,9 @@ def write_graph_bundle(tmp_path: Path) -> BundleFactory:
             fixed_len=None if any("seq" in one.shape for one in spec.inputs) else 1,
         )
         files = {path.name: hash_file(path) for path in folder.iterdir()}
-        (folder / "manifest.json").write_text(Manifest({}, interface, {"forward": spec}, PROVENANCE, files).to_json())
+        (folder / "manifest.json").write_text(
+            Manifest({}, interface, {"forward": spec}, PROVENANCE, files, ModelFacts("flash", 1, 2, {})).to_json()
+        )
         return Bundle.open(folder)
 
     return write

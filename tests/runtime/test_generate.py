@@ -502,6 +502,6 @@ def test_causal_gau_generates_by_reading_the_text_again(tmp_path: Path) -> None:
 def test_other_config_of_the_same_weights_is_another_model(generator: Generator, tmp_path: Path) -> None:
     _, state = generator.prefill(make_ids(3))
     state.save(tmp_path / "a.state")
-    other = make_bundle(tmp_path, str(FlashConfig(VOCAB_SIZE, 22, 2, 33).to_dict()))
+    other = make_bundle(tmp_path, json.dumps(FlashConfig(VOCAB_SIZE, 22, 2, 33).to_dict()))
     with pytest.raises(StateError, match="belongs to another model"):
         State.load(tmp_path / "a.state", other)
