@@ -580,7 +580,6 @@ def test_a_quantized_graph_and_its_record_belong_together(bundle: Bundle) -> Non
     [
         ({"vocab_size": 5}, "model_type is missing"),
         ({"model_type": 8}, "model_type is int, wanted str"),
-        ({"model_type": "flash", "causal": None}, "causal is NoneType, wanted bool"),
     ],
 )
 def test_a_config_that_no_model_has(bundle: Bundle, config: dict[str, Any], message: str) -> None:

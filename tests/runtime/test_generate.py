@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flash_export.bundle import Bundle
 from flash_export.errors import BundleError, ConfigError, InputError, StateError
-from flash_export.interface import TensorSpec
+from flash_export.interface import Interface, TensorSpec
 from flash_export.manifest import AxisRange, GraphSpec, Manifest
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.runtime.decoder import RunnerDecoder
@@ -350,10 +350,10 @@ def test_model_that_computes_nan_is_one_clear_error(causal_bundle: Bundle) -> No
 # --- opening
 
 
-def make_bundle(path: Path, config: str) -> Bundle:
+def make_bundle(path: Path, config: str, interface: Interface | None = None) -> Bundle:
     sizes = {"vocab_size": VOCAB_SIZE, "dim": 4, "depth": 1, "hidden_dim": 8}
     (path / "config.json").write_text(json.dumps(sizes | json.loads(config)))
-    interface = dataclasses.replace(INTERFACE, is_causal=json.loads(config).get("causal", True))
+    interface = interface or dataclasses.replace(INTERFACE, is_causal=json.loads(config).get("causal", True))
     axes: tuple[int | str, ...] = ("batch", "seq")
     graph = GraphSpec(
         "model.onnx",
@@ -488,7 +488,7 @@ def test_causal_gau_generates_by_reading_the_text_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = GauModel(GauConfig(VOCAB_SIZE, 12, 1, hidden_dim=16, qk_dim=8, causal=True)).eval()
     model.save_pretrained(tmp_path)
-    bundle = make_bundle(tmp_path, (tmp_path / "config.json").read_text())
+    bundle = make_bundle(tmp_path, (tmp_path / "config.json").read_text(), model.config.interface)
     prompts = make_ids(2, 6)
     with Generator.open(bundle, "eager") as generator, torch.inference_mode():
         tokens = generator.generate(prompts, SamplingOptions(max_tokens=5)).tokens
