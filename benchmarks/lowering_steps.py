@@ -124,7 +124,7 @@ def load_model(config: PeerConfig, folder: Path) -> FlashModel:
     weights = folder / "model.pt"
     torch.save(build_original(config).state_dict(), weights)
     arguments = {"group_size": config.group_size, "causal": config.causal}
-    return cast("FlashModel", load_checkpoint(weights, family="flash", config=arguments).model)
+    return cast("FlashModel", load_checkpoint(weights, family="flash", config=arguments, assume_defaults=True).model)
 
 
 def write_graph(
