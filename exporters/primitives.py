@@ -34,7 +34,9 @@ def _(x: Tensor, sizes: list[int]) -> Tensor:
     kept = {axis for axis, size in enumerate(sizes) if size == 0}
     rest = math.prod(size for axis, size in enumerate(x.shape) if axis not in kept)
     rest = rest // math.prod(size for size in sizes if size > 0)
-    return x.new_empty([x.shape[axis] if size == 0 else rest if size == -1 else size for axis, size in enumerate(sizes)])
+    return x.new_empty(
+        [x.shape[axis] if size == 0 else rest if size == -1 else size for axis, size in enumerate(sizes)]
+    )
 
 
 def _spell_reshape(x: Any, sizes: list[int]) -> Any:
