@@ -107,7 +107,7 @@ class CausalLinearAttention(LinearAttention):
 
     def sum_products(
         self, k: Float[Tensor, "b g 1 c s"], v: Float[Tensor, "b g 1 c e"], inverse_length: Tensor | None
-    ) -> Float[Tensor, "b #g 1 s e"]:
+    ) -> Float[Tensor, "b _ 1 s e"]:
         """Return ``k^T v`` of the chunks that each chunk sees; what is not causal is as it was."""
         return self.sum_chunks(k.mT @ v) if inverse_length is None else super().sum_products(k, v, inverse_length)
 

@@ -31,12 +31,10 @@ def reshape(x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
 
 @reshape.register_fake
 def _(x: Tensor, sizes: list[int]) -> Tensor:
-    kept = {axis for axis, size in enumerate(sizes) if size == 0}
-    rest = math.prod(size for axis, size in enumerate(x.shape) if axis not in kept)
-    rest = rest // math.prod(size for size in sizes if size > 0)
-    return x.new_empty(
-        [x.shape[axis] if size == 0 else rest if size == -1 else size for axis, size in enumerate(sizes)]
-    )
+    kept = {axis: x.shape[axis] for axis, size in enumerate(sizes) if size == 0}
+    num_left = math.prod(size for axis, size in enumerate(x.shape) if axis not in kept)
+    rest = num_left // math.prod(size for size in sizes if size > 0)
+    return x.new_empty([kept.get(axis, rest if size == -1 else size) for axis, size in enumerate(sizes)])
 
 
 def _spell_reshape(x: Any, sizes: list[int]) -> Any:
@@ -74,7 +72,7 @@ def _drop_last(flat: Any, count: int) -> Any:
 
 @torch.library.custom_op("flash_export::continue_shift", mutates_args=())
 def continue_shift(x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """Move ``(b, g, ..., d)`` half a token to the right as above, ``before``, ``(b, d / 2)``, coming in from the left."""
+    """Move ``(b, g, ..., d)`` half a token to the right as above, ``before``, ``(b, d / 2)``, coming in from left."""
     return torch.cat((before, x.flatten(1)[:, : -before.shape[1]]), dim=1).reshape(x.shape)
 
 

@@ -6,7 +6,7 @@ the relative bias is a table that also hides the future.
 
 Everything between the embedding and the head has five axes, so that chunks and heads need no reshapes of their own.
 
-Axes: b batch, n padded sequence, g chunk, h head, c position in a chunk, d model, e hidden, s query/key, r rotated width.
+Axes: b batch, g chunk, h head, c position in a chunk, d model, e hidden, s query/key, r rotated width.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class LinearAttention(nn.Module):
 
     def sum_products(
         self, k: Float[Tensor, "b g 1 c s"], v: Float[Tensor, "b g 1 c e"], inverse_length: Tensor | None
-    ) -> Float[Tensor, "b #g 1 s e"]:
+    ) -> Float[Tensor, "b _ 1 s e"]:
         """Return ``k^T v``, in fp32, of the chunks that each chunk sees."""
         if inverse_length is None:
             return sum_earlier_chunks(widen(self.precision.multiply(k.mT, v, "products")))

@@ -198,12 +198,11 @@ class DecodeLayer(StatefulLayer):
             v=put_at(past.v, slot.place, value),
             shift=shift,
         )
-        heads = (quad_q, new.quad_k, lin_q, new.lin_k)
-        narrow_quad_q, quad_k, narrow_lin_q, lin_k = (precision.narrow(head, "heads") for head in heads)
+        heads = (quad_q, lin_q, new.quad_k, new.lin_k)
+        narrow_quad_q, narrow_lin_q, quad_k, lin_k = (precision.narrow(head, "heads") for head in heads)
         weights = self.quadratic.weigh(narrow_quad_q, quad_k, F.embedding(slot.number, self.quadratic.bias))
-        earlier = precision.combine(
-            torch.mul, precision.multiply(narrow_lin_q, lin_k.mT, WEIGHTS), slot.is_earlier, WEIGHTS
-        )
+        linear_weights = precision.multiply(narrow_lin_q, lin_k.mT, WEIGHTS)
+        earlier = precision.combine(torch.mul, linear_weights, slot.is_earlier, WEIGHTS)
         weights = precision.combine(torch.add, weights, earlier, WEIGHTS)  # (b, 1, c)
         quadratic = precision.multiply(weights, precision.narrow(new.v, "value"), "quadratic")
         # One row times an fp32 matrix that has to be read anyway: narrowing it first would read it twice.

@@ -21,25 +21,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from flash_export.bundle import Bundle
+    from flash_export.models.base import ReferenceModel
 
 SIZES: dict[str, Any] = {"vocab_size": 19, "dim": 8, "depth": 2, "hidden_dim": 12, "qk_dim": 6}
 SEQ_LEN, CHUNK_SIZE = 11, 4
+FLASH: dict[str, Any] = {**SIZES, "chunk_size": CHUNK_SIZE}
+OTHER: dict[str, Any] = {"shift_tokens": False, "norm_type": "layernorm", "attention_fn": "laplace"}
 CASES: dict[str, tuple[FlashConfig | GauConfig, ExportOptions]] = {
-    "causal": (FlashConfig(**SIZES, chunk_size=CHUNK_SIZE, causal=True), ExportOptions(opset=MIN_OPSET)),
+    "causal": (FlashConfig(**FLASH, causal=True), ExportOptions(opset=MIN_OPSET)),
     "no shift, fp16": (
-        FlashConfig(
-            **SIZES,
-            chunk_size=CHUNK_SIZE,
-            causal=True,
-            shift_tokens=False,
-            norm_type="layernorm",
-            attention_fn="laplace",
-        ),
+        FlashConfig(**FLASH, causal=True, **OTHER),
         ExportOptions(opset=MAX_OPSET, precision="fp16"),
     ),
-    "masked": (FlashConfig(**SIZES, chunk_size=CHUNK_SIZE), ExportOptions(opset=MAX_OPSET)),
+    "masked": (FlashConfig(**FLASH), ExportOptions(opset=MAX_OPSET)),
     "sum in chunks, bf16": (
-        FlashConfig(**SIZES, chunk_size=CHUNK_SIZE, sum_over_chunks=False),
+        FlashConfig(**FLASH, sum_over_chunks=False),
         ExportOptions(opset=MIN_OPSET, precision="bf16", mask=False),
     ),
     "gau": (GauConfig(**SIZES, norm_type="scalenorm"), ExportOptions(opset=MIN_OPSET)),
@@ -49,12 +45,10 @@ TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 1e-1}  # of the output's scale
 
 
 @pytest.fixture(scope="module", params=CASES)
-def exported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Bundle, torch.nn.Module]:
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, ReferenceModel]:
     torch.manual_seed(0)
     config, options = CASES[request.param]
-    model = FlashModel(config) if isinstance(config, FlashConfig) else GauModel(config)
+    model: ReferenceModel = FlashModel(config) if isinstance(config, FlashConfig) else GauModel(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     folder = tmp_path_factory.mktemp("portable")
@@ -62,7 +56,7 @@ def exported(
     return export_onnx(folder / "model", folder / "bundle", options=options), model.eval()
 
 
-def test_reference_evaluator_agrees_with_eager(exported: tuple[Bundle, torch.nn.Module]) -> None:
+def test_reference_evaluator_agrees_with_eager(exported: tuple[Bundle, ReferenceModel]) -> None:
     bundle, model = exported
     graph = bundle.get_graph(FORWARD)
     ids = np.random.default_rng(0).integers(0, 19, (2, SEQ_LEN))
@@ -87,7 +81,7 @@ def test_reference_evaluator_agrees_with_eager(exported: tuple[Bundle, torch.nn.
     check_close(np.concatenate(logits, axis=1), expected, mask, graph.precision)
 
 
-def test_symbolic_shapes_are_inferred(exported: tuple[Bundle, torch.nn.Module]) -> None:
+def test_symbolic_shapes_are_inferred(exported: tuple[Bundle, ReferenceModel]) -> None:
     check_symbolic_shapes(exported[0])
 
 
@@ -100,7 +94,7 @@ def test_symbolic_shapes_of_schemes_are_inferred(scheme: str, export_scheme: Cal
     check_symbolic_shapes(export_scheme(scheme))
 
 
-def test_operators_have_forms_that_all_readers_take(exported: tuple[Bundle, torch.nn.Module]) -> None:
+def test_operators_have_forms_that_all_readers_take(exported: tuple[Bundle, ReferenceModel]) -> None:
     for model in load_graphs(exported[0]).values():
         constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
         assert "ReduceL2" not in {node.op_type for node in model.graph.node}
