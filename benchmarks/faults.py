@@ -209,7 +209,7 @@ def _drop_linear_branch(model: onnx.ModelProto) -> None:
 
 
 def _start_positions_at_one(model: onnx.ModelProto) -> None:
-    node = find_node(model, "embedding/Unsqueeze_0")
+    node = find_node(model, "embedding/Mul_0")
     model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), "one_position"))
     insert_before(model, node.name, helper.make_node("Add", [node.input[0], "one_position"], ["later_positions"]))
     node.input[0] = "later_positions"

@@ -29,7 +29,7 @@ from flash_export.exporters.lowering.pieces import (
     apply_attention_fn,
     apply_silu,
 )
-from flash_export.exporters.primitives import join_chunks, shift_half_token, split_chunks, sum_earlier_chunks
+from flash_export.exporters.primitives import reshape, shift_half_token, sum_earlier_chunks
 from flash_export.layers.attention import build_causal_mask
 from flash_export.layers.position import shift_tokens
 
@@ -197,7 +197,7 @@ class HalvesShift(nn.Module):
 
     def forward(self, x: Float[Tensor, "b g 1 c d"]) -> Float[Tensor, "b g 1 c d"]:
         """Delay the first half of the channels by one token."""
-        return split_chunks(shift_tokens(join_chunks(x)), self.chunk_size)
+        return reshape(shift_tokens(reshape(x, [0, -1, x.shape[-1]])), [0, -1, 1, self.chunk_size, x.shape[-1]])
 
 
 @dataclass(frozen=True)
