@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_export.layers.norm import ScaleNorm
-    from flash_export.models.flash import FlashLayer, FlashModel
+    from flash_export.models.flash import FlashConfig, FlashLayer, FlashModel
 
     Projected = tuple[Float[Tensor, "b g 1 c e"], Float[Tensor, "b g 1 c e"], Float[Tensor, "b g 1 c q"]]
 
@@ -118,6 +118,11 @@ class CausalLinearAttention(LinearAttention):
 
 class DividingLinearAttention(CausalLinearAttention):
     """The causal sum is divided by the chunk size in the graph."""
+
+    def __init__(self, config: FlashConfig) -> None:
+        """Remember the divisor."""
+        super().__init__(config)
+        self.chunk_size = config.chunk_size
 
     def sum_chunks(self, kv: Float[Tensor, "b g 1 s e"]) -> Float[Tensor, "b g 1 s e"]:
         """Return the mean's part of each chunk, summed over all earlier ones."""

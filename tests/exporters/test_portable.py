@@ -71,7 +71,8 @@ def test_reference_evaluator_agrees_with_eager(exported: tuple[Bundle, Reference
         return
     # A segment, then token by token.
     lengths = np.full(2, CHUNK_SIZE + 1)
-    state = {spec.name: np.zeros((2, *spec.shape[1:]), spec.dtype) for spec in bundle.get_graph(DECODE).state_inputs}
+    specs = bundle.get_graph(DECODE).state_inputs
+    state = {spec.name: np.zeros([2, *map(int, spec.shape[1:])], spec.dtype) for spec in specs}
     outputs = evaluate(bundle, PREFILL, {"input_ids": ids[:, : CHUNK_SIZE + 1], "lengths": lengths, **state})
     logits = [outputs["logits"]]
     for position in range(CHUNK_SIZE + 1, SEQ_LEN):
