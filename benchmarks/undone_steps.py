@@ -55,11 +55,12 @@ class ScoreMaskingLayer(LoweredFlashLayer):
         sin: Float[Tensor, "1 g 1 c r"],
         valid: Float[Tensor, "#b g 1 c 1"] | None,
         inverse_length: Float[Tensor, "#b 1 1 1 1"] | None,
+        places: Int[Tensor, " p"],
     ) -> Float[Tensor, "b g 1 c d"]:
         """Mix the tokens; values of padding stay as they are."""
         normed = self.norm(x)
         if self.shift_tokens:
-            normed = shift_half_token(normed)
+            normed = shift_half_token(normed, places)
         value, gate, z = self.projection(normed)
         quad_q, lin_q, quad_k, lin_k = self.heads(z, cos, sin)
         weights = self.quadratic.weigh(quad_q, quad_k, self.quadratic.bias)  # (b, g, 1, c, c)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from onnxscript import opset18
-from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,48 +41,35 @@ def _spell_reshape(x: Any, sizes: list[int]) -> Any:
 
 
 @torch.library.custom_op("flash_export::shift_half_token", mutates_args=())
-def shift_half_token(x: torch.Tensor) -> torch.Tensor:
-    """Move the flattened sequence of ``(b, g, ..., d)`` half a token to the right, zeros coming in from the left.
+def shift_half_token(x: torch.Tensor, places: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+    """Move the flattened sequence of ``(b, g, ..., d)`` half a token to the right.
 
     If a token is ``[passing | shifted]`` channels, position i becomes ``[shifted of i - 1 | passing of i]``.
+
+    Args:
+        x: The tokens.
+        places: The numbers from 0 to that of half tokens.
+        before: What comes in from the left, ``(b, d / 2)``; None: zeros.
     """
-    return F.pad(x.flatten(1), (x.shape[-1] // 2, -(x.shape[-1] // 2))).reshape(x.shape)
+    halves = x.reshape(x.shape[0], -1, x.shape[-1] // 2)
+    first = torch.zeros_like(halves[:, :1]) if before is None else before.unsqueeze(1)
+    return torch.cat((first, halves), dim=1).index_select(1, places).reshape(x.shape)
 
 
 @shift_half_token.register_fake
-def _(x: Tensor) -> Tensor:
+def _(x: Tensor, places: Tensor, before: Tensor | None = None) -> Tensor:
     return torch.empty_like(x)
 
 
-def _spell_shift_half_token(x: Any) -> Any:
-    # Not one Pad by a negative number, which ONNX's reference evaluator and tract lack, nor with axes, which
-    # onnxruntime's symbolic shape inference lacks.
-    half = x.shape[-1] // 2
-    kept = _drop_last(op.Reshape(x, op.Constant(value_ints=[0, -1])), half)
-    moved = op.Pad(kept, op.Constant(value_ints=[0, half, 0, 0]))
-    return op.Reshape(moved, op.Constant(value_ints=[0, -1, *x.shape[2:]]))
-
-
-def _drop_last(flat: Any, count: int) -> Any:
-    """Cut off the end of ``(b, n)``."""
-    starts, ends, axes = (op.Constant(value_ints=[number]) for number in (0, -count, 1))
-    return op.Slice(flat, starts, ends, axes)
-
-
-@torch.library.custom_op("flash_export::continue_shift", mutates_args=())
-def continue_shift(x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """Move ``(b, g, ..., d)`` half a token to the right as above, ``before``, ``(b, d / 2)``, coming in from left."""
-    return torch.cat((before, x.flatten(1)[:, : -before.shape[1]]), dim=1).reshape(x.shape)
-
-
-@continue_shift.register_fake
-def _(x: Tensor, before: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _spell_continue_shift(x: Any, before: Any) -> Any:
-    flat = op.Concat(before, op.Reshape(x, op.Constant(value_ints=[0, -1])), axis=1)
-    return op.Reshape(_drop_last(flat, x.shape[-1] // 2), op.Constant(value_ints=[0, -1, *x.shape[2:]]))
+def _spell_shift_half_token(x: Any, places: Any, before: Any = None) -> Any:
+    # A Pad by [1, -1] would do, but ONNX's reference evaluator and tract lack negative numbers, and onnxruntime's
+    # symbolic shape inference lacks axes. A Slice of the end would do too, but is 30 layers in TensorRT.
+    halves = op.Reshape(x, op.Constant(value_ints=[0, -1, x.shape[-1] // 2]))
+    if before is None:
+        longer = op.Pad(halves, op.Constant(value_ints=[0, 1, 0, 0, 0, 0]))
+    else:
+        longer = op.Concat(op.Unsqueeze(before, op.Constant(value_ints=[1])), halves, axis=1)
+    return op.Reshape(op.Gather(longer, places, axis=1), op.Constant(value_ints=[0, -1, *x.shape[2:]]))
 
 
 @torch.library.custom_op("flash_export::sum_earlier_chunks", mutates_args=())
@@ -149,7 +135,6 @@ def _spell_put_at(x: Any, index: Any, values: Any) -> Any:
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.flash_export.reshape.default: _spell_reshape,
     torch.ops.flash_export.shift_half_token.default: _spell_shift_half_token,
-    torch.ops.flash_export.continue_shift.default: _spell_continue_shift,
     torch.ops.flash_export.sum_earlier_chunks.default: _spell_sum_earlier_chunks,
     torch.ops.flash_export.look_up.default: _spell_look_up,
     torch.ops.flash_export.take_at.default: _spell_take_at,

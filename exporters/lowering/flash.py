@@ -209,11 +209,12 @@ class LoweredFlashLayer(GatedOutput):
         sin: Float[Tensor, "1 g 1 c r"],
         valid: Float[Tensor, "#b g 1 c 1"] | None,
         inverse_length: Float[Tensor, "#b 1 1 1 1"] | None,
+        places: Int[Tensor, " p"],
     ) -> Float[Tensor, "b g 1 c d"]:
-        """Mix the tokens; ``valid`` is None where padding cannot be seen."""
+        """Mix the tokens; ``valid`` is None where padding cannot be seen, ``places`` count half tokens."""
         normed = self.precision.narrow(self.norm(x), "normed")
         if self.shift_tokens:
-            normed = shift_half_token(normed)
+            normed = shift_half_token(normed, places)
         normed = mark(normed, "normed", self.norm_gain)
         value, gate, z = self.projection(normed)
         quad_q, lin_q, quad_k, lin_k = (
@@ -264,8 +265,9 @@ class LoweredFlash(nn.Module):
         x = mark(self.embedding(ids, positions), "embedding", order="channels")
         angles = positions * self.freqs  # (1, g, 1, c, r)
         cos, sin = (self.precision.narrow(turn, "turns") for turn in (angles.cos(), angles.sin()))
+        places = torch.arange(2 * padded_len)
         for layer in self.layers:
-            x = layer(x, cos, sin, valid, inverse_length)
+            x = layer(x, cos, sin, valid, inverse_length, places)
         return self.head(reshape(x, [0, -1, self.config.dim]).narrow(1, 0, seq_len))
 
     def _weigh_tokens(

@@ -20,9 +20,9 @@ from flash_export.exporters.lowering.flash import GatedOutput
 from flash_export.exporters.lowering.pieces import WEIGHTS
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.primitives import (
-    continue_shift,
     put_at,
     reshape,
+    shift_half_token,
     sum_earlier_chunks,
     take_at,
 )
@@ -134,6 +134,7 @@ class PrefillLayer(StatefulLayer):
         x: Float[Tensor, "b g 1 c d"],
         cos: Float[Tensor, "b g 1 c r"],
         sin: Float[Tensor, "b g 1 c r"],
+        places: Int[Tensor, " p"],
         end: SegmentEnd,
         past: LayerState,
     ) -> tuple[Float[Tensor, "b g 1 c d"], LayerState]:
@@ -142,7 +143,7 @@ class PrefillLayer(StatefulLayer):
         normed, shift = precision.narrow(self.norm(x), "normed"), None
         if past.shift is not None:
             shift = self.store(take_at(normed, end.token)[:, normed.shape[-1] // 2 :], "normed")
-            normed = continue_shift(normed, precision.narrow(past.shift, "normed"))
+            normed = shift_half_token(normed, places, precision.narrow(past.shift, "normed"))
         v, gate, z = self.projection(normed)
         quad_q, lin_q, quad_k, lin_k = self.heads(z, cos, sin)
         kv = self.multiply_chunks(lin_k, v)  # (b, g, 1, s, e)
@@ -264,9 +265,9 @@ class PrefillFlash(StatefulFlash):
         positions = reshape(positions, [0, -1, 1, chunk_size, 1])
         x = self.embedding(reshape(F.pad(input_ids, (0, padded_len - seq_len)), [0, -1, 1, chunk_size]), positions)
         cos, sin = self.compute_angles(positions)
-        end, layers = self._find_ends(lengths), []
+        places, end, layers = torch.arange(2 * padded_len), self._find_ends(lengths), []
         for layer, past in zip(self.layers, self.split_state(state), strict=True):
-            x, new = layer(x, cos, sin, end, past)
+            x, new = layer(x, cos, sin, places, end, past)
             layers.append(new)
         x = reshape(x, [0, -1, self.config.dim]).narrow(1, 0, seq_len)
         return self.head(x), self.join_state(state[0] + lengths, layers)

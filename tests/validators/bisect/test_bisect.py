@@ -78,9 +78,9 @@ def find_node(model: onnx.ModelProto, op_type: str, scope: str = BLOCK) -> onnx.
 
 def remove_token_shift(model: onnx.ModelProto) -> None:
     """Let what reads the moved sequence read it as it was."""
-    (moved,) = find_node(model, "Pad").output
+    (moved,) = find_node(model, "Gather").output
     (reader,) = (node for node in model.graph.node if moved in node.input)
-    reader.input[0] = find_node(model, "Slice").input[0]
+    reader.input[0] = find_node(model, "Pad").input[0]
 
 
 def sum_own_chunk_too(model: onnx.ModelProto) -> None:
