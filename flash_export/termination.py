@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
 TERMINATIONS = (signal.SIGTERM, signal.SIGHUP)
+# Time for Python to leave the finaliser in which a signal was lost.
+_RESEND_S = 0.05
 
 
 class Terminated(KeyboardInterrupt):
@@ -36,7 +40,8 @@ def get_exit_code(interrupt: BaseException) -> int:
 def raise_terminations() -> Iterator[None]:
     """Raise :class:`Terminated` at the first of these signals while the block runs; a second one ends at once.
 
-    A signal that is ignored, as by ``nohup``, stays so. Python allows signal handlers in the main thread only;
+    A signal that is ignored, as by ``nohup``, stays so. Python drops what is raised in a finaliser, which tracing a
+    model runs many of; a signal that is lost so is sent again. Python allows signal handlers in the main thread only;
     elsewhere nothing changes.
     """
     numbers = []
@@ -48,10 +53,21 @@ def raise_terminations() -> Iterator[None]:
             signal.signal(one, signal.SIG_DFL)
         raise Terminated(number)
 
+    def send_again(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, Terminated):
+            report_lost(lost)
+            return
+        for one in numbers:
+            signal.signal(one, end)
+        threading.Timer(_RESEND_S, os.kill, (os.getpid(), lost.exc_value.number)).start()
+
+    report_lost = sys.unraisablehook
     for number in numbers:
         signal.signal(number, end)
+    sys.unraisablehook = send_again if numbers else report_lost
     try:
         yield
     finally:
+        sys.unraisablehook = report_lost
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)

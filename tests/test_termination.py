@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 
 import pytest
 
@@ -29,6 +31,26 @@ def test_signal_is_raised_and_a_second_one_is_not_caught(number: signal.Signals,
     assert get_exit_code(caught.value) == code
     assert handlers == [signal.SIG_DFL, signal.SIG_DFL]
     assert signal.getsignal(number) == before
+
+
+class _Finalised:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)  # the handler runs here, and Python drops what it raises
+
+
+def test_signal_that_python_drops_in_a_finaliser_comes_again() -> None:
+    before = sys.unraisablehook
+
+    def end() -> None:
+        with raise_terminations():
+            _Finalised()
+            for _ in range(1000):
+                time.sleep(0.01)
+
+    with pytest.raises(Terminated):
+        end()
+    assert sys.unraisablehook is before
 
 
 def test_it_is_treated_as_an_interrupt() -> None:

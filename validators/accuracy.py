@@ -81,6 +81,7 @@ def compare_outputs(
     limit: Limit,
     *,
     dtype: str | None = None,
+    other_noise: float = 0.0,
 ) -> AccuracyResult:
     """Compare an output with the expected one where it is valid.
 
@@ -91,6 +92,7 @@ def compare_outputs(
         valid: Which positions count; the others are padding and may hold anything.
         limit: Accepted difference.
         dtype: Numpy name of the dtype that ``actual`` must have; None: that of ``eager``.
+        other_noise: Error of the eager model on other inputs of this shape, as a fraction of their scale.
     """
     wanted = dtype or str(eager.dtype)
     if str(actual.dtype) != wanted:
@@ -116,6 +118,7 @@ def compare_outputs(
     if bad_actual:
         return AccuracyResult(f"the output has NaN or infinity in {bad_actual} values")
 
+    noise = max(noise, other_noise * scale) if math.isfinite(noise) else noise
     positions = int(valid.sum())
     result = AccuracyResult(
         reason=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -13,7 +14,12 @@ from flash_export.errors import FlashExportError
 from flash_export.validators.accuracy import compare_outputs
 from flash_export.validators.latency import LatencyResult, measure_latency
 from flash_export.validators.memory import describe_lack_of_memory
-from flash_export.validators.plan import build_cell_inputs, build_graph_inputs, describe_default_omission
+from flash_export.validators.plan import (
+    build_cell_inputs,
+    build_graph_inputs,
+    build_noise_inputs,
+    describe_default_omission,
+)
 from flash_export.validators.results import Row
 
 if TYPE_CHECKING:
@@ -63,11 +69,18 @@ class Expected:
         logits: Of the reference, float64.
         eager: Of the eager model in the graph's precision.
         eager_s: Seconds that the latter took.
+        other_noise: Error of the eager model on further inputs of a small cell's length, as a fraction of their scale.
     """
 
     logits: np.ndarray
     eager: np.ndarray
     eager_s: float
+    other_noise: float
+
+    @property
+    def noise(self) -> float:
+        """Error of the eager model, as a fraction of the output's scale."""
+        return max(_compute_noise(self.logits, self.eager), self.other_noise)
 
 
 @dataclass(frozen=True)
@@ -117,15 +130,16 @@ class CellChecker:
     def measure_noise(self, cell: Cell) -> float:
         """Return the eager model's error at a shape, as a fraction of the output's scale."""
         inputs = build_cell_inputs(cell, int(self.config.to_dict()["vocab_size"]), self.text)
-        expected = self._compute_expected(cell, inputs)
-        scale = float(np.abs(expected.logits).max())
-        return float(np.abs(expected.logits - expected.eager).max()) / scale if scale else 0.0
+        return self._compute_expected(cell, inputs).noise
 
     def _compute_expected(self, cell: Cell, inputs: CellInputs) -> Expected:
         logits = self._run_model(self.reference, cell, inputs)
         start = time.perf_counter()
         eager = self._run_model(self.eager, cell, inputs)
-        return Expected(logits, eager, time.perf_counter() - start)
+        eager_s, other_noise = time.perf_counter() - start, 0.0
+        if more := build_noise_inputs(cell, int(self.config.to_dict()["vocab_size"]), self.text):
+            other_noise = _compute_noise(*(self._run_model(runner, *more) for runner in (self.reference, self.eager)))
+        return Expected(logits, eager, eager_s, other_noise)
 
     def _run_model(self, runner: Runner, cell: Cell, inputs: CellInputs) -> np.ndarray:
         """Run the reference or the eager model.
@@ -163,6 +177,7 @@ class CellChecker:
             inputs.valid,
             opened.limit,
             dtype=opened.backend.outputs[0].dtype,
+            other_noise=expected.other_noise,
         )
         del actual
         row = replace(
@@ -214,6 +229,12 @@ def describe_exception(error: Exception, folder: Path | None = None) -> str:
     if not isinstance(error, FlashExportError):
         text = f"{type(error).__name__}: {text}"
     return text if len(text) <= _REASON_CHARACTERS else f"{text[: _REASON_CHARACTERS - 3]}..."
+
+
+def _compute_noise(expected: np.ndarray, eager: np.ndarray) -> float:
+    """Return the largest error as a fraction of the scale; 0 where it cannot be told."""
+    scale, error = float(np.abs(expected).max()), float(np.abs(expected - eager).max())
+    return error / scale if scale and math.isfinite(error) else 0.0
 
 
 def _run_reference(runner: Runner, input_ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:

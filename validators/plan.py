@@ -6,7 +6,7 @@ crosses the chunk boundary from both sides and then doubles up to the longest se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ DEFAULT_CELL_TOKENS = 65536
 QUICK_SEQ_LEN, QUICK_BUDGET_S = 1024, 0.1
 # The gau family attends to the whole sequence and has no chunk; this only decides where its lengths are probed.
 PROBE_CHUNK_SIZE = 128
+# Cells of fewer positions are drawn again for their noise floor.
+NOISE_POSITIONS = 128
 RANDOM, TEXT = "random", "text"
 QUICK, FULL = "quick", "full"
 
@@ -243,6 +245,18 @@ def build_cell_inputs(cell: Cell, vocab_size: int, text: np.ndarray | None = Non
         first = 0 if cell.batch == 1 else 1
         lengths[first:] = rng.integers(1, cell.seq_len, size=cell.batch - first)
     return CellInputs(input_ids, lengths)
+
+
+def build_noise_inputs(cell: Cell, vocab_size: int, text: np.ndarray | None = None) -> tuple[Cell, CellInputs] | None:
+    """Draw more inputs of a small cell's length, for the eager model's error on them; None: the cell is large enough.
+
+    Of a few positions one draw tells little of what rounding costs: by chance the eager model may be right to the last
+    bit. So the noise floor of a small cell is that of as many rows as hold ``NOISE_POSITIONS``.
+    """
+    if cell.tokens >= NOISE_POSITIONS:
+        return None
+    more = replace(cell, batch=-(-NOISE_POSITIONS // cell.seq_len), masked=False)
+    return more, build_cell_inputs(more, vocab_size, text, seed=1)
 
 
 def build_graph_inputs(specs: Iterable[TensorSpec], inputs: CellInputs) -> dict[str, np.ndarray]:

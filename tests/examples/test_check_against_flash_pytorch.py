@@ -83,7 +83,7 @@ def test_script_does_not_know_this_package() -> None:
     assert "from flash_export" not in text
 
 
-@pytest.mark.parametrize("divisor", ["valid", "padded"])
+@pytest.mark.parametrize("divisor", [pytest.param("valid", marks=pytest.mark.slow), "padded"])
 def test_masked_gau(check: Check, tmp_path: Path, divisor: str) -> None:
     arguments = {**GAU, "mask_divisor": divisor}
     weights = write_weights(GauModel(GauConfig(**SIZES)), tmp_path / "gau.pt")

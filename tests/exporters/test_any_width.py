@@ -70,7 +70,10 @@ def test_any_width_is_exported_and_agrees_with_the_reference(config: ModelConfig
     check_export(config, options)
 
 
-@pytest.mark.parametrize(("chunk_size", "qk_dim"), [(1, 3), pytest.param(17, 49, marks=pytest.mark.slow), (26, 78)])
+@pytest.mark.parametrize(
+    ("chunk_size", "qk_dim"),
+    [(1, 3), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((17, 49), (26, 78)))],
+)
 def test_joined_heads_are_not_mistaken_for_traced_sizes(chunk_size: int, qk_dim: int) -> None:
     """Four heads are as wide as the traced number of chunks, the traced length or the padded one."""
     check_export(FlashConfig(1364, 54, 1, 31, chunk_size, qk_dim), ExportOptions())

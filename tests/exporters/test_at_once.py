@@ -18,6 +18,8 @@ from flash_export.models.flash import FlashConfig, FlashModel
 if TYPE_CHECKING:
     from pathlib import Path
 
+GRAPHS = "--graphs", "forward"
+
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
@@ -27,7 +29,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("force", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_export_that_another_one_overtakes(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, force: bool
 ) -> None:
@@ -37,11 +39,20 @@ def test_export_that_another_one_overtakes(
     def overtake(models: SplitModels, folder: Path) -> None:
         if not overtaken:
             overtaken.append(True)
-            export_onnx(checkpoint, target, options=ExportOptions(max_seq_len=16))
+            export_onnx(checkpoint, target, options=ExportOptions(max_seq_len=16, graphs=("forward",)))
         write_models(models, folder)
 
     monkeypatch.setattr("flash_export.exporters.export.write_models", overtake)
-    arguments = ["onnx", str(checkpoint), "-o", str(target), "--max-seq-len", "32", *(["--force"] if force else [])]
+    arguments = [
+        "onnx",
+        str(checkpoint),
+        "-o",
+        str(target),
+        "--max-seq-len",
+        "32",
+        *GRAPHS,
+        *(["--force"] if force else []),
+    ]
     result = CliRunner().invoke(main, arguments)
     longest = Bundle.open(target).get_graph().axes["seq"].max
     if force:

@@ -71,10 +71,10 @@ RELU = make_model([helper.make_node("Relu", ["x"], ["y"], name="only")])
 @pytest.mark.parametrize(
     "config",
     [
-        FlashConfig(**SIZES, chunk_size=32),
+        pytest.param(FlashConfig(**SIZES, chunk_size=32), marks=pytest.mark.slow),
         FlashConfig(**SIZES, chunk_size=32, causal=True, norm_type="layernorm", attention_fn="laplace"),
         GauConfig(**SIZES),
-        GauConfig(**SIZES, causal=True),
+        pytest.param(GauConfig(**SIZES, causal=True), marks=pytest.mark.slow),
     ],
     ids=["flash-masked", "flash-causal", "gau-masked", "gau-causal"],
 )

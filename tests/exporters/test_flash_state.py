@@ -77,7 +77,12 @@ class StatefulModel:
         return self.model(torch.from_numpy(input_ids)).numpy()
 
 
-@pytest.fixture(scope="module", params=CASES)
+SLOW = {"chunk 16", "chunk 256"}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES]
+)
 def stateful(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StatefulModel:
     config, options = CASES[request.param]
     folder = tmp_path_factory.mktemp("stateful")

@@ -46,7 +46,15 @@ def serialize(traced: TracedGraph) -> bytes:
     return bytes(ir.to_proto(traced.model).SerializeToString(deterministic=True))
 
 
-@pytest.mark.parametrize(("name", "graph"), [*((name, "forward") for name in CONFIGS), ("causal", "prefill")])
+@pytest.mark.parametrize(
+    ("name", "graph"),
+    [
+        ("causal", "forward"),
+        ("causal", "prefill"),
+        ("gau", "forward"),
+        pytest.param("laplace", "forward", marks=pytest.mark.slow),
+    ],
+)
 def test_marks_cover_the_reference_and_leave_no_trace(name: str, graph: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(CONFIGS[name])
     marked = trace(model, graph)

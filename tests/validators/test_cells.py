@@ -1,16 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from flash_export.config import Tolerance
+from flash_export.config import ERROR_BUDGETS, Tolerance
 from flash_export.manifest import ProfileShapes, TensorSpec
 from flash_export.models.flash import FlashConfig
 from flash_export.validators.backends import Backend
 from flash_export.validators.cells import CellChecker, OpenBackend
-from flash_export.validators.plan import Cell
+from flash_export.validators.plan import NOISE_POSITIONS, Cell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,10 +73,12 @@ def test_masked_rows_are_compared_with_each_row_alone() -> None:
     (row,) = make_checker(eager).check(Cell(3, 9, masked=True), [open_backend(FakeRunner(), eager)])
 
     assert row.status == "passed"
-    assert len(eager.asked) == 3
-    assert all(set(asked) == {"input_ids"} and asked["input_ids"].shape[0] == 1 for asked in eager.asked)
-    assert eager.asked[0]["input_ids"].shape == (1, 9)
-    assert min(asked["input_ids"].shape[1] for asked in eager.asked) < 9
+    *own, drawn = eager.asked
+    assert len(own) == 3
+    assert all(set(asked) == {"input_ids"} and asked["input_ids"].shape[0] == 1 for asked in own)
+    assert own[0]["input_ids"].shape == (1, 9)
+    assert min(asked["input_ids"].shape[1] for asked in own) < 9
+    assert drawn["input_ids"].size >= NOISE_POSITIONS
 
 
 def test_model_that_counts_padding_is_compared_under_the_same_mask() -> None:
@@ -84,9 +87,30 @@ def test_model_that_counts_padding_is_compared_under_the_same_mask() -> None:
     (row,) = checker.check(Cell(3, 9, masked=True), [open_backend(FakeRunner(), eager)])
 
     assert row.status == "passed"
-    (asked,) = eager.asked
+    asked, drawn = eager.asked
     assert asked["input_ids"].shape == (3, 9)
     assert asked["attention_mask"].sum() < 27
+    assert "attention_mask" not in drawn
+
+
+@pytest.mark.parametrize(("seq_len", "status"), [(9, "passed"), (NOISE_POSITIONS, "failed")])
+def test_noise_of_a_small_cell_is_that_of_more_draws(seq_len: int, status: str) -> None:
+    class Lucky(FakeRunner):
+        """Is exact on one row, and off by one part in 2**18 on more: of one draw nobody would know."""
+
+        def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            (logits,) = super().run(inputs).values()
+            return {"logits": logits if len(logits) == 1 else logits * np.float32(1 + 2.0**-18)}
+
+    class Graph(FakeRunner):
+        def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            (logits,) = super().run(inputs).values()
+            return {"logits": logits * np.float32(1 + 2.0**-17)}
+
+    eager, graph = Lucky(), Graph()
+    opened = replace(open_backend(graph, eager), limit=ERROR_BUDGETS["fp32"])
+    (row,) = make_checker(eager).check(Cell(1, seq_len, masked=False), [opened])
+    assert row.status == status
 
 
 def test_backend_that_reads_the_padding_fails() -> None:

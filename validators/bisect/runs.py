@@ -14,7 +14,7 @@ from flash_export.validators.bisect.readings import GraphSource
 from flash_export.validators.bisect.results import ProbeRow, Run
 from flash_export.validators.cells import describe_exception
 from flash_export.validators.memory import estimate_cell_bytes, read_free_bytes
-from flash_export.validators.plan import Cell, build_cell_inputs, get_axis, get_probe_chunk
+from flash_export.validators.plan import Cell, build_cell_inputs, build_noise_inputs, get_axis, get_probe_chunk
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from flash_export.manifest import GraphSpec
     from flash_export.models.base import ModelConfig
     from flash_export.probes import Probe
+    from flash_export.validators.bisect.deviation import Deviation
     from flash_export.validators.bisect.readings import Source
     from flash_export.validators.bisect.results import ProbeStatus
+    from flash_export.validators.plan import CellInputs
 
 DEFAULT_BATCH = 2  # the second row may be padded while the first is not
 FUSED = "right when the values before it are read, so that it is the runtime that joins them wrongly"
@@ -76,43 +78,61 @@ def compare_run(
         sources: The reference, the graph, and the eager model that tells what rounding does, if there is one.
         precision: Precision of the graph.
     """
-    inputs = build_cell_inputs(cell, int(config.to_dict()["vocab_size"]))
+    vocab_size = int(config.to_dict()["vocab_size"])
+    inputs = build_cell_inputs(cell, vocab_size)
     reference, graph, eager = sources
     try:
         actual = graph.read(cell, inputs)
     except Exception as error:  # whatever the runtime raises is what is wrong with the graph
         return Run(cell.batch, cell.seq_len, cell.masked, (), describe_exception(error))
-    noise = eager.read(cell, inputs) if eager else None
+    noise = _Noise(reference, eager, cell, inputs, vocab_size) if eager else None
     expected, rows = reference.read(cell, inputs), []
     for probe in probes:
         if probe.name not in actual.names:
             rows.append(ProbeRow(probe.name, probe.tensor, "missing", note="the graph has no such value"))
             continue
-        truth, rounded = expected.take(probe.name), noise.take(probe.name) if noise else None
-        row = _compare_probe(probe, truth, actual.take(probe.name), rounded, inputs.valid, precision)
+        truth = expected.take(probe.name)
+        rounding = noise.measure(probe, truth) if noise else None
+        row = _compare_probe(probe, truth, actual.take(probe.name), rounding, inputs.valid, precision)
         if probe.name == LOGITS and not row and isinstance(graph, GraphSource) and graph.read_logits is not None:
-            read = _compare_probe(probe, truth, graph.read_logits, rounded, inputs.valid, precision)
+            read = _compare_probe(probe, truth, graph.read_logits, rounding, inputs.valid, precision)
             row = replace(row, note=FUSED) if read else row
         rows.append(row)
     return Run.of(cell, rows)
 
 
+class _Noise:
+    """What rounding does to each quantity: the eager model's own error, of a small cell on more inputs than its own."""
+
+    def __init__(self, reference: Source, eager: Source, cell: Cell, inputs: CellInputs, vocab_size: int) -> None:
+        """Read what is to be compared."""
+        self._valid, self._own = inputs.valid, eager.read(cell, inputs)
+        more = build_noise_inputs(cell, vocab_size)
+        self._others = (reference.read(*more), eager.read(*more), more[1].valid) if more else None
+
+    def measure(self, probe: Probe, expected: np.ndarray) -> float:
+        """Return the relative error of a quantity, whose exact values are given."""
+        own = _measure(probe, expected, self._own.take(probe.name), self._valid).error
+        if self._others is None or not math.isfinite(own):
+            return own
+        exact, eager, valid = self._others
+        other = _measure(probe, exact.take(probe.name), eager.take(probe.name), valid).error
+        return max(own, other) if math.isfinite(other) else own
+
+
+def _measure(probe: Probe, expected: np.ndarray, actual: np.ndarray, valid: np.ndarray) -> Deviation:
+    region = build_region(QUANTITIES[Point.parse(probe.name).quantity], expected.shape, valid)
+    return measure_deviation(expected, actual, region)
+
+
 def _compare_probe(
-    probe: Probe,
-    expected: np.ndarray,
-    actual: np.ndarray,
-    eager: np.ndarray | None,
-    valid: np.ndarray,
-    precision: str,
+    probe: Probe, expected: np.ndarray, actual: np.ndarray, noise: float | None, valid: np.ndarray, precision: str
 ) -> ProbeRow:
-    quantity = QUANTITIES[Point.parse(probe.name).quantity]
     if actual.shape != expected.shape:
         note = f"it has shape {actual.shape}, the reference's has {expected.shape}"
         return ProbeRow(probe.name, probe.tensor, "wrong", note=note)
-    region = build_region(quantity, expected.shape, valid)
-    noise = None if eager is None else measure_deviation(expected, eager, region).error
-    limit = compute_limit(noise, precision)
-    found = measure_deviation(expected, actual, region)
+    limit, quantity = compute_limit(noise, precision), QUANTITIES[Point.parse(probe.name).quantity]
+    found = _measure(probe, expected, actual, valid)
     status: ProbeStatus = "infinite" if not found.is_finite else "wrong" if found.error > limit else "clean"
     return ProbeRow(
         probe.name,

@@ -29,7 +29,12 @@ CONFIGS: dict[str, ModelConfig] = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+SLOW = {"chunk-sums", "gau-causal-laplace"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CONFIGS]
+)
 def test_good_export_is_clean(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     torch.manual_seed(0)
