@@ -126,9 +126,9 @@ def _name_nodes(graph: ir.Graph) -> None:
             if id(value) not in outputs:
                 value.name = f"{node.name}:{index}"
     for node in graph:
-        for index, value in enumerate(node.inputs):
-            if value is not None and value.is_initializer() and re.fullmatch(r"val_\d+", value.name or ""):
-                value.name = f"{node.name}.{index}"
+        for index, constant in enumerate(node.inputs):
+            if constant and constant.is_initializer() and re.fullmatch(r"val_\d+", constant.name or ""):
+                constant.name = f"{node.name}.{index}"
 
 
 def _drop_metadata(model: ir.Model) -> None:
