@@ -132,11 +132,11 @@ def restore_terms(
 
 
 def _restore_layout(name: str, values: np.ndarray, seq_len: int) -> np.ndarray:
-    """Return tokens as ``(b, n, w)`` without the padding to whole chunks, and sums as ``(b, g, s, e)``."""
+    """Return tokens as ``(b, n, w)`` without the padding to whole chunks, the others without an axis for the head."""
     values, kind = values.astype(np.float64, copy=False), QUANTITIES[Point.parse(name).quantity].kind
     if kind == "tokens":
         joined = values.reshape(values.shape[0], -1, values.shape[-1])
         return joined[:, :seq_len]
-    if kind == "sums" and values.ndim == 3:
+    if kind == "sums" and values.ndim == len("bse"):  # of a bundle of an older version
         return values[:, None]
-    return values
+    return values.squeeze(2) if values.ndim == len("bghcw") else values
