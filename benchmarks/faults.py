@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BLOCK = 3
-HIDDEN = -1e9
+HIDDEN = -np.inf
 CAUSAL, MASKED = "causal", "masked"
 BOTH = CAUSAL, MASKED
 HEADS = "quad_q", "lin_q", "quad_k", "lin_k"
@@ -133,8 +133,8 @@ def _shift_table(bias: np.ndarray) -> np.ndarray:
 
 def _swap_crossed_columns(gamma: np.ndarray) -> np.ndarray:
     """Rotate the other way round: the crossed columns change their sign."""
-    qk_dim = gamma.shape[1] * 2 // 3
-    gamma[:, qk_dim:] *= -1
+    qk_dim = gamma.shape[-1] * 2 // 3
+    gamma[..., qk_dim:] *= -1
     return gamma
 
 
@@ -182,7 +182,7 @@ def _keep_channel_order(model: onnx.ModelProto, node: str) -> None:
     name = f"{node}:unshifted"
     if not any(tensor.name == "unshifted_order" for tensor in model.graph.initializer):
         model.graph.initializer.append(numpy_helper.from_array(order.astype(np.int64), "unshifted_order"))
-    insert_before(model, node, helper.make_node("Gather", [normed, "unshifted_order"], [name], axis=2))
+    insert_before(model, node, helper.make_node("Gather", [normed, "unshifted_order"], [name], axis=-1))
     replace_input(model, node, moved, name)
 
 
@@ -209,7 +209,7 @@ def _drop_linear_branch(model: onnx.ModelProto) -> None:
 
 
 def _start_positions_at_one(model: onnx.ModelProto) -> None:
-    node = find_node(model, "embedding/Unsqueeze_0")
+    node = find_node(model, "embedding/Mul_0")
     model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.float32), "one_position"))
     insert_before(model, node.name, helper.make_node("Add", [node.input[0], "one_position"], ["later_positions"]))
     node.input[0] = "later_positions"

@@ -3,7 +3,7 @@
 What a step is replaced by is the cheapest spelling we know that keeps all the other steps, so that a gain is not made
 larger than it is. Models are those of ``peers``: relu², ScaleNorm and token shift.
 
-Axes: b batch, n padded sequence, g chunk, c position in a chunk, d model, e hidden, s query/key, r rotated width.
+Axes: b batch, g chunk, c position in a chunk, d model, e hidden, s query/key, r rotated width.
 """
 
 from __future__ import annotations
@@ -29,13 +29,7 @@ from flash_export.exporters.lowering.pieces import (
     apply_attention_fn,
     apply_silu,
 )
-from flash_export.exporters.primitives import (
-    join_chunks,
-    join_heads,
-    shift_half_token,
-    split_chunks,
-    sum_earlier_chunks,
-)
+from flash_export.exporters.primitives import reshape, shift_half_token, sum_earlier_chunks
 from flash_export.layers.attention import build_causal_mask
 from flash_export.layers.position import shift_tokens
 
@@ -46,9 +40,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_export.layers.norm import ScaleNorm
-    from flash_export.models.flash import FlashLayer, FlashModel
+    from flash_export.models.flash import FlashConfig, FlashLayer, FlashModel
 
-    Projected = tuple[Float[Tensor, "b n e"], Float[Tensor, "b n e"], Float[Tensor, "b n q"]]
+    Projected = tuple[Float[Tensor, "b g 1 c e"], Float[Tensor, "b g 1 c e"], Float[Tensor, "b g 1 c q"]]
 
 
 class ScoreMaskingLayer(LoweredFlashLayer):
@@ -56,25 +50,25 @@ class ScoreMaskingLayer(LoweredFlashLayer):
 
     def forward(
         self,
-        x: Float[Tensor, "b n d"],
-        cos: Float[Tensor, "1 n 1 r"],
-        sin: Float[Tensor, "1 n 1 r"],
-        valid: Float[Tensor, "#b n 1"] | None,
-        inverse_length: Float[Tensor, "#b 1 1"] | None,
-    ) -> Float[Tensor, "b n d"]:
+        x: Float[Tensor, "b g 1 c d"],
+        cos: Float[Tensor, "1 g 1 c r"],
+        sin: Float[Tensor, "1 g 1 c r"],
+        valid: Float[Tensor, "#b g 1 c 1"] | None,
+        inverse_length: Float[Tensor, "#b 1 1 1 1"] | None,
+        places: Int[Tensor, " p"],
+    ) -> Float[Tensor, "b g 1 c d"]:
         """Mix the tokens; values of padding stay as they are."""
         normed = self.norm(x)
         if self.shift_tokens:
-            normed = shift_half_token(normed)
+            normed = shift_half_token(normed, places)
         value, gate, z = self.projection(normed)
         quad_q, lin_q, quad_k, lin_k = self.heads(z, cos, sin)
-        quad_q, quad_k, value_chunks = (split_chunks(part, self.chunk_size) for part in (quad_q, quad_k, value))
-        weights = self.quadratic.weigh(quad_q, quad_k, self.quadratic.bias)  # (b, g, c, c)
+        weights = self.quadratic.weigh(quad_q, quad_k, self.quadratic.bias)  # (b, g, 1, c, c)
         if valid is not None:
-            weights = weights * split_chunks(valid, self.chunk_size).mT
+            weights = weights * valid.mT
             lin_k = lin_k * valid
-        linear = self.linear(lin_q, lin_k, value, value_chunks, inverse_length)
-        return x + (gate * (join_chunks(weights @ value_chunks) + linear) @ self.out_weight + self.out_bias)
+        linear = self.linear(lin_q, lin_k, value, inverse_length)
+        return x + (gate * (weights @ value + linear) @ self.out_weight + self.out_bias)
 
 
 class DividingQuadraticAttention(QuadraticAttention):
@@ -112,21 +106,13 @@ class MaskingQuadraticAttention(QuadraticAttention):
 class CausalLinearAttention(LinearAttention):
     """A linear branch whose causal sum can be spelled in another way."""
 
-    def forward(
-        self,
-        q: Float[Tensor, "b n s"],
-        k: Float[Tensor, "b n s"],
-        v: Float[Tensor, "b n e"],
-        v_chunks: Float[Tensor, "b g c e"],
-        inverse_length: Float[Tensor, "#b 1 1"] | None,
-    ) -> Float[Tensor, "b n e"]:
-        """Attend; what is not causal is as it was."""
-        if inverse_length is not None:
-            return super().forward(q, k, v, v_chunks, inverse_length)
-        kv = split_chunks(k, self.chunk_size).mT @ v_chunks
-        return join_chunks(split_chunks(q, self.chunk_size) @ self.sum_chunks(kv))
+    def sum_products(
+        self, k: Float[Tensor, "b g 1 c s"], v: Float[Tensor, "b g 1 c e"], inverse_length: Tensor | None
+    ) -> Float[Tensor, "b _ 1 s e"]:
+        """Return ``k^T v`` of the chunks that each chunk sees; what is not causal is as it was."""
+        return self.sum_chunks(k.mT @ v) if inverse_length is None else super().sum_products(k, v, inverse_length)
 
-    def sum_chunks(self, kv: Float[Tensor, "b g s e"]) -> Float[Tensor, "b g s e"]:
+    def sum_chunks(self, kv: Float[Tensor, "b g 1 s e"]) -> Float[Tensor, "b g 1 s e"]:
         """Return the sum over all earlier chunks."""
         raise NotImplementedError
 
@@ -134,7 +120,12 @@ class CausalLinearAttention(LinearAttention):
 class DividingLinearAttention(CausalLinearAttention):
     """The causal sum is divided by the chunk size in the graph."""
 
-    def sum_chunks(self, kv: Float[Tensor, "b g s e"]) -> Float[Tensor, "b g s e"]:
+    def __init__(self, config: FlashConfig) -> None:
+        """Remember the divisor."""
+        super().__init__(config)
+        self.chunk_size = config.chunk_size
+
+    def sum_chunks(self, kv: Float[Tensor, "b g 1 s e"]) -> Float[Tensor, "b g 1 s e"]:
         """Return the mean's part of each chunk, summed over all earlier ones."""
         return sum_earlier_chunks(kv / self.chunk_size)
 
@@ -142,11 +133,11 @@ class DividingLinearAttention(CausalLinearAttention):
 class TriangularLinearAttention(CausalLinearAttention):
     """The causal sum is a product with a strictly triangular matrix."""
 
-    def sum_chunks(self, kv: Float[Tensor, "b g s e"]) -> Float[Tensor, "b g s e"]:
+    def sum_chunks(self, kv: Float[Tensor, "b g 1 s e"]) -> Float[Tensor, "b g 1 s e"]:
         """Return the sum over all earlier chunks."""
         chunks = torch.arange(kv.shape[1], dtype=torch.float32)
         earlier = (chunks[:, None] > chunks).float()
-        return (earlier @ join_heads(kv)).unflatten(-1, kv.shape[2:])
+        return (earlier @ kv.flatten(2)).unflatten(-1, kv.shape[2:])
 
 
 class SeparateProjection(InputProjection):
@@ -160,7 +151,7 @@ class SeparateProjection(InputProjection):
         self.gate_bias, self.qk_bias = (nn.Buffer(bias.clone()) for bias in self.bias.split(self.widths))
         del self.weight, self.bias
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Projected:
+    def forward(self, x: Float[Tensor, "b g 1 c d"]) -> Projected:
         """Return values, gates and the query/key projection."""
         value = apply_silu(x @ self.value_weight + self.value_bias)
         gate = apply_silu(x @ self.gate_weight + self.gate_bias)
@@ -178,7 +169,7 @@ class JoinedProjection(InputProjection):
         self.bias = nn.Buffer(torch.cat((self.value_bias, self.bias)))
         del self.value_weight, self.value_bias
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Projected:
+    def forward(self, x: Float[Tensor, "b g 1 c d"]) -> Projected:
         """Return values, gates and the query/key projection."""
         value, gate, z = apply_silu(x @ self.weight + self.bias).split(self.widths, dim=-1)
         return value, gate, z
@@ -190,24 +181,29 @@ class SlicingHeads(Heads):
     def __init__(self, layer: FlashLayer, columns: Int[Tensor, " s"], rotary_dim: int) -> None:
         """Fold what is folded otherwise, for columns ``[even | odd | rest]``."""
         super().__init__(layer, columns, torch.ones(len(columns)), rotary_dim)
-        self.widths = [rotary_dim // 2, rotary_dim // 2, self.qk_dim - rotary_dim]
+        self.widths = [rotary_dim // 2, rotary_dim // 2, len(columns) - rotary_dim]
 
     def forward(
-        self, z: Float[Tensor, "b n s"], cos: Float[Tensor, "1 n 1 r/2"], sin: Float[Tensor, "1 n 1 r/2"]
-    ) -> tuple[Float[Tensor, "b n s"], ...]:
+        self, z: Float[Tensor, "b g 1 c s"], cos: Float[Tensor, "1 g 1 c r/2"], sin: Float[Tensor, "1 g 1 c r/2"]
+    ) -> tuple[Float[Tensor, "b g 1 c s"], ...]:
         """Apply the affine maps and RoPE to all heads at once."""
-        heads = z.unsqueeze(2) * self.gamma + self.beta  # (b, n, 4, s)
+        heads = z * self.gamma + self.beta  # (b, g, 4, c, s)
         even, odd, rest = heads.split(self.widths, dim=-1)
         rotated = torch.cat((even * cos - odd * sin, odd * cos + even * sin, rest), dim=-1)
-        return join_heads(rotated).split(self.qk_dim, dim=-1)
+        return rotated.split(1, dim=2)
 
 
 class HalvesShift(nn.Module):
     """The token shift as the reference does it: split the channels, pad one half, join them."""
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def __init__(self, chunk_size: int) -> None:
+        """Remember how tokens are cut into chunks."""
+        super().__init__()
+        self.chunk_size = chunk_size
+
+    def forward(self, x: Float[Tensor, "b g 1 c d"]) -> Float[Tensor, "b g 1 c d"]:
         """Delay the first half of the channels by one token."""
-        return shift_tokens(x)
+        return reshape(shift_tokens(reshape(x, [0, -1, x.shape[-1]])), [0, -1, 1, self.chunk_size, x.shape[-1]])
 
 
 @dataclass(frozen=True)
@@ -247,7 +243,7 @@ def unfold_factors(model: FlashModel) -> LoweredFlash:
     """Lower without divisors, norm gain and ``dim**0.5`` in the weights."""
     lowered = LoweredFlash(model)
     chunk_size = model.config.chunk_size
-    divisors = torch.tensor([chunk_size, 1, 1, chunk_size if model.config.causal else 1])[:, None]
+    divisors = torch.tensor([chunk_size, 1, 1, chunk_size if model.config.causal else 1])[:, None, None]
     for layer, reference in _pair_layers(lowered, model):
         norm = cast("ScaleNorm", reference.norm)
         gain = norm.g * norm.dim**0.5
@@ -302,7 +298,7 @@ def shift_halves(model: FlashModel) -> LoweredFlash:
         LoweredFlashLayer(layer, len(lowered.freqs), channels) for layer in cast("list[FlashLayer]", model.layers)
     ]
     for layer in layers:
-        layer.norm, layer.shift_tokens = nn.Sequential(layer.norm, HalvesShift()), False
+        layer.norm, layer.shift_tokens = nn.Sequential(layer.norm, HalvesShift(model.config.chunk_size)), False
     lowered.layers = nn.ModuleList(layers)
     return lowered
 

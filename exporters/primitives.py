@@ -3,16 +3,16 @@
 Each is a PyTorch custom op with an eager meaning, so that a lowered model runs and can be tested without ONNX, and
 a translation to ``ai.onnx`` nodes with constant arguments. No trace of the op is left in the graph.
 
-Axes: b batch, n padded sequence, g chunk, c position in a chunk, h head, d width.
+Axes: b batch, n padded sequence, g chunk, c position in a chunk, d width, k axes that an index is for.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from onnxscript import opset18
-from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,89 +22,54 @@ if TYPE_CHECKING:
 op: Any = opset18  # what torch.onnx translates to, before it converts to the opset that was asked for
 
 
-@torch.library.custom_op("flash_export::split_chunks", mutates_args=())
-def split_chunks(x: torch.Tensor, chunk_size: int) -> torch.Tensor:
-    """Cut ``(b, n, d)`` into ``(b, n / chunk_size, chunk_size, d)``."""
-    return x.reshape(x.shape[0], x.shape[1] // chunk_size, chunk_size, x.shape[-1]).clone()
+@torch.library.custom_op("flash_export::reshape", mutates_args=())
+def reshape(x: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """Reshape as ONNX does: 0 keeps the size of that axis, -1 takes what is left. No shape is computed at run time."""
+    return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]).clone()
 
 
-@split_chunks.register_fake
-def _(x: Tensor, chunk_size: int) -> Tensor:
-    return x.new_empty((x.shape[0], x.shape[1] // chunk_size, chunk_size, x.shape[-1]))
+@reshape.register_fake
+def _(x: Tensor, sizes: list[int]) -> Tensor:
+    kept = {axis: x.shape[axis] for axis, size in enumerate(sizes) if size == 0}
+    num_left = math.prod(size for axis, size in enumerate(x.shape) if axis not in kept)
+    rest = num_left // math.prod(size for size in sizes if size > 0)
+    return x.new_empty([kept.get(axis, rest if size == -1 else size) for axis, size in enumerate(sizes)])
 
 
-def _spell_split_chunks(x: Any, chunk_size: int) -> Any:
-    # 0 copies the batch and -1 stands for the number of chunks: no shape arithmetic at run time.
-    return op.Reshape(x, op.Constant(value_ints=[0, -1, chunk_size, x.shape[-1]]))
-
-
-@torch.library.custom_op("flash_export::join_chunks", mutates_args=())
-def join_chunks(x: torch.Tensor) -> torch.Tensor:
-    """Merge ``(b, g, c, d)`` into ``(b, g * c, d)``."""
-    return x.flatten(1, 2).clone()
-
-
-@join_chunks.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty((x.shape[0], x.shape[1] * x.shape[2], x.shape[3]))
-
-
-def _spell_join_chunks(x: Any) -> Any:
-    return op.Reshape(x, op.Constant(value_ints=[0, -1, x.shape[-1]]))
-
-
-@torch.library.custom_op("flash_export::join_heads", mutates_args=())
-def join_heads(x: torch.Tensor) -> torch.Tensor:
-    """Merge ``(b, n, h, d)`` into ``(b, n, h * d)``."""
-    return x.flatten(2).clone()
-
-
-@join_heads.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty((x.shape[0], x.shape[1], x.shape[2] * x.shape[3]))
-
-
-def _spell_join_heads(x: Any) -> Any:
-    return op.Reshape(x, op.Constant(value_ints=[0, 0, x.shape[-2] * x.shape[-1]]))
+def _spell_reshape(x: Any, sizes: list[int]) -> Any:
+    return op.Reshape(x, op.Constant(value_ints=sizes))
 
 
 @torch.library.custom_op("flash_export::shift_half_token", mutates_args=())
-def shift_half_token(x: torch.Tensor) -> torch.Tensor:
-    """Move the flattened sequence of ``(b, n, d)`` half a token to the right, zeros coming in from the left.
+def shift_half_token(x: torch.Tensor, places: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+    """Move the flattened sequence of ``(b, g, ..., d)`` half a token to the right.
 
     If a token is ``[passing | shifted]`` channels, position i becomes ``[shifted of i - 1 | passing of i]``.
+
+    Args:
+        x: The tokens.
+        places: The numbers from 0 to that of half tokens.
+        before: What comes in from the left, ``(b, d / 2)``; None: zeros.
     """
-    return F.pad(x.flatten(1), (x.shape[2] // 2, -(x.shape[2] // 2))).reshape(x.shape)
+    halves = x.reshape(x.shape[0], -1, x.shape[-1] // 2)
+    first = torch.zeros_like(halves[:, :1]) if before is None else before.unsqueeze(1)
+    return torch.cat((first, halves), dim=1).index_select(1, places).reshape(x.shape)
 
 
 @shift_half_token.register_fake
-def _(x: Tensor) -> Tensor:
+def _(x: Tensor, places: Tensor, before: Tensor | None = None) -> Tensor:
     return torch.empty_like(x)
 
 
-def _spell_shift_half_token(x: Any) -> Any:
-    half = x.shape[-1] // 2
-    flat = op.Reshape(x, op.Constant(value_ints=[0, -1]))
-    moved = op.Pad(flat, op.Constant(value_ints=[half, -half]), None, op.Constant(value_ints=[1]))
-    return op.Reshape(moved, op.Constant(value_ints=[0, -1, 2 * half]))
-
-
-@torch.library.custom_op("flash_export::continue_shift", mutates_args=())
-def continue_shift(x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """Move ``(b, n, d)`` half a token to the right as above, ``before``, ``(b, d / 2)``, coming in from the left."""
-    return torch.cat((before, x.flatten(1)[:, : -before.shape[1]]), dim=1).reshape(x.shape)
-
-
-@continue_shift.register_fake
-def _(x: Tensor, before: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _spell_continue_shift(x: Any, before: Any) -> Any:
-    half = x.shape[-1] // 2
-    flat = op.Concat(before, op.Reshape(x, op.Constant(value_ints=[0, -1])), axis=1)
-    moved = op.Pad(flat, op.Constant(value_ints=[0, -half]), None, op.Constant(value_ints=[1]))
-    return op.Reshape(moved, op.Constant(value_ints=[0, -1, 2 * half]))
+def _spell_shift_half_token(x: Any, places: Any, before: Any = None) -> Any:
+    # A Pad by [1, -1] would do, but ONNX's reference evaluator and tract lack negative numbers, and onnxruntime's
+    # symbolic shape inference lacks axes. A Slice of the end would do too, but is 30 layers in TensorRT.
+    halves = op.Reshape(x, op.Constant(value_ints=[0, -1, x.shape[-1] // 2]))
+    if before is None:
+        longer = op.Pad(halves, op.Constant(value_ints=[0, 1, 0, 0, 0, 0]))
+    else:
+        longer = op.Concat(op.Unsqueeze(before, op.Constant(value_ints=[1])), halves, axis=1)
+    return op.Reshape(op.Gather(longer, places, axis=1), op.Constant(value_ints=[0, -1, *x.shape[2:]]))
 
 
 @torch.library.custom_op("flash_export::sum_earlier_chunks", mutates_args=())
@@ -139,13 +104,13 @@ def _spell_look_up(table: Any, index: Any) -> Any:
 
 @torch.library.custom_op("flash_export::take_at", mutates_args=())
 def take_at(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return ``x[row, i]`` of ``(b, m, ...)`` for each pair (row, i) of ``(..., 2)``."""
-    return x[index[..., 0], index[..., 1]]
+    """Return ``x[row, i, ...]`` of ``(b, m, ...)`` for each index (row, i, ...) of ``(..., k)``."""
+    return x[tuple(index.unbind(-1))]
 
 
 @take_at.register_fake
 def _(x: Tensor, index: Tensor) -> Tensor:
-    return x.new_empty((*index.shape[:-1], *x.shape[2:]))
+    return x.new_empty((*index.shape[:-1], *x.shape[index.shape[-1] :]))
 
 
 def _spell_take_at(x: Any, index: Any) -> Any:
@@ -168,11 +133,8 @@ def _spell_put_at(x: Any, index: Any, values: Any) -> Any:
 
 
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
-    torch.ops.flash_export.split_chunks.default: _spell_split_chunks,
-    torch.ops.flash_export.join_chunks.default: _spell_join_chunks,
-    torch.ops.flash_export.join_heads.default: _spell_join_heads,
+    torch.ops.flash_export.reshape.default: _spell_reshape,
     torch.ops.flash_export.shift_half_token.default: _spell_shift_half_token,
-    torch.ops.flash_export.continue_shift.default: _spell_continue_shift,
     torch.ops.flash_export.sum_earlier_chunks.default: _spell_sum_earlier_chunks,
     torch.ops.flash_export.look_up.default: _spell_look_up,
     torch.ops.flash_export.take_at.default: _spell_take_at,

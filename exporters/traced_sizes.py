@@ -6,8 +6,6 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flash_export.exporters.lowering.flash import Heads
-
 if TYPE_CHECKING:
     from torch import nn
 
@@ -54,7 +52,6 @@ def collect_model_sizes(lowered: nn.Module) -> set[int]:
     """Return the sizes of all tensors, and what splits and joins make of them: halves, sums and differences."""
     sizes = {size for tensor in lowered.state_dict().values() for size in tensor.shape}
     sizes.update(width for module in lowered.modules() for width in getattr(module, "widths", ()))  # of their splits
-    sizes.update(module.joined_width for module in lowered.modules() if isinstance(module, Heads))
     pairs = list(itertools.product(sizes, repeat=2))
     return (
         sizes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -108,7 +109,10 @@ def quiet_exporter() -> Iterator[None]:
 
 
 def _name_nodes(graph: ir.Graph) -> None:
-    """Name each node, and the values it makes, ``SCOPE/OP_NUMBER``."""
+    """Name each node, and the values it makes, ``SCOPE/OP_NUMBER``; constants after the node that reads them first.
+
+    The exporter numbers its constants by what it saw on the way, which is not the same in two traces of one model.
+    """
     counts: Counter[str] = Counter()
     outputs = {id(value) for value in graph.outputs}
     scopes = {node: read_scope(node) for node in graph}
@@ -122,6 +126,10 @@ def _name_nodes(graph: ir.Graph) -> None:
         for index, value in enumerate(node.outputs):
             if id(value) not in outputs:
                 value.name = f"{node.name}:{index}"
+    for node in graph:
+        for index, constant in enumerate(node.inputs):
+            if constant and constant.is_initializer() and re.fullmatch(r"val_\d+", constant.name or ""):
+                constant.name = f"{node.name}.{index}"
 
 
 def _drop_metadata(model: ir.Model) -> None:

@@ -1,10 +1,12 @@
 """The export form of family ``flash``.
 
-What differs from the reference, each step preserving the function: tokens are padded to whole chunks once; padded and
-masked tokens have their values zeroed; divisors, norm gains and RoPE's permutation are in the weights; the relative
-bias is a table that also hides the future.
+What differs from the reference, each step preserving the function: tokens are padded to whole chunks and cut into them
+once; padded and masked tokens have their values zeroed; divisors, norm gains and RoPE's permutation are in the weights;
+the relative bias is a table that also hides the future.
 
-Axes: b batch, n padded sequence, g chunk, c position in a chunk, d model, e hidden, s query/key, r rotated width.
+Everything between the embedding and the head has five axes, so that chunks and heads need no reshapes of their own.
+
+Axes: b batch, g chunk, h head, c position in a chunk, d model, e hidden, s query/key, r rotated width.
 """
 
 from __future__ import annotations
@@ -37,10 +39,8 @@ from flash_export.exporters.lowering.pieces import (
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.marks import mark
 from flash_export.exporters.primitives import (
-    join_chunks,
-    join_heads,
+    reshape,
     shift_half_token,
-    split_chunks,
     sum_earlier_chunks,
 )
 from flash_export.layers.attention import build_causal_mask
@@ -76,21 +76,25 @@ class Heads(nn.Module):
         key_divisor = config.chunk_size if config.causal else get_key_divisor(config, precision)
         self.factors = [slope / config.chunk_size, restored, 1.0, 1 / key_divisor]
         gamma, beta = fold_heads(layer.qk_offset_scale, columns, signs, self.factors)
-        self.gamma, self.beta = (nn.Buffer(precision.narrow(x, "heads")) for x in (gamma, beta))
+        self.gamma, self.beta = (nn.Buffer(precision.narrow(x, "heads").unsqueeze(1)) for x in (gamma, beta))
         self.widths = [rotary_dim, config.qk_dim - rotary_dim, rotary_dim]
-        self.qk_dim, self.joined_width = config.qk_dim, len(gamma) * config.qk_dim
 
     def forward(
-        self, z: Float[Tensor, "b n q"], cos: Float[Tensor, "1 n 1 r"], sin: Float[Tensor, "1 n 1 r"]
-    ) -> tuple[Float[Tensor, "b n s"], ...]:
+        self, z: Float[Tensor, "b g 1 c q"], cos: Float[Tensor, "#b g 1 c r"], sin: Float[Tensor, "#b g 1 c r"]
+    ) -> tuple[Float[Tensor, "b g 1 c s"], ...]:
         """Return the heads of each token."""
-        return join_heads(self.rotate(z, cos, sin)).split(self.qk_dim, dim=-1)
+        return self.rotate(z, cos, sin, self.gamma, self.beta).split(1, dim=2)
 
     def rotate(
-        self, z: Float[Tensor, "*b q"], cos: Float[Tensor, "*b 1 r"], sin: Float[Tensor, "*b 1 r"]
-    ) -> Float[Tensor, "*b 4 s"]:
-        """Apply the affine maps and RoPE to all heads at once."""
-        heads = self.precision.narrow(self._align(z).unsqueeze(-2) * self.gamma + self.beta, "heads")  # (*b, 4, s + r)
+        self,
+        z: Float[Tensor, "*b q"],
+        cos: Float[Tensor, "*b r"],
+        sin: Float[Tensor, "*b r"],
+        gamma: Float[Tensor, "*h q"],
+        beta: Float[Tensor, "*h q"],
+    ) -> Float[Tensor, "*b s"]:
+        """Apply the affine maps and RoPE to all heads at once; each has an axis of 1 where the heads come to stand."""
+        heads = self.precision.narrow(self._align(z) * gamma + beta, "heads")  # (*b, s + r)
         straight, rest, crossed = heads.split(self.widths, dim=-1)
         rotated = straight * self._align(cos) + crossed * self._align(sin)
         return torch.cat((self.precision.narrow(rotated, "heads"), rest), dim=-1)
@@ -115,8 +119,8 @@ class QuadraticAttention(nn.Module):
         self.bias = nn.Buffer(bias)
 
     def forward(
-        self, q: Float[Tensor, "b g c s"], k: Float[Tensor, "b g c s"], v: Float[Tensor, "b g c e"]
-    ) -> Float[Tensor, "b g c e"]:
+        self, q: Float[Tensor, "b g 1 c s"], k: Float[Tensor, "b g 1 c s"], v: Float[Tensor, "b g 1 c e"]
+    ) -> Float[Tensor, "b g 1 c e"]:
         """Attend; the score divisor is in q."""
         weights = mark(self.weigh(q, k, self.bias), "weights", get_attention_factor(self.attention_fn))
         return self.precision.multiply(weights, v, "quadratic")
@@ -135,27 +139,30 @@ class LinearAttention(nn.Module):
         """Take what the branches need to know."""
         super().__init__()
         self.precision, self.key_divisor = precision, get_key_divisor(config, precision)
-        self.sum_over_chunks, self.chunk_size = config.sum_over_chunks, config.chunk_size
+        self.sum_over_chunks = config.sum_over_chunks
 
     def forward(
         self,
-        q: Float[Tensor, "b n s"],
-        k: Float[Tensor, "b n s"],
-        v: Float[Tensor, "b n e"],
-        v_chunks: Float[Tensor, "b g c e"],
-        inverse_length: Float[Tensor, "#b 1 1"] | None,
-    ) -> Float[Tensor, "b n e"]:
+        q: Float[Tensor, "b g 1 c s"],
+        k: Float[Tensor, "b g 1 c s"],
+        v: Float[Tensor, "b g 1 c e"],
+        inverse_length: Float[Tensor, "#b 1 1 1 1"] | None,
+    ) -> Float[Tensor, "b g 1 c e"]:
         """Attend; the causal divisor is in k, so that ``inverse_length`` is None there alone."""
-        precision = self.precision
-        if self.sum_over_chunks and inverse_length is not None:
-            # What the keys were divided by belongs to the divisor, which is no value of a token and so stays in fp32.
-            scale = inverse_length if self.key_divisor == 1 else inverse_length * self.key_divisor
-            kv = widen(precision.multiply(k.mT, v, "products")) * scale
-            return precision.multiply(q, mark(precision.narrow(kv, "kv"), "kv", order="heads", axis=-2), "linear")
-        kv = widen(precision.multiply(split_chunks(k, self.chunk_size).mT, v_chunks, "products"))  # (b, g, s, e)
-        kv = sum_earlier_chunks(kv) if inverse_length is None else kv * inverse_length[..., None]
-        kv = mark(precision.narrow(kv, "kv"), "kv", order="heads", axis=-2)
-        return join_chunks(precision.multiply(split_chunks(q, self.chunk_size), kv, "linear"))
+        kv = self.precision.narrow(self.sum_products(k, v, inverse_length), "kv")
+        return self.precision.multiply(q, mark(kv, "kv", order="heads", axis=-2), "linear")
+
+    def sum_products(
+        self, k: Float[Tensor, "b g 1 c s"], v: Float[Tensor, "b g 1 c e"], inverse_length: Tensor | None
+    ) -> Float[Tensor, "b _ 1 s e"]:
+        """Return ``k^T v``, in fp32, of the chunks that each chunk sees."""
+        if inverse_length is None:
+            return sum_earlier_chunks(widen(self.precision.multiply(k.mT, v, "products")))
+        if self.sum_over_chunks:
+            k, v = (reshape(x, [0, 1, 1, -1, x.shape[-1]]) for x in (k, v))  # one chunk of all
+        # What the keys were divided by belongs to the divisor, which is no value of a token and so stays in fp32.
+        scale = inverse_length if self.key_divisor == 1 else inverse_length * self.key_divisor
+        return widen(self.precision.multiply(k.mT, v, "products")) * scale
 
 
 class GatedOutput(nn.Module):
@@ -165,11 +172,12 @@ class GatedOutput(nn.Module):
     out_weight: Tensor
     out_bias: Tensor
 
-    def project_out(
-        self, x: Float[Tensor, "*b d"], gate: Float[Tensor, "*b e"], mixed: Float[Tensor, "*b e"]
-    ) -> Float[Tensor, "*b d"]:
-        """Gate what was attended to, project it, add the residual."""
-        gated = self.precision.combine(torch.mul, gate, mixed, "gated")
+    def apply_gate(self, gate: Float[Tensor, "*b e"], mixed: Float[Tensor, "*b e"]) -> Float[Tensor, "*b e"]:
+        """Gate what was attended to."""
+        return self.precision.combine(torch.mul, gate, mixed, "gated")
+
+    def project_out(self, x: Float[Tensor, "*b d"], gated: Float[Tensor, "*b e"]) -> Float[Tensor, "*b d"]:
+        """Project what passed the gate, add the residual."""
         update = widen(self.precision.multiply(gated, self.out_weight, "update")) + self.out_bias
         return self.precision.narrow(widen(x) + update, RESIDUAL)
 
@@ -193,20 +201,21 @@ class LoweredFlashLayer(GatedOutput):
         out_weight = layer.to_out.weight[channels].mT * self.factor
         self.out_weight = nn.Buffer(precision.narrow(out_weight, "update").contiguous())
         self.out_bias = nn.Buffer(layer.to_out.bias[channels])
-        self.shift_tokens, self.chunk_size = config.shift_tokens, config.chunk_size
+        self.shift_tokens = config.shift_tokens
 
     def forward(
         self,
-        x: Float[Tensor, "b n d"],
-        cos: Float[Tensor, "1 n 1 r"],
-        sin: Float[Tensor, "1 n 1 r"],
-        valid: Float[Tensor, "#b n 1"] | None,
-        inverse_length: Float[Tensor, "#b 1 1"] | None,
-    ) -> Float[Tensor, "b n d"]:
-        """Mix the tokens; ``valid`` is None where padding cannot be seen."""
+        x: Float[Tensor, "b g 1 c d"],
+        cos: Float[Tensor, "1 g 1 c r"],
+        sin: Float[Tensor, "1 g 1 c r"],
+        valid: Float[Tensor, "#b g 1 c 1"] | None,
+        inverse_length: Float[Tensor, "#b 1 1 1 1"] | None,
+        places: Int[Tensor, " p"],
+    ) -> Float[Tensor, "b g 1 c d"]:
+        """Mix the tokens; ``valid`` is None where padding cannot be seen, ``places`` count half tokens."""
         normed = self.precision.narrow(self.norm(x), "normed")
         if self.shift_tokens:
-            normed = shift_half_token(normed)
+            normed = shift_half_token(normed, places)
         normed = mark(normed, "normed", self.norm_gain)
         value, gate, z = self.projection(normed)
         quad_q, lin_q, quad_k, lin_k = (
@@ -216,17 +225,13 @@ class LoweredFlashLayer(GatedOutput):
         if valid is not None:
             value = self.precision.combine(torch.mul, value, valid, "value")
         value, gate = mark(value, "value"), mark(gate, "gate")
-        value_chunks = split_chunks(value, self.chunk_size)
-        quadratic = self.quadratic(
-            split_chunks(quad_q, self.chunk_size), split_chunks(quad_k, self.chunk_size), value_chunks
-        )
-        linear = mark(self.linear(lin_q, lin_k, value, value_chunks, inverse_length), "linear", self.factor)
-        quadratic = mark(join_chunks(quadratic), "quadratic", self.factor)
+        linear = mark(self.linear(lin_q, lin_k, value, inverse_length), "linear", self.factor)
+        quadratic = mark(self.quadratic(quad_q, quad_k, value), "quadratic", self.factor)
         if self.precision.watch is not None:
             # Decode weighs linear keys one by one; here they are only shown, for the ranges of that graph.
-            self.precision.multiply(lin_q, lin_k.mT[..., : self.chunk_size], WEIGHTS)
+            self.precision.multiply(lin_q, lin_k.mT, WEIGHTS)
         mixed = self.precision.combine(torch.add, quadratic, linear, "mixed")
-        return mark(self.project_out(x, gate, mixed), "out", order="channels")
+        return mark(self.project_out(x, self.apply_gate(gate, mixed)), "out", order="channels")
 
 
 class LoweredFlash(LoweredModel):
@@ -256,15 +261,16 @@ class LoweredFlash(LoweredModel):
         """Return the logits of every position."""
         seq_len, chunk_size = input_ids.shape[1], self.config.chunk_size
         padded_len = (seq_len + chunk_size - 1) // chunk_size * chunk_size
-        positions = torch.arange(padded_len, dtype=torch.float32)
+        positions = reshape(torch.arange(padded_len, dtype=torch.float32), [1, -1, 1, chunk_size, 1])  # (1, g, 1, c, 1)
         valid, inverse_length = self._weigh_tokens(attention_mask, positions, seq_len, padded_len)
-        x = self.embedding(F.pad(input_ids, (0, padded_len - seq_len)), positions)
-        x = mark(x, "embedding", order="channels")
-        angles = (positions[:, None] * self.freqs)[None, :, None]  # (1, n, 1, r)
+        ids = reshape(F.pad(input_ids, (0, padded_len - seq_len)), [0, -1, 1, chunk_size])
+        x = mark(self.embedding(ids, positions), "embedding", order="channels")
+        angles = positions * self.freqs  # (1, g, 1, c, r)
         cos, sin = (self.precision.narrow(turn, "turns") for turn in (angles.cos(), angles.sin()))
+        places = torch.arange(2 * padded_len)
         for layer in self.layers:
-            x = layer(x, cos, sin, valid, inverse_length)
-        return self.head(x.narrow(1, 0, seq_len))
+            x = layer(x, cos, sin, valid, inverse_length, places)
+        return self.head(reshape(x, [0, -1, self.config.dim]).narrow(1, 0, seq_len))
 
     def _weigh_tokens(
         self, attention_mask: Tensor | None, positions: Tensor, seq_len: int, padded_len: int
@@ -272,14 +278,14 @@ class LoweredFlash(LoweredModel):
         """Return what zeroes the values of padding, and the divisor of the non-causal sum."""
         if attention_mask is None and self.config.causal:
             return None, None  # padding lies in the future of every token
-        if attention_mask is None:
-            valid = (positions < seq_len).float()[None, :, None]
-        else:
-            valid = F.pad(attention_mask.bool().float(), (0, padded_len - seq_len)).unsqueeze(-1)
+        valid = within = (positions < seq_len).float()
+        if attention_mask is not None:
+            mask = F.pad(attention_mask.bool().float(), (0, padded_len - seq_len))
+            valid = reshape(mask, [0, -1, 1, self.config.chunk_size, 1])
         if self.config.mask_divisor == "padded":
-            length = (positions[None, :, None] < seq_len).float().sum(dim=1, keepdim=True)
+            length = within.sum(dim=(1, 3), keepdim=True)
         else:
-            length = valid.sum(dim=1, keepdim=True).clamp(min=1)
+            length = valid.sum(dim=(1, 3), keepdim=True).clamp(min=1)
         return self.precision.narrow(valid, "valid"), None if self.config.causal else 1 / length
 
 

@@ -5,7 +5,7 @@ cache of one chunk holds the open chunk and, in the slots that it has not reache
 are weighed as linear attention does. A new token takes the slot of the token one chunk earlier, which moves into the
 sum. So no step differs from another, and a chunk that fills up needs no branch.
 
-Axes: b batch, n padded segment, g chunk, c position in a chunk, d model, e hidden, s query/key, r rotated width.
+Axes: b batch, g chunk, c position in a chunk, d model, e hidden, s query/key, r rotated width.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from flash_export.exporters.lowering.flash import GatedOutput, LoweredFlash
 from flash_export.exporters.lowering.pieces import WEIGHTS
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.primitives import (
-    continue_shift,
-    join_chunks,
     put_at,
-    split_chunks,
+    reshape,
+    shift_half_token,
     sum_earlier_chunks,
     take_at,
 )
@@ -56,14 +55,14 @@ class SegmentEnd(NamedTuple):
     """Where the rows of a segment end.
 
     Attributes:
-        chunk: Row and number of the chunk that the last token is in, ``(b, 2)``.
-        token: Row and position of the last token, ``(b, 2)``.
+        chunk: Row, chunk and head 0 of the chunk that the last token is in, ``(b, 3)``.
+        token: The same, and the position in that chunk, of the last token, ``(b, 4)``.
         closes: 1 for rows that end with their chunk, ``(b, 1, 1)``.
         is_open: 1 for the tokens of the chunk that stays open, ``(b, c, 1)``.
     """
 
-    chunk: Int[Tensor, "b 2"]
-    token: Int[Tensor, "b 2"]
+    chunk: Int[Tensor, "b 3"]
+    token: Int[Tensor, "b 4"]
     closes: Float[Tensor, "b 1 1"]
     is_open: Float[Tensor, "b c 1"]
 
@@ -119,7 +118,6 @@ class StatefulLayer(GatedOutput):
         self.norm, self.projection, self.heads = layer.norm, layer.projection, layer.heads
         self.quadratic, self.precision = layer.quadratic, layer.precision
         self.out_weight, self.out_bias = layer.out_weight, layer.out_bias
-        self.shift_tokens, self.chunk_size = layer.shift_tokens, layer.chunk_size
 
     def multiply_chunks(self, k: Float[Tensor, "*b c s"], v: Float[Tensor, "*b c e"]) -> Float[Tensor, "*b s e"]:
         """Return ``k^T v`` of each chunk in fp32, in which they are summed."""
@@ -135,26 +133,25 @@ class PrefillLayer(StatefulLayer):
 
     def forward(
         self,
-        x: Float[Tensor, "b n d"],
-        cos: Float[Tensor, "b n 1 r"],
-        sin: Float[Tensor, "b n 1 r"],
+        x: Float[Tensor, "b g 1 c d"],
+        cos: Float[Tensor, "b g 1 c r"],
+        sin: Float[Tensor, "b g 1 c r"],
+        places: Int[Tensor, " p"],
         end: SegmentEnd,
         past: LayerState,
-    ) -> tuple[Float[Tensor, "b n d"], LayerState]:
+    ) -> tuple[Float[Tensor, "b g 1 c d"], LayerState]:
         """Mix the tokens, and return the state after each row's last one."""
         precision = self.precision
         normed, shift = precision.narrow(self.norm(x), "normed"), None
         if past.shift is not None:
             shift = self.store(take_at(normed, end.token)[:, normed.shape[-1] // 2 :], "normed")
-            normed = continue_shift(normed, precision.narrow(past.shift, "normed"))
-        value, gate, z = self.projection(normed)
-        heads = self.heads(z, cos, sin)
-        quad_q, lin_q, quad_k, lin_k = (split_chunks(head, self.chunk_size) for head in heads)
-        v = split_chunks(value, self.chunk_size)
-        kv = self.multiply_chunks(lin_k, v)  # (b, g, s, e)
-        before = sum_earlier_chunks(kv) + (past.kv + self.sum_cached(past)).unsqueeze(1)
-        quadratic = join_chunks(self.quadratic(quad_q, quad_k, v))
-        linear = join_chunks(precision.multiply(lin_q, precision.narrow(before, "kv"), "linear"))
+            normed = shift_half_token(normed, places, precision.narrow(past.shift, "normed"))
+        v, gate, z = self.projection(normed)
+        quad_q, lin_q, quad_k, lin_k = self.heads(z, cos, sin)
+        kv = self.multiply_chunks(lin_k, v)  # (b, g, 1, s, e)
+        before = sum_earlier_chunks(kv) + (past.kv + self.sum_cached(past)).unsqueeze(1).unsqueeze(1)
+        quadratic = self.quadratic(quad_q, quad_k, v)
+        linear = precision.multiply(lin_q, precision.narrow(before, "kv"), "linear")
         mixed = precision.combine(torch.add, quadratic, linear, "mixed")
         new = LayerState(
             kv=take_at(before, end.chunk) + take_at(kv, end.chunk) * end.closes,
@@ -163,7 +160,7 @@ class PrefillLayer(StatefulLayer):
             v=self.store(precision.combine(torch.mul, take_at(v, end.chunk), end.is_open, "value"), "value"),
             shift=shift,
         )
-        return self.project_out(x, gate, mixed), new
+        return self.project_out(x, self.apply_gate(gate, mixed)), new
 
     def sum_cached(self, past: LayerState) -> Float[Tensor, "b s e"]:
         """Return what the cached tokens add to the sum."""
@@ -193,29 +190,36 @@ class DecodeLayer(StatefulLayer):
             normed = torch.cat((precision.narrow(past.shift, "normed"), passing), dim=-1)
             shift = self.store(shift, "normed")
         value, gate, z = self.projection.project_token(normed)
-        quad_q, lin_q, quad_k, lin_k = self.heads.rotate(z, cos, sin).split(1, dim=1)  # (b, 1, s)
-        leaving_k, lin_k = _order(take_at(past.lin_k, slot.place), self.store(lin_k, "heads"))
-        leaving_v, value = _order(take_at(past.v, slot.place), self.store(value.unsqueeze(1), "value"))
+        gamma, beta = (x.squeeze(1) for x in (self.heads.gamma, self.heads.beta))
+        entering = self.store(self.heads.rotate(z, cos, sin, gamma, beta), "heads")  # (b, 4, s)
+        quad_q, lin_q, quad_k, lin_k, leaving_k = _order(entering, take_at(past.lin_k, slot.place))
+        value, leaving_v = _order(self.store(value, "value"), take_at(past.v, slot.place))
         new = LayerState(
             kv=past.kv + widen(leaving_k).mT * widen(leaving_v),
-            quad_k=put_at(past.quad_k, slot.place, self.store(quad_k, "heads")),
+            quad_k=put_at(past.quad_k, slot.place, quad_k),
             lin_k=put_at(past.lin_k, slot.place, lin_k),
             v=put_at(past.v, slot.place, value),
             shift=shift,
         )
-        quad_k, lin_k = (precision.narrow(keys, "heads") for keys in (new.quad_k, new.lin_k))
-        weights = self.quadratic.weigh(quad_q, quad_k, F.embedding(slot.number, self.quadratic.bias))
-        earlier = precision.combine(torch.mul, precision.multiply(lin_q, lin_k.mT, WEIGHTS), slot.is_earlier, WEIGHTS)
+        heads = (quad_q, lin_q, new.quad_k, new.lin_k)
+        narrow_quad_q, narrow_lin_q, quad_k, lin_k = (precision.narrow(head, "heads") for head in heads)
+        weights = self.quadratic.weigh(narrow_quad_q, quad_k, F.embedding(slot.number, self.quadratic.bias))
+        linear_weights = precision.multiply(narrow_lin_q, lin_k.mT, WEIGHTS)
+        earlier = precision.combine(torch.mul, linear_weights, slot.is_earlier, WEIGHTS)
         weights = precision.combine(torch.add, weights, earlier, WEIGHTS)  # (b, 1, c)
         quadratic = precision.multiply(weights, precision.narrow(new.v, "value"), "quadratic")
         # One row times an fp32 matrix that has to be read anyway: narrowing it first would read it twice.
         linear = precision.narrow(widen(lin_q) @ new.kv, "linear")
-        return self.project_out(x, gate, precision.combine(torch.add, quadratic, linear, "mixed").squeeze(1)), new
+        mixed = precision.combine(torch.add, quadratic, linear, "mixed")
+        return self.project_out(x, self.apply_gate(gate, mixed).squeeze(1)), new
 
 
-def _order(leaving: Float[Tensor, "b 1 w"], entering: Float[Tensor, "b 1 w"]) -> tuple[Tensor, ...]:
-    """Return both, such that a graph cannot write the one before it has read the other: they may share their memory."""
-    return torch.cat((leaving, entering), dim=1).chunk(2, dim=1)
+def _order(entering: Float[Tensor, "b m w"], leaving: Float[Tensor, "b 1 w"]) -> tuple[Tensor, ...]:
+    """Return all m + 1, such that a graph cannot write what enters before it has read what leaves.
+
+    The old and the new state may share their memory.
+    """
+    return torch.cat((entering, leaving), dim=1).split(1, dim=1)
 
 
 class StatefulFlash(nn.Module):
@@ -229,9 +233,9 @@ class StatefulFlash(nn.Module):
         layers = cast("list[LoweredFlashLayer]", lowered.layers)
         self.layers = nn.ModuleList(layer_type(layer) for layer in layers)
 
-    def compute_angles(self, positions: Float[Tensor, "*b"]) -> tuple[Float[Tensor, "*b 1 r"], Float[Tensor, "*b 1 r"]]:
+    def compute_angles(self, positions: Float[Tensor, "*b 1"]) -> tuple[Float[Tensor, "*b r"], Float[Tensor, "*b r"]]:
         """Return cosine and sine of RoPE's angles."""
-        angles = (positions.unsqueeze(-1) * self.freqs).unsqueeze(-2)
+        angles = positions * self.freqs
         cos, sin = (self.precision.narrow(turn, "turns") for turn in (angles.cos(), angles.sin()))
         return cos, sin
 
@@ -260,21 +264,24 @@ class PrefillFlash(StatefulFlash):
         seq_len, chunk_size = input_ids.shape[1], self.config.chunk_size
         padded_len = (seq_len + chunk_size - 1) // chunk_size * chunk_size
         positions = state[0].float().unsqueeze(1) + torch.arange(padded_len, dtype=torch.float32)
-        x = self.embedding(F.pad(input_ids, (0, padded_len - seq_len)), positions)
+        positions = reshape(positions, [0, -1, 1, chunk_size, 1])
+        x = self.embedding(reshape(F.pad(input_ids, (0, padded_len - seq_len)), [0, -1, 1, chunk_size]), positions)
         cos, sin = self.compute_angles(positions)
-        end, layers = self._find_ends(lengths), []
+        places, end, layers = torch.arange(2 * padded_len), self._find_ends(lengths), []
         for layer, past in zip(self.layers, self.split_state(state), strict=True):
-            x, new = layer(x, cos, sin, end, past)
+            x, new = layer(x, cos, sin, places, end, past)
             layers.append(new)
-        return self.head(x.narrow(1, 0, seq_len)), self.join_state(state[0] + lengths, layers)
+        x = reshape(x, [0, -1, self.config.dim]).narrow(1, 0, seq_len)
+        return self.head(x), self.join_state(state[0] + lengths, layers)
 
     def _find_ends(self, lengths: Int[Tensor, " b"]) -> SegmentEnd:
         chunk_size = self.config.chunk_size
         rows, last = torch.arange(lengths.shape[0]), lengths - 1
         num_open = (lengths % chunk_size).unsqueeze(1)
+        chunk = torch.stack((rows, last // chunk_size, torch.zeros_like(rows)), dim=-1)
         return SegmentEnd(
-            chunk=torch.stack((rows, last // chunk_size), dim=-1),
-            token=torch.stack((rows, last), dim=-1),
+            chunk=chunk,
+            token=torch.cat((chunk, (last % chunk_size).unsqueeze(1)), dim=-1),
             closes=(num_open == 0).float().unsqueeze(-1),
             is_open=self.precision.narrow((torch.arange(chunk_size) < num_open).float().unsqueeze(-1), "valid"),
         )
@@ -289,9 +296,9 @@ class DecodeFlash(StatefulFlash):
 
     def forward(self, input_ids: Int[Tensor, "b 1"], state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the logits of the token, and the state with it."""
-        positions = state[0].float()
+        positions = state[0].float().unsqueeze(-1)
         x = self.embedding(input_ids.squeeze(1), positions)
-        cos, sin = self.compute_angles(positions)
+        cos, sin = self.compute_angles(positions.unsqueeze(-1))  # (b, 1, r)
         slot, layers = self._find_slot(state[0]), []
         for layer, past in zip(self.layers, self.split_state(state), strict=True):
             x, new = layer(x, cos, sin, slot, past)

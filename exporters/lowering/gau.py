@@ -135,10 +135,11 @@ class LoweredGau(LoweredModel):
         """Return the logits of every position."""
         seq_len = input_ids.shape[1]
         positions = torch.arange(seq_len, dtype=torch.float32)
-        offsets = (positions[None, :] - positions[:, None]).clamp(-MAX_DISTANCE, MAX_DISTANCE)
+        column = positions.unsqueeze(-1)
+        offsets = (positions - column).clamp(-MAX_DISTANCE, MAX_DISTANCE)
         distance_index = (offsets + MAX_DISTANCE).to(torch.int32)
         value_weight, inverse_length = self._weigh_tokens(attention_mask, positions)
-        x = mark(self.embedding(input_ids, positions), "embedding")
+        x = mark(self.embedding(input_ids, column), "embedding")
         for layer in self.layers:
             x = layer(x, distance_index, value_weight, inverse_length)
         return self.head(x)

@@ -40,9 +40,12 @@ class LoweredScaleNorm(nn.Module):
         self.floor = compute_norm_floor(norm)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Normalise the last axis, in fp32: squares leave the range of fp16 for values above 256."""
+        """Normalise the last axis, in fp32: squares leave the range of fp16 for values above 256.
+
+        The norm is not ReduceL2, for which onnxruntime's symbolic shape inference has no shape.
+        """
         x = widen(x)
-        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=self.floor)
+        return x / (x * x).sum(dim=-1, keepdim=True).clamp(min=self.floor**2).sqrt()
 
 
 class LoweredLayerNorm(nn.LayerNorm):
@@ -83,32 +86,41 @@ class InputProjection(nn.Module):
         self.value_weight, self.value_bias = nn.Buffer(value_weight.contiguous()), nn.Buffer(value_bias.clone())
         self.weight, self.bias = nn.Buffer(weight.contiguous()), nn.Buffer(bias.clone())
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> tuple[Tensor, ...]:
+    def forward(self, x: Float[Tensor, "*b d"]) -> tuple[Tensor, ...]:
         """Return values, gates and the query/key projection."""
-        if self.is_joined:
-            return self.project_token(x)
-        value = apply_silu(self._project(x, self.value_weight, self.value_bias, "value"))
-        gate, z = apply_silu(self._project(x, self.weight, self.bias, "gate")).split(self.widths, dim=-1)
-        return value, gate, z
+        return self._split(self._project_all(x) if self.is_joined else self._project_apart(x))
+
+    def project_token(self, x: Float[Tensor, "b d"]) -> tuple[Tensor, ...]:
+        """Return the same with an axis for the token, ``(b, 1, w)``, by one product where the precisions allow it.
+
+        For one token it is the number of operations that counts. Runtimes join the weights when they load the graph.
+        """
+        is_mixed = not self.is_joined and self.value_weight.dtype != self.weight.dtype
+        parts = self._project_apart(x) if is_mixed else self._project_all(x)
+        return self._split([part.unsqueeze(1) for part in parts])
+
+    def _project_apart(self, x: Tensor) -> list[Tensor]:
+        """Return the values, and the others as one."""
+        value = self._project(x, self.value_weight, self.value_bias, "value")
+        return [apply_silu(value), apply_silu(self._project(x, self.weight, self.bias, "gate"))]
 
     def _project(self, x: Tensor, weight: Tensor, bias: Tensor, name: str) -> Tensor:
         """Return the product and sum, both of which are to fit."""
         return self.precision.narrow(self.precision.multiply(x, weight, name) + bias, name)
 
-    def project_token(self, x: Float[Tensor, "b d"]) -> tuple[Tensor, ...]:
-        """Return the same by one product: for one token it is the number of operations that counts.
-
-        Runtimes join the weights when they load the graph.
-        """
+    def _project_all(self, x: Tensor) -> list[Tensor]:
+        """Return all as one."""
         weight: Tensor = self.weight
         bias: Tensor = self.bias
         if not self.is_joined:
-            if self.value_weight.dtype != weight.dtype:
-                return self.forward(x)
             weight = torch.cat((self.value_weight, weight), dim=1)
             bias = torch.cat((self.value_bias, bias))
-        projected = self.precision.multiply(x, weight, "value") + bias
-        return apply_silu(projected).split([self.widths[0], *self.widths], dim=-1)
+        return [apply_silu(self.precision.multiply(x, weight, "value") + bias)]
+
+    def _split(self, parts: list[Tensor]) -> tuple[Tensor, ...]:
+        """Return values, gates and the query/key projection of the two parts, or of one."""
+        *value, rest = parts
+        return (*value, *rest.split(self.widths if value else [self.widths[0], *self.widths], dim=-1))
 
     def join(self) -> None:
         """Make one product of both for good: in few bits a product costs less than to round its input once more."""
@@ -143,9 +155,9 @@ class TokenEmbedding(nn.Module):
         self.scale = nn.Buffer(sinusoid.scale.clone())
         self.cosine_first = bool(channels[0] != 0)
 
-    def forward(self, input_ids: Tensor, positions: Float[Tensor, "*b n"]) -> Float[Tensor, "b n d"]:
+    def forward(self, input_ids: Int[Tensor, "*b"], positions: Float[Tensor, "*b 1"]) -> Float[Tensor, "*b d"]:
         """Embed each token at its position."""
-        angles = positions.unsqueeze(-1) * self.inv_freq
+        angles = positions * self.inv_freq
         halves = (angles.cos(), angles.sin()) if self.cosine_first else (angles.sin(), angles.cos())
         tokens = widen(F.embedding(input_ids, self.table))
         return self.precision.narrow(tokens + torch.cat(halves, dim=-1) * self.scale, RESIDUAL)

@@ -258,7 +258,7 @@ def test_weights_and_products_are_half(half_bundle: Bundle) -> None:
         wide = [node.name for node in products if types.get(node.output[0]) != half]
         # A decode step multiplies one row with the fp32 sum.
         assert len(wide) == (SIZES["depth"] if name == "decode" else 0)
-        assert {types[node.output[0]] for node in model.graph.node if node.op_type in ("CumSum", "ReduceL2")} == {
+        assert {types[node.output[0]] for node in model.graph.node if node.op_type in ("CumSum", "ReduceSum")} == {
             onnx.TensorProto.FLOAT
         }
 

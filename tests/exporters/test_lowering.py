@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -56,10 +57,12 @@ def assert_same_function(model: ReferenceModel, batch: int, seq_len: int, masked
     input_ids = torch.randint(0, 23, (batch, seq_len), generator=generator)
     lengths = torch.randint(1, seq_len + 1, (batch, 1), generator=generator)
     mask = (torch.arange(seq_len) < lengths).long() if masked else None
-    expected, actual = model(input_ids, mask), lower_model(model)(input_ids, mask)
+    eager, actual = model(input_ids, mask), lower_model(model)(input_ids, mask)
+    expected = copy.deepcopy(model).double()(input_ids, mask)
     valid = mask.bool() if mask is not None else torch.ones(batch, seq_len, dtype=torch.bool)
-    error = (expected - actual)[valid].abs().max()
-    assert error <= RELATIVE_TOLERANCE * expected[valid].abs().max()
+    error, noise = ((expected - found)[valid].abs().max() for found in (actual, eager))
+    # A norm over two channels that nearly cancel makes much of rounding, in the reference too.
+    assert error <= max(RELATIVE_TOLERANCE * expected[valid].abs().max(), 2 * noise)
 
 
 @settings(max_examples=50, deadline=None)

@@ -87,7 +87,6 @@ def test_model_is_what_the_reference_evaluator_says(precision: str, causal: bool
         chunk_size=4,
         qk_dim=6,
         causal=causal,
-        shift_tokens=False,  # the evaluator has no negative Pad
     )
     model = FlashModel(config).eval()
     for parameter in model.parameters():

@@ -59,13 +59,13 @@ def rank_probe(config: ModelConfig, name: str) -> tuple[int, int, int]:
 
 
 def restore_layout(config: ModelConfig, name: str, values: np.ndarray, seq_len: int) -> np.ndarray:
-    """Return tokens as ``(b, n, w)`` without the padding to whole chunks, and sums as ``(b, g, s, e)``."""
+    """Return tokens as ``(b, n, w)`` without the padding to whole chunks, the others without an axis for the head."""
     values, output = values.astype(np.float64, copy=False), find_output(config, name)
     if output is not None and (axis := output.find_axis(SEQ)) is not None:
         values = np.moveaxis(values, axis, 1)
     kind = get_quantity(config, name).kind
     if kind == "tokens":
         return values.reshape(values.shape[0], -1, values.shape[-1])[:, :seq_len]
-    if kind == "sums" and values.ndim == 3:
+    if kind == "sums" and values.ndim == len("bse"):
         return values[:, None]
-    return values
+    return values.squeeze(2) if values.ndim == len("bghcw") else values

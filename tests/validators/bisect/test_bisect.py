@@ -67,7 +67,7 @@ def show_next_token(bias: np.ndarray) -> None:
 def swap_rotated_pairs(gamma: np.ndarray) -> None:
     """Swap the columns that the sine multiplies, of the quadratic queries."""
     half = ROTARY_DIM // 2
-    gamma[0, QK_DIM:] = np.concatenate((gamma[0, QK_DIM + half :], gamma[0, QK_DIM : QK_DIM + half]))
+    gamma[0, ..., QK_DIM:] = np.roll(gamma[0, ..., QK_DIM:], half, axis=-1)
 
 
 def find_node(model: onnx.ModelProto, op_type: str, scope: str = BLOCK) -> onnx.NodeProto:
@@ -77,8 +77,10 @@ def find_node(model: onnx.ModelProto, op_type: str, scope: str = BLOCK) -> onnx.
 
 
 def remove_token_shift(model: onnx.ModelProto) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.zeros(2, dtype=np.int64), "no_pads"))
-    find_node(model, "Pad").input[1] = "no_pads"
+    """Let what reads the moved sequence read it as it was."""
+    (moved,) = find_node(model, "Gather").output
+    (reader,) = (node for node in model.graph.node if moved in node.input)
+    reader.input[0] = find_node(model, "Pad").input[0]
 
 
 def sum_own_chunk_too(model: onnx.ModelProto) -> None:
@@ -106,7 +108,7 @@ def ignore_padding(model: onnx.ModelProto) -> None:
 
 def overflow_in_fp16(model: onnx.ModelProto) -> None:
     """Let the output of the middle block pass through fp16 in a scale that is too large for it."""
-    name = next(name for name in find_node(model, "ReduceL2", "layers.2").input if name.startswith(f"{BLOCK}/"))
+    name = next(name for name in find_node(model, "Div", "layers.2.norm").input if name.startswith(f"{BLOCK}/"))
     (node,) = (node for node in model.graph.node if name in node.output)
     node.output[0] = "right"
     scales = {"large": 1e6, "small": 1e-6}
