@@ -23,13 +23,15 @@ from report import make_parser, print_table, write_json
 
 import flash_export
 from flash_export.config import ExportOptions
+from flash_export.data.heldout import load_heldout
+from flash_export.data.sources import Data, RandomSource
+from flash_export.errors import CheckpointError
 from flash_export.exporters.graphs import build_graph_module
 from flash_export.exporters.half_ranges import measure_half_ranges
 from flash_export.exporters.islands import choose_islands
 from flash_export.exporters.lowering import flash, pieces
 from flash_export.exporters.lowering.precision import FP32, Precision, widen
 from flash_export.exporters.lowering.registry import lower_model
-from flash_export.heldout import Heldout
 from flash_export.models.checkpoint import load_pretrained
 from flash_export.models.flash import FlashModel
 from flash_export.models.gau import GauConfig, GauModel
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from flash_export.manifest import TensorSpec
+    from flash_export.data.heldout import Heldout
+    from flash_export.interface import TensorSpec
     from flash_export.models.base import ReferenceModel
 
 ASSETS = Path(flash_export.__file__).parent / "assets"
@@ -127,9 +130,10 @@ CHANGES = (
 
 def read_model(name: str) -> tuple[ReferenceModel, Heldout]:
     """Return a bundled model and its held-out text."""
-    heldout = Heldout.load(ASSETS / name)
+    model = load_pretrained(ASSETS / name)
+    heldout = load_heldout(ASSETS / name, model.config.interface, CheckpointError)
     assert heldout is not None
-    return load_pretrained(ASSETS / name), heldout
+    return model, heldout
 
 
 def take_back(seq_len: int) -> list[Row]:
@@ -137,7 +141,7 @@ def take_back(seq_len: int) -> list[Row]:
     rows = []
     for name in ("byte-causal", "byte-masked"):
         model, heldout = read_model(name)
-        tokens = torch.from_numpy(heldout.inputs.reshape(-1)[:seq_len].copy())[None]
+        tokens = torch.from_numpy(heldout.source.take(1, seq_len).arrays["input_ids"])
         expected = run(lower_model(model), tokens)
         for change in (change for change in CHANGES if name in change.models):
             with mock.patch.object(*change.replaced) if change.replaced else nullcontext():
@@ -164,7 +168,7 @@ def take_back_laplace() -> list[Row]:
 def take_back_running_sum(steps: int) -> list[Row]:
     """Return what decode gives if the sum that it carries is rounded to half after every token."""
     model, heldout = read_model("byte-causal")
-    tokens = torch.from_numpy(heldout.inputs.reshape(-1)[: steps + 1].copy())
+    tokens = torch.from_numpy(heldout.source.take(1, steps + 1).arrays["input_ids"][0])
     expected = run(lower_model(model), tokens[None])
     decode = build_graph_module("decode", lower_model(model, FP16))
     rows = []
@@ -216,12 +220,13 @@ def provoke(seq_len: int) -> list[Row]:
     rows = []
     for name in ("byte-causal", "byte-masked"):
         model, heldout = read_model(name)
-        tokens = torch.from_numpy(heldout.inputs.reshape(-1)[:seq_len].copy())[None]
+        tokens = torch.from_numpy(heldout.source.take(1, seq_len).arrays["input_ids"])
         for part, factor in SCALED:
             scaled = copy.deepcopy(model)
             scale_weights(scaled, part, factor)
             expected = run(lower_model(scaled), tokens)
-            choice = choose_islands(scaled, ASSETS / name, ExportOptions(precision="fp16", max_seq_len=seq_len))
+            data = Data(RandomSource(scaled.config.interface), heldout.source)
+            choice = choose_islands(scaled, data, ExportOptions(precision="fp16", max_seq_len=seq_len))
             for precision, label in (
                 (FP16, "minimal"),
                 (choice.precision, f"auto, {len(choice.facts.islands)} islands"),
@@ -235,8 +240,11 @@ def compare_texts(max_seq_len: int) -> list[tuple[str, str, int, float]]:
     """Return how many times as large values become on random tokens, which no model was trained on, as on text."""
     rows = []
     for name in ("byte-causal", "byte-masked"):
-        model, _ = read_model(name)
-        text, random = (measure_half_ranges(model, folder, max_seq_len) for folder in (ASSETS / name, None))
+        model, heldout = read_model(name)
+        drawn = RandomSource(model.config.interface)
+        text, random = (
+            measure_half_ranges(model, Data(drawn, recorded), max_seq_len) for recorded in (heldout.source, None)
+        )
         ratios = {
             value: random.magnitudes[value][-1] / sizes[-1] for value, sizes in text.magnitudes.items() if sizes[-1] > 0
         }

@@ -124,7 +124,7 @@ def load_model(config: PeerConfig, folder: Path) -> FlashModel:
     weights = folder / "model.pt"
     torch.save(build_original(config).state_dict(), weights)
     arguments = {"group_size": config.group_size, "causal": config.causal}
-    return cast("FlashModel", load_checkpoint(weights, family="flash", config=arguments).model)
+    return cast("FlashModel", load_checkpoint(weights, family="flash", config=arguments, assume_defaults=True).model)
 
 
 def write_graph(
@@ -133,7 +133,7 @@ def write_graph(
     """Trace the forward graph as ``export_onnx`` does."""
     lowered.requires_grad_(requires_grad=False).eval()
     graph = describe_graphs(lowered.config, ExportOptions(mask=mask, graphs=(FORWARD,)))[FORWARD]
-    traced = trace_model(lowered, graph, choose_traced_sizes(lowered, lowered.config.window, graph)).model
+    traced = trace_model(lowered, graph, choose_traced_sizes(lowered, lowered.config.interface.window, graph)).model
     split = SplitModels(f"{path.name}.data")
     split.add(path.name, traced)
     if not keep_shapes:

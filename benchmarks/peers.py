@@ -103,7 +103,9 @@ def export_ours(config: PeerConfig, folder: Path, *, options: ExportOptions | No
     weights = folder / "model.pt"
     torch.save(build_original(config).state_dict(), weights)
     arguments = {"group_size": config.group_size, "causal": config.causal}
-    bundle = export_onnx(weights, folder / "bundle", options=options, family="flash", config=arguments)
+    bundle = export_onnx(
+        weights, folder / "bundle", options=options, family="flash", config=arguments, assume_defaults=True
+    )
     return bundle.get_graph_path("forward")
 
 

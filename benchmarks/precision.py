@@ -27,7 +27,7 @@ from variants import PRECISIONS, make_variants
 from wide_models import time_wide_models
 
 import flash_export
-from flash_export.bundle import HELDOUT_FILE, HELDOUT_TEXT_FILE, Bundle
+from flash_export.bundle import HELDOUT_FILES, SETTINGS_FILE, Bundle
 from flash_export.config import TENSORRT_RTX, BuildOptions
 from flash_export.errors import FlashExportError
 from flash_export.exporters.engine import build_engine
@@ -67,9 +67,9 @@ def write_tiny_checkpoint(model: str, folder: Path) -> Path:
     torch.manual_seed(0)
     config = FlashConfig(257, 32, 1, 64, chunk_size=16, qk_dim=16, causal="causal" in model)
     FlashModel(config).save_pretrained(folder)
-    settings = json.loads((ASSETS / model / HELDOUT_FILE).read_text())
-    (folder / HELDOUT_FILE).write_text(json.dumps({**settings, "seq_len": QUICK_SEQ_LEN}))
-    (folder / HELDOUT_TEXT_FILE).write_bytes((ASSETS / model / HELDOUT_TEXT_FILE).read_bytes()[: 2 * QUICK_SEQ_LEN])
+    settings = json.loads((ASSETS / model / SETTINGS_FILE).read_text())
+    (folder / SETTINGS_FILE).write_text(json.dumps({**settings, "seq_len": QUICK_SEQ_LEN}))
+    (folder / HELDOUT_FILES[0]).write_bytes((ASSETS / model / HELDOUT_FILES[0]).read_bytes()[: 2 * QUICK_SEQ_LEN])
     return folder
 
 

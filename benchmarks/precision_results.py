@@ -109,7 +109,7 @@ def judge_comparison(comparison: Comparison) -> Iterator[Target]:
             what = f"{model}, {precision}: change of bits per byte"
             yield _judge(what, change, at_most=CHANGE_TARGETS[precision])
         if precision in AGREEMENT_TARGETS:
-            agreement = None if quality is None else quality.top1_agreement
+            agreement = None if quality is None else quality.measures.get("top1_agreement")
             what = f"{model}, {precision}: same top token"
             yield _judge(what, agreement, at_least=AGREEMENT_TARGETS[precision])
 

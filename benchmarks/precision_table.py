@@ -51,8 +51,8 @@ def _list_lines(results: Results, environment: Mapping[str, Any]) -> Iterator[st
     )
     for one in results.comparisons:
         headings, rows = tabulate_quality(one.trade)
-        runs = [describe_run(timing) for timing in one.trade.reference.all_timings]
-        yield from ("", f"**{one.model}**, {one.trade.predictions:,} predictions on {one.trade.text}:", "")
+        runs = [describe_run(timing, one.trade.unit) for timing in one.trade.reference.all_timings]
+        yield from ("", f"**{one.model}**, {one.trade.predictions:,} predictions on {one.trade.data}:", "")
         yield from build_table(
             [*headings, *runs],
             [

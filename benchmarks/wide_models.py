@@ -124,9 +124,15 @@ def _time(
     tokens = folder / "tokens.npy"
     count = QUICK_CALIBRATION_TOKENS if config.dim == TINY.dim else CALIBRATION_TOKENS
     np.save(tokens, make_tokens(count, config.num_tokens))
-    options = QuantizeOptions(calibration=str(tokens), budget=INT4_BUDGET if graph == DECODE else None)
+    options = QuantizeOptions(data=tokens, budget=INT4_BUDGET if graph == DECODE else None)
     bundles, reasons = make_variants(
-        folder / "model.pt", folder, precisions, quantization=options, family="flash", config=arguments
+        folder / "model.pt",
+        folder,
+        precisions,
+        quantization=options,
+        family="flash",
+        config=arguments,
+        assume_defaults=True,
     )
     fp32, expected = bind(bundles[FP32])
     size = measure_graph_bytes(bundles[FP32])[graph]

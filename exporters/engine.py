@@ -103,8 +103,9 @@ def build_engine(
 
 
 def _read_chunk_size(bundle: Bundle) -> int:
-    """Return the chunk size of the model; families without chunks have none in their config."""
-    return int(bundle.read_config().get("chunk_size", DEFAULT_CHUNK_SIZE))
+    """Return what lengths are best a multiple of; of a model without chunks, a usual size."""
+    window = bundle.manifest.interface.window
+    return window if window > 1 else DEFAULT_CHUNK_SIZE
 
 
 def _parse_graph(parser: Any, path: Path, flavour: Flavour) -> None:

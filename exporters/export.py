@@ -7,40 +7,38 @@ import shutil
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from flash_export.bundle import (
     GRAPH_FILE,
-    HELDOUT_FILE,
-    HELDOUT_TEXT_FILE,
     MANIFEST_FILE,
-    QUANTIZATION_FILE,
+    SETTINGS_FILE,
     Bundle,
 )
 from flash_export.config import FORWARD, ExportOptions
-from flash_export.errors import BundleError, CheckpointError
+from flash_export.data.heldout import load_heldout, read_data
+from flash_export.data.sources import Data, RandomSource
+from flash_export.errors import BundleError, CheckpointError, InputError
 from flash_export.exporters.graphs import build_graph_module, count_state_bytes, describe_graphs
-from flash_export.exporters.islands import choose_islands
-from flash_export.exporters.lowering.pieces import join_projections
-from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.exporters.promises import check_promises, check_traced_sizes
-from flash_export.exporters.quantization.rewrite import quantize_graph
 from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
-from flash_export.files import hash_files, replace_folder
+from flash_export.exporters.variants import choose_variant
+from flash_export.files import hash_file, hash_files, replace_folder
 from flash_export.manifest import Manifest, ModelFacts
 from flash_export.models.checkpoint import load_checkpoint
 from flash_export.models.registry import get_family
-from flash_export.probes import LOGITS, PROBES_FILE, Probe, ProbeMap
+from flash_export.origin import read_origin
+from flash_export.probes import PROBES_FILE, Probe, ProbeMap
 from flash_export.progress import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import nn
-
+    from flash_export.data.heldout import Heldout
+    from flash_export.exporters.lowering.base import LoweredModel
     from flash_export.exporters.quantization.plan import Quantization
     from flash_export.manifest import GraphSpec
     from flash_export.models.base import ReferenceModel
@@ -64,6 +62,7 @@ def export_onnx(
     library_version: str | None = None,
     weights_key: str | None = None,
     assume_defaults: bool = False,
+    heldout_file: str | Path | None = None,
     force: bool = False,
     quantization: Quantization | None = None,
     progress: ProgressCallback | None = None,
@@ -80,6 +79,8 @@ def export_onnx(
         library_version: Release of the library that foreign weights were trained with.
         weights_key: Which weights of a file that holds several sets.
         assume_defaults: Take that library's defaults for arguments that nobody told.
+        heldout_file: Data to put into the bundle, for validation, ranges and quantization, see docs/data.md; None: what
+            a checkpoint folder has.
         force: Replace a bundle that is there, with its engines and reports.
         quantization: What :func:`quantize_bundle` decided; None: nothing is quantized.
         progress: Called before each step.
@@ -106,33 +107,29 @@ def export_onnx(
         assume_defaults=assume_defaults,
     )
     steps.begin("measuring the ranges")
-    precision, precision_facts = FP32, None
-    if options.precision != "fp32":
-        choice = choose_islands(loaded.model, loaded.folder, options)
-        precision, precision_facts = choice.precision, choice.facts
-    graphs, window = describe_graphs(loaded.model.config, options, precision), loaded.model.config.window
-    if quantization:
-        graphs = {name: replace(graph, precision=quantization.plan.scheme) for name, graph in graphs.items()}
-        loaded = replace(loaded, provenance=quantization.provenance)
-    provenance, imported = loaded.provenance, loaded.imported
+    heldout = _read_heldout(loaded, heldout_file, options.max_seq_len)
+    data = Data(RandomSource(loaded.model.config.interface), None if heldout is None else heldout.source)
+    variant = choose_variant(loaded.model, data, options, quantization)
+    graphs = describe_graphs(loaded.model.config, options, variant.precision)
+    graphs = {name: replace(graph, precision=variant.name) for name, graph in graphs.items()}
+    provenance, imported = quantization.provenance if quantization else loaded.provenance, loaded.imported
+    interface = loaded.model.config.interface
     facts = _describe_model(loaded.model, options, graphs)
     with replace_folder(target, overwrite=force) as staging:
         steps.begin("lowering")
         loaded.model.save_pretrained(staging)
-        _copy_heldout(loaded.folder, staging)
-        lowered = lower_model(loaded.model, precision)
-        if quantization:
-            join_projections(lowered)
+        _write_heldout(heldout, staging)
+        lowered = lower_model(loaded.model, variant.precision)
+        variant.prepare(lowered)
         del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
         steps.begin("tracing")
         models = SplitModels(f"{GRAPH_FILE}.data")
         for name, graph in graphs.items():
             module = build_graph_module(name, lowered)
-            sizes = choose_traced_sizes(module, window, graph)
+            sizes = choose_traced_sizes(module, interface.window, graph)
             traced = trace_model(module, graph, sizes)
             check_traced_sizes(traced.model, sizes)
-            if quantization:
-                quantize_graph(traced.model, quantization.plan)
+            variant.rewrite(traced.model)
             models.add(graph.file, traced.model)
             if name == FORWARD:
                 probes = _describe_probes(lowered, traced.probes)
@@ -146,17 +143,18 @@ def export_onnx(
         steps.begin("writing")
         write_models(models, staging)
         (staging / PROBES_FILE).write_text(probes.to_json(), encoding="utf-8")
-        if quantization:
-            (staging / QUANTIZATION_FILE).write_text(quantization.record, encoding="utf-8")
+        for name, text in variant.files.items():
+            (staging / name).write_text(text, encoding="utf-8")
         steps.begin("hashing")
         written = sorted(staging.iterdir())
         manifest = Manifest(
             versions=_read_versions(),
+            interface=interface,
             graphs=graphs,
             checkpoint=provenance,
             files={path.name: digest for path, digest in zip(written, hash_files(written), strict=True)},
             model=facts,
-            precision=precision_facts,
+            precision=variant.facts,
             imported=imported,
         )
         (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
@@ -165,13 +163,13 @@ def export_onnx(
 
 def _load(checkpoint: Path, *, config: Mapping[str, Any] | None, **arguments: Any) -> Checkpoint:
     """Load the checkpoint; of a bundle only if it is unchanged, and with what it knows of its own checkpoint."""
-    bundle = Bundle.open(checkpoint) if (checkpoint / MANIFEST_FILE).is_file() else None
+    origin = read_origin(checkpoint)
     loaded = load_checkpoint(checkpoint, config=config, **arguments)
-    if bundle is None:
+    if origin is None:
         return loaded
     hidden = get_family(loaded.model.config.model_type).hidden_arguments
     told = [argument for argument, field in hidden.items() if field in (config or {})]
-    return replace(loaded, provenance=bundle.manifest.checkpoint, imported=bundle.manifest.imported.forget(told))
+    return replace(loaded, provenance=origin.checkpoint, imported=origin.imported.forget(told))
 
 
 def check_output(target: Path, *, force: bool) -> None:
@@ -191,19 +189,32 @@ def check_output(target: Path, *, force: bool) -> None:
         raise BundleError(f"{target} already holds a bundle; add --force to replace it, with its engines and reports")
 
 
-def _copy_heldout(folder: Path | None, staging: Path) -> None:
-    if folder is None or not (folder / HELDOUT_FILE).is_file():
-        return
-    if not (folder / HELDOUT_TEXT_FILE).is_file():
-        raise CheckpointError(f"{folder} has {HELDOUT_FILE} but no {HELDOUT_TEXT_FILE}; add it or remove both")
-    for name in (HELDOUT_FILE, HELDOUT_TEXT_FILE):
-        shutil.copyfile(folder / name, staging / name)
+def _read_heldout(loaded: Checkpoint, path: str | Path | None, max_seq_len: int) -> Heldout | None:
+    """Return the data that the bundle is to hold: a file that was given, or what the checkpoint folder has.
+
+    Raises:
+        InputError: The file cannot be used.
+        CheckpointError: The folder's data cannot.
+    """
+    interface = loaded.model.config.interface
+    if path is not None:
+        return read_data(Path(path), interface, max_seq_len)
+    return None if loaded.folder is None else load_heldout(loaded.folder, interface, CheckpointError)
 
 
-def _describe_probes(lowered: nn.Module, probes: tuple[Probe, ...]) -> ProbeMap:
-    """Return where the forward graph can be read; its output is a quantity of the model too."""
-    orders = {name: tuple(order) for name, order in cast("dict[str, list[int]]", lowered.orders).items()}
-    return ProbeMap(FORWARD, orders, (*probes, Probe(LOGITS, LOGITS)))
+def _write_heldout(heldout: Heldout | None, staging: Path) -> None:
+    if heldout is not None:
+        (staging / SETTINGS_FILE).write_text(heldout.settings.to_json(), encoding="utf-8")
+        copy = Path(shutil.copyfile(heldout.path, staging / heldout.file_name))
+        if hash_file(copy) != heldout.sha256:
+            raise InputError(f"{heldout.path} was changed while it was read; export again")
+
+
+def _describe_probes(lowered: LoweredModel, probes: tuple[Probe, ...]) -> ProbeMap:
+    """Return where the forward graph can be read; its outputs are quantities of the model too."""
+    orders = {name: tuple(order) for name, order in lowered.orders.items()}
+    outputs = (Probe(spec.name, spec.name) for spec in lowered.config.interface.outputs)
+    return ProbeMap(FORWARD, orders, (*probes, *outputs))
 
 
 def _read_versions() -> dict[str, str]:
@@ -216,7 +227,7 @@ def _describe_model(model: ReferenceModel, options: ExportOptions, graphs: Mappi
     return ModelFacts(
         model_type=config.model_type,
         num_parameters=model.count_parameters(),
-        num_blocks=config.to_dict()["depth"],
+        num_blocks=config.num_blocks,
         flops_per_token={str(seq_len): 2 * config.count_macs(seq_len) // seq_len for seq_len in lengths},
         state_bytes=max(map(count_state_bytes, graphs.values())),
     )

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from flash_export.data.sources import count_rows
 from flash_export.exporters.lowering.precision import Precision
-from flash_export.exporters.lowering.registry import lower_model
+from flash_export.exporters.lowering.registry import LOWERINGS, lower_model
 from flash_export.ranges.growth import fit_growth
-from flash_export.ranges.text import Text
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
+    from flash_export.data.sources import Data
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.ranges.growth import Growth
 
@@ -30,11 +29,6 @@ MIN_LENGTHS = 3  # below, no growth can be told from chance
 # Multiply-accumulates that the measurement may take, a few seconds on two cores. A time would not do: the choice of
 # islands must not depend on how busy a machine is.
 BUDGET_MACS = 5e10
-# Functions of the tokens of one chunk after a norm: they do not grow with the length, and what they are made of is
-# bounded by the weights. All else is at most a sum over all tokens of such values, which grows in proportion.
-BOUNDED = frozenset(
-    {"table", "turns", "valid", "normed", "value", "gate", "heads", "scores", "weights", "quadratic", "logits"}
-)
 
 
 @dataclass(frozen=True)
@@ -42,14 +36,16 @@ class HalfRanges:
     """The largest magnitude of each value, by length.
 
     Attributes:
-        text: What was read: ``held-out text`` or ``random tokens``.
+        data: What was read, such as ``held-out text`` or ``random tokens``.
         seq_lens: Measured lengths, ascending.
         magnitudes: By the value's name, one a length; a weight counts at every length.
+        bounded: Values that do not grow with the length, by the name in their block; see :class:`Lowering`.
     """
 
-    text: str
+    data: str
     seq_lens: tuple[int, ...]
     magnitudes: dict[str, tuple[float, ...]]
+    bounded: frozenset[str]
 
     def fit(self, name: str, limit: float) -> Growth:
         """Return how a value grows, as a power of the length."""
@@ -63,7 +59,7 @@ class HalfRanges:
         passed = [n for n, size in zip(self.seq_lens, self.magnitudes[name], strict=True) if not size <= limit]
         if passed:
             return float(passed[0])
-        if name.rpartition(".")[2] in BOUNDED or self.magnitudes[name][-1] == 0:
+        if name.rpartition(".")[2] in self.bounded or self.magnitudes[name][-1] == 0:
             return math.inf
         in_proportion = self.seq_lens[-1] * limit / self.magnitudes[name][-1]
         return min(in_proportion, self.fit(name, limit).horizon or math.inf)
@@ -83,12 +79,12 @@ class _Watch:
             self.largest[name] = size
 
 
-def measure_half_ranges(model: ReferenceModel, folder: Path | None, max_seq_len: int) -> HalfRanges:
-    """Measure a model on the held-out text of its folder, or on random tokens.
+def measure_half_ranges(model: ReferenceModel, data: Data, max_seq_len: int) -> HalfRanges:
+    """Measure a model on its held-out data, or on random inputs where that is missing or too short.
 
     Args:
         model: The reference model.
-        folder: Where its held-out text may be.
+        data: What there is to feed it with.
         max_seq_len: Longest length that matters.
 
     Returns:
@@ -97,20 +93,19 @@ def measure_half_ranges(model: ReferenceModel, folder: Path | None, max_seq_len:
     watch = _Watch()
     lowered = lower_model(model, Precision("fp16", watch=watch))
     weights = dict(watch.largest)
-    text = Text.load(folder, int(model.config.to_dict()["vocab_size"]), random=False)
-    found: dict[int, dict[str, float]] = {}
+    source, found = data.preferred, dict[int, dict[str, float]]()
     for seq_len in plan_lengths(model.config, max_seq_len):
-        count = text.count_windows(seq_len, WINDOWS)
+        count = count_rows(source, seq_len, WINDOWS)
         if not count:
-            text, found = Text.load(None, text.vocab_size, random=True), {}
-            count = WINDOWS
+            source, found, count = data.random, {}, WINDOWS
         watch.largest = dict(weights)
+        inputs = source.take(count, seq_len).to_model_inputs(masked=False)
         with torch.inference_mode():
-            lowered(torch.from_numpy(text.cut_windows(seq_len, count)))
+            lowered(*map(torch.from_numpy, inputs.values()))
         found[seq_len] = watch.largest
     names = list(next(iter(found.values())))
     magnitudes = {name: tuple(sizes[name] for sizes in found.values()) for name in names}
-    return HalfRanges(text.source, tuple(found), magnitudes)
+    return HalfRanges(source.label, tuple(found), magnitudes, LOWERINGS[model.config.model_type].bounded)
 
 
 def plan_lengths(config: ModelConfig, max_seq_len: int) -> list[int]:
@@ -119,11 +114,13 @@ def plan_lengths(config: ModelConfig, max_seq_len: int) -> list[int]:
     They end with the longest that the budget allows, and begin with two chunks if three lengths fit in between: within
     one chunk nothing has a past to sum.
     """
-    shortest = 2 * config.window
-    longest = max_seq_len
+    interface = config.interface
+    if interface.fixed_len is not None:
+        return [interface.fixed_len]
+    shortest, longest = max(2 * interface.window, interface.min_len), max_seq_len
     while longest > shortest and 2 * WINDOWS * config.count_macs(longest) > BUDGET_MACS:
         longest //= 2
     lengths = [longest]
-    while lengths[0] >= 2 * shortest or (len(lengths) < MIN_LENGTHS and lengths[0] > 1):
+    while lengths[0] >= 2 * shortest or (len(lengths) < MIN_LENGTHS and lengths[0] >= 2 * interface.min_len):
         lengths.insert(0, lengths[0] // 2)
     return lengths

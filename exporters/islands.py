@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from flash_export.errors import ConfigError
 from flash_export.exporters.half_ranges import measure_half_ranges
 from flash_export.exporters.lowering.precision import Precision
+from flash_export.exporters.lowering.registry import LOWERINGS
 from flash_export.manifest import Horizon, Island, PrecisionFacts
 from flash_export.ranges.growth import FP16_MAX
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from flash_export.config import ExportOptions
+    from flash_export.data.sources import Data
     from flash_export.exporters.half_ranges import HalfRanges
     from flash_export.models.base import ReferenceModel
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 # (docs/precision.md).
 MARGIN = 4.0
 LIMIT = FP16_MAX / MARGIN
-# What grows with the length or is a square: all that 'all' adds. Products of weights and normed tokens stay half.
-CANDIDATES = ("weights", "quadratic", "products", "kv", "linear", "mixed", "gated", "update", "residual")
-AROUND = ("residual", "logits")  # of the candidates that belong to no block
 
 
 @dataclass(frozen=True)
@@ -36,26 +33,26 @@ class IslandChoice:
     facts: PrecisionFacts
 
 
-def choose_islands(model: ReferenceModel, folder: Path | None, options: ExportOptions) -> IslandChoice:
+def choose_islands(model: ReferenceModel, data: Data, options: ExportOptions) -> IslandChoice:
     """Choose the islands of a model.
 
     bf16 has the range of fp32, so that nothing has to be measured.
 
     Args:
         model: The reference model.
-        folder: Where its held-out text may be.
+        data: What there is to feed it with.
         options: Precision, islands, and the longest sequence.
 
     Raises:
         ConfigError: ``islands`` is ``minimal`` and a value would overflow within the longest sequence; or the model
             leaves the range of fp32 too.
     """
-    depth = int(model.config.to_dict()["depth"])
-    asked = _name_candidates(depth) if options.islands == "all" else frozenset()
+    growing = LOWERINGS[model.config.model_type].name_growing(model.config.num_blocks)
+    asked = growing if options.islands == "all" else frozenset()
     reasons = dict.fromkeys(sorted(asked), "asked for")
     if options.precision != "fp16":
         return _make_choice(options, reasons, None, None)
-    ranges = measure_half_ranges(model, folder, options.max_seq_len)
+    ranges = measure_half_ranges(model, data, options.max_seq_len)
     _check_finite(ranges)
     horizons = {name: ranges.find_horizon(name, LIMIT) for name in ranges.magnitudes}
     if options.islands != "minimal":
@@ -71,11 +68,6 @@ def choose_islands(model: ReferenceModel, folder: Path | None, options: ExportOp
     return _make_choice(options, reasons, horizon, ranges)
 
 
-def _name_candidates(depth: int) -> frozenset[str]:
-    blocks = (f"layers.{index}.{name}" for index in range(depth) for name in CANDIDATES)
-    return frozenset({*blocks, *AROUND})
-
-
 def _make_choice(
     options: ExportOptions, reasons: dict[str, str], horizon: Horizon | None, ranges: HalfRanges | None
 ) -> IslandChoice:
@@ -84,7 +76,7 @@ def _make_choice(
         mode=options.islands,
         islands=tuple(Island(name, reason) for name, reason in reasons.items()),
         horizon=horizon,
-        text=ranges.text if ranges else None,
+        data=ranges.data if ranges else None,
         seq_lens=ranges.seq_lens if ranges else (),
     )
     return IslandChoice(Precision(options.precision, frozenset(reasons)), facts)

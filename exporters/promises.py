@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from flash_export.exporters.traced_sizes import TracedSizes
-    from flash_export.manifest import TensorSpec
+    from flash_export.interface import TensorSpec
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")

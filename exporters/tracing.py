@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flash_export.exporters.traced_sizes import TracedSizes
-    from flash_export.manifest import GraphSpec, TensorSpec
+    from flash_export.interface import TensorSpec
+    from flash_export.manifest import GraphSpec
     from flash_export.probes import Probe
 
 

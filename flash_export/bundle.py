@@ -19,7 +19,7 @@ from flash_export.errors import BundleError
 from flash_export.external_data import check_external_data
 from flash_export.files import check_utf8, hash_file, hash_files, link_folder, replace_folder
 from flash_export.locks import lock_folder
-from flash_export.manifest import FORMAT_VERSION, EngineManifest, GraphSpec, Manifest
+from flash_export.manifest import FORMAT_VERSION, OLD_FORMAT_VERSIONS, EngineManifest, GraphSpec, Manifest
 from flash_export.plain_tree import check_plain_tree
 from flash_export.probes import PROBES_FILE, ProbeMap
 from flash_export.quantization_record import QuantizationRecord
@@ -42,8 +42,8 @@ WEIGHTS_FILE = "model.safetensors"
 MANIFEST_FILE = "manifest.json"
 QUANTIZATION_FILE = "quantization.json"
 GRAPH_FILE = "model.onnx"
-HELDOUT_TEXT_FILE = "heldout.txt"
-HELDOUT_FILE = "heldout.json"
+HELDOUT_FILES = ("heldout.txt", "heldout.npy", "heldout.npz")  # one of them, as SETTINGS_FILE says
+SETTINGS_FILE = "heldout.json"
 ENGINE_FOLDER = "engines"
 REPORT_FOLDER = "reports"
 # What is read of a bundle besides its graphs; one that the manifest does not name was added later.
@@ -52,8 +52,8 @@ _KNOWN_FILES = (
     WEIGHTS_FILE,
     PROBES_FILE,
     QUANTIZATION_FILE,
-    HELDOUT_FILE,
-    HELDOUT_TEXT_FILE,
+    *HELDOUT_FILES,
+    SETTINGS_FILE,
 )
 _EXPORT_AGAIN, _BUILD_AGAIN, _QUANTIZE_AGAIN = "export the bundle again", "build the engine again", "quantize it again"
 
@@ -63,16 +63,6 @@ class _ConfigFields:
     """What is asked of ``config.json`` where PyTorch, and with it the config classes, is not loaded."""
 
     model_type: str
-    vocab_size: int = 1
-    depth: int = 1
-    chunk_size: int = 1
-    causal: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the sizes."""
-        for name in ("vocab_size", "depth", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, wanted 1 or more")
 
 
 @dataclass(frozen=True)
@@ -236,10 +226,20 @@ class Bundle:
         return record
 
     def load_model(self) -> ReferenceModel:
-        """Build the reference model, in evaluation mode and fp32, with the bundled weights."""
+        """Build the reference model, in evaluation mode and fp32, with the bundled weights.
+
+        Raises:
+            BundleError: The manifest describes another model.
+            FlashExportError: Config or weights are damaged.
+        """
         from flash_export.models.checkpoint import load_pretrained
 
-        return load_pretrained(self.path)
+        model = load_pretrained(self.path)
+        if model.config.interface != self.manifest.interface:
+            raise BundleError(
+                f"{self.path / MANIFEST_FILE} has the interface of another model than {CONFIG_FILE}; {_EXPORT_AGAIN}"
+            )
+        return model
 
     def list_engines(self) -> list[EngineManifest]:
         """Return the manifests of the engines built from this bundle, by name.
@@ -325,6 +325,10 @@ def _read_manifest(folder: Path) -> Manifest:
     if not path.exists():
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_FILE}; make one with 'flash-export onnx'")
     values = read_json_object(path, BundleError, _EXPORT_AGAIN)
+    if values.get("format_version") in OLD_FORMAT_VERSIONS:
+        from flash_export.origin import describe_old_format
+
+        raise BundleError(describe_old_format(folder, values))
     if values.get("format_version") != FORMAT_VERSION:
         raise BundleError(
             f"{path} has format_version {show(values.get('format_version'))}, this version reads {FORMAT_VERSION}; "

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flash_export.errors import ConfigError
 from flash_export.suggest import list_known
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 23, 20
 DEFAULT_MAX_SEQ_LEN = 65536
@@ -82,7 +87,6 @@ SCHEMES = INT8, INT8_DYNAMIC, INT4, FP8 = "int8", "int8-dynamic", "int4", "fp8"
 # What has operators for it: DequantizeLinear of fp8 at 19, of blocks and int4 at 21.
 SCHEME_OPSETS = {INT8: MIN_OPSET, INT8_DYNAMIC: MIN_OPSET, INT4: 21, FP8: 19}
 DEFAULT_BUDGETS = {INT8: 0.005, INT8_DYNAMIC: 0.005, INT4: 0.02, FP8: 0.005}
-HELDOUT = "heldout"
 MIN_BLOCK_SIZE = 16  # the least that onnxruntime has a kernel for
 
 
@@ -93,8 +97,7 @@ class QuantizeOptions:
     Attributes:
         scheme: ``int8``: weights and activations, the scales of the latter known beforehand; ``int8-dynamic``: scales
             of the activations measured in every run; ``int4``: weights alone, in blocks; ``fp8``: float8_e4m3fn.
-        calibration: ``heldout`` for the bundle's held-out text, or a file: text for models of bytes, or token ids as
-            ``.npy``.
+        data: A file to calibrate with, see docs/data.md; None: the bundle's held-out data.
         keep: Patterns such as ``layers.0.*`` of what stays fp32 in any case.
         budget: Largest accepted loss, as a fraction of the bits that the model needs for a token; None: 0.005, and
             0.02 for int4.
@@ -104,7 +107,7 @@ class QuantizeOptions:
     """
 
     scheme: str = INT8
-    calibration: str = HELDOUT
+    data: Path | None = None
     keep: tuple[str, ...] = ()
     budget: float | None = None
     block_size: int = 32
@@ -139,8 +142,12 @@ class Tolerance:
     atol: float = 0.0
     rtol: float = 1e-4
     noise_ratio: None = None
-    kl_bits: None = None
-    bits_change: None = None
+    score_change: None = None
+
+    @property
+    def measures(self) -> Mapping[str, float]:
+        """None: the difference alone decides."""
+        return {}
 
     def __post_init__(self) -> None:
         """Check that something is tolerated, and nothing negative."""
@@ -157,7 +164,7 @@ class Tolerance:
 
     def describe(self) -> dict[str, str]:
         """Say it by name, for reports."""
-        return {"tolerance": f"{self.atol:g} and {self.rtol:g} of the largest logit"}
+        return {"tolerance": f"{self.atol:g} and {self.rtol:g} of the largest output"}
 
 
 @dataclass(frozen=True)
@@ -170,13 +177,17 @@ class ErrorBudget:
     Attributes:
         noise_ratio: Largest accepted error as a multiple of the eager model's.
         floor: Smallest noise that counts, as a fraction of the output's scale.
-        bits_change: Largest accepted change of the bits a byte on held-out text, as a fraction.
+        score_change: Largest accepted worsening of the score on held-out data, as a fraction.
     """
 
     noise_ratio: float
     floor: float
-    bits_change: float | None = None
-    kl_bits: None = None
+    score_change: float | None = None
+
+    @property
+    def measures(self) -> Mapping[str, float]:
+        """None: the difference alone decides."""
+        return {}
 
     def compute_limit(self, scale: float, noise: float) -> float:
         """Return the largest accepted absolute error.
@@ -195,7 +206,7 @@ class ErrorBudget:
     def describe(self) -> dict[str, str]:
         """Say it by name, for reports."""
         limit = {"error_limit": f"{self.noise_ratio:g} times the eager model's own error"}
-        return limit if self.bits_change is None else {**limit, "accepted_loss": f"{self.bits_change:.2%}"}
+        return limit if self.score_change is None else {**limit, "accepted_loss": f"{self.score_change:.2%}"}
 
 
 @dataclass(frozen=True)
@@ -205,14 +216,14 @@ class QuantizationBudget:
     Attributes:
         error: Largest accepted error, as a fraction of the output's scale.
         own_error: How much two of its own runs that compute the same may differ, as such a fraction.
-        kl_bits: Largest accepted divergence of the predictions at a shape, in bits a position.
-        bits_change: Largest accepted change of the bits a byte on held-out text, as a fraction.
+        measures: Worst accepted value of measures of a task, at a shape: bits of divergence for predictions.
+        score_change: Largest accepted worsening of the score on held-out data, as a fraction.
     """
 
     error: float
     own_error: float
-    kl_bits: float
-    bits_change: float
+    measures: Mapping[str, float]
+    score_change: float
     noise_ratio: None = None
 
     def compute_limit(self, scale: float, noise: float) -> float:
@@ -226,24 +237,26 @@ class QuantizationBudget:
     def describe(self) -> dict[str, str]:
         """Say it by name, for reports."""
         return {
-            "error_limit": f"{self.error:.0%} of the largest logit",
-            "divergence_limit": f"{self.kl_bits:g} bits per position",
-            "accepted_loss": f"{self.bits_change:.2%}",
+            "error_limit": f"{self.error:.0%} of the largest output",
+            **{f"{name}_limit": f"{value:g}" for name, value in self.measures.items()},
+            "accepted_loss": f"{self.score_change:.2%}",
         }
 
 
 # docs/validation.md says how these were chosen. The floor is four units in the last place of the precision.
 ERROR_BUDGETS = {
-    "fp32": ErrorBudget(noise_ratio=8.0, floor=2.0**-22, bits_change=0.0005),
-    "fp16": ErrorBudget(noise_ratio=4.0, floor=2.0**-9, bits_change=0.001),
-    "bf16": ErrorBudget(noise_ratio=4.0, floor=2.0**-6, bits_change=0.005),
+    "fp32": ErrorBudget(noise_ratio=8.0, floor=2.0**-22, score_change=0.0005),
+    "fp16": ErrorBudget(noise_ratio=4.0, floor=2.0**-9, score_change=0.001),
+    "bf16": ErrorBudget(noise_ratio=4.0, floor=2.0**-6, score_change=0.005),
 }
 QUANTIZATION_BUDGETS = {
-    INT8: QuantizationBudget(error=0.5, own_error=0.02, kl_bits=0.2, bits_change=DEFAULT_BUDGETS[INT8]),
+    INT8: QuantizationBudget(error=0.5, own_error=0.02, measures={"kl_bits": 0.2}, score_change=DEFAULT_BUDGETS[INT8]),
     # The scale of an activation is that of all tokens of all rows, later ones too.
-    INT8_DYNAMIC: QuantizationBudget(error=0.5, own_error=0.25, kl_bits=0.2, bits_change=DEFAULT_BUDGETS[INT8_DYNAMIC]),
-    INT4: QuantizationBudget(error=0.5, own_error=0.02, kl_bits=0.2, bits_change=DEFAULT_BUDGETS[INT4]),
-    FP8: QuantizationBudget(error=0.25, own_error=0.02, kl_bits=0.1, bits_change=DEFAULT_BUDGETS[FP8]),
+    INT8_DYNAMIC: QuantizationBudget(
+        error=0.5, own_error=0.25, measures={"kl_bits": 0.2}, score_change=DEFAULT_BUDGETS[INT8_DYNAMIC]
+    ),
+    INT4: QuantizationBudget(error=0.5, own_error=0.02, measures={"kl_bits": 0.2}, score_change=DEFAULT_BUDGETS[INT4]),
+    FP8: QuantizationBudget(error=0.25, own_error=0.02, measures={"kl_bits": 0.1}, score_change=DEFAULT_BUDGETS[FP8]),
 }
 
 

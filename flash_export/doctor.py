@@ -86,6 +86,7 @@ def diagnose(folder: str | Path = ".") -> Diagnosis:
         ("onnx", lambda: _probe_package("onnx"), True),
         ("onnxscript", lambda: _probe_package("onnxscript"), True),
         ("onnxruntime", _probe_onnxruntime, False),
+        ("openvino", lambda: _probe_package("openvino", "openvino"), False),
         *((name, lambda flavour=flavour: _probe_tensorrt(flavour), False) for name, flavour in FLAVOURS.items()),
         ("gpu", _probe_gpu, False),
         ("disk", lambda: _probe_disk(Path(folder)), False),

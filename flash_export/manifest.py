@@ -9,72 +9,18 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Literal
 
 from flash_export.config import FORWARD, PRECISIONS, SCHEMES
 from flash_export.import_record import ImportRecord
+from flash_export.interface import BATCH, MAX_SIZE, SEQ, Interface, Mask, TensorSpec
 from flash_export.structure import show
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+OLD_FORMAT_VERSIONS = (1,)  # of which the weights can be exported again
 HALF_PRECISIONS = ("fp16", "bf16")
-MAX_SIZE = 2**31 - 1  # of an axis: what TensorRT and onnxruntime count with
-# The names that numpy, and ml_dtypes beside it, give the types of ONNX and TensorRT.
-DTYPES = (
-    *("bool", "int4", "int8", "int16", "int32", "int64", "uint4", "uint8", "uint16", "uint32", "uint64"),
-    *("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "float4_e2m1fn"),
-)
 PROVENANCE = ("source", "format", "sha256")
 # Names of what a graph carries from run to run: as its input, and as its output.
 STATE_PREFIX, NEW_STATE_PREFIX = "state.", "new_state."
-
-
-ContentKind = Literal["token ids", "lengths"]
-TOKEN_IDS: ContentKind = "token ids"
-LENGTHS: ContentKind = "lengths"
-
-
-@dataclass(frozen=True)
-class Content:
-    """What an integer input holds, and so which values it may have.
-
-    Attributes:
-        kind: ``token ids``, or ``lengths``: the number of real tokens of each row.
-        min: Least value.
-        max: Largest value; a string stands for the size of that axis.
-    """
-
-    kind: ContentKind
-    min: int
-    max: int | str
-
-    @classmethod
-    def from_vocabulary(cls, vocab_size: int) -> Content:
-        """Describe token ids of a vocabulary of this size."""
-        return cls(TOKEN_IDS, 0, vocab_size - 1)
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, numpy dtype name and shape of a graph input or output; symbolic axes are strings.
-
-    Attributes:
-        content: Which values an integer input may have; None: any.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-    content: Content | None = None
-
-    def __post_init__(self) -> None:
-        """Check that it can be a tensor of a graph."""
-        if self.dtype not in DTYPES:
-            raise ValueError(f"{self.name} has the unknown dtype {show(self.dtype)}")
-        if not self.shape:
-            raise ValueError(f"{self.name} has an empty shape, wanted one axis at least")
-        for size in self.shape:
-            if isinstance(size, int) and not 1 <= size <= MAX_SIZE:
-                raise ValueError(f"{self.name} has an axis of size {size}, wanted 1 to {MAX_SIZE}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +66,6 @@ class GraphSpec:
         for spec in self.state_inputs:
             if any(isinstance(size, str) for size in spec.shape[1:]):
                 raise ValueError(f"{spec.name} has an axis of no fixed size beside the batch")
-        object.__setattr__(self, "inputs", _add_vocabulary(self.inputs, self.outputs))
 
     @property
     def is_half(self) -> bool:
@@ -134,20 +79,8 @@ class GraphSpec:
 
     @property
     def has_mask(self) -> bool:
-        """Whether the graph takes an ``attention_mask``."""
-        return any(spec.name == "attention_mask" for spec in self.inputs)
-
-
-def _add_vocabulary(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """Return the inputs with what a bundle of an older version does not say: there are as many ids as logits."""
-    vocab_size = next((spec.shape[-1] for spec in outputs if spec.name == "logits" and spec.shape), None)
-    if not isinstance(vocab_size, int):
-        return inputs
-    content = Content.from_vocabulary(vocab_size)
-    return tuple(
-        dataclasses.replace(spec, content=content) if spec.name == "input_ids" and spec.content is None else spec
-        for spec in inputs
-    )
+        """Whether the graph takes a mask that says what is padding."""
+        return any(isinstance(spec.content, Mask) for spec in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -211,7 +144,7 @@ class PrecisionFacts:
         mode: What was asked for: ``auto``, ``minimal`` or ``all``.
         islands: Values in fp32 beyond those that always are.
         horizon: Of fp16; None where nothing grows. bf16 has the range of fp32.
-        text: What was measured: ``held-out text`` or ``random tokens``; None for bf16.
+        data: What was measured, such as ``held-out text`` or ``random tokens``; None for bf16.
         seq_lens: Measured lengths.
     """
 
@@ -219,7 +152,7 @@ class PrecisionFacts:
     mode: str
     islands: tuple[Island, ...]
     horizon: Horizon | None
-    text: str | None
+    data: str | None
     seq_lens: tuple[int, ...]
 
 
@@ -229,6 +162,7 @@ class Manifest:
 
     Attributes:
         versions: Versions of Python and of the packages that made the bundle.
+        interface: What the model takes and gives.
         graphs: Graphs by name; ``forward`` is always there.
         checkpoint: Where the weights came from: source name, format and sha256.
         files: sha256 of every other file of the export, by name.
@@ -239,6 +173,7 @@ class Manifest:
     """
 
     versions: dict[str, str]
+    interface: Interface
     graphs: dict[str, GraphSpec]
     checkpoint: dict[str, str]
     files: dict[str, str]
@@ -255,12 +190,28 @@ class Manifest:
             raise ValueError(f"it has no sha256 of {unhashed[0]}")
         if missing := [name for name in PROVENANCE if name not in self.checkpoint]:
             raise ValueError(f"checkpoint.{missing[0]} is missing")
-        if FORWARD in self.graphs and len(self.graphs[FORWARD].inputs[0].shape) < 2:
-            raise ValueError(f"the first input of {FORWARD} has no axis for the length")
+        if FORWARD in self.graphs:
+            _check_graph(self.graphs[FORWARD], self.interface)
 
     def to_json(self) -> str:
         """Return the text of ``manifest.json``."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def _check_graph(graph: GraphSpec, interface: Interface) -> None:
+    """Check that the forward graph takes and returns what the model does."""
+    for axis in (BATCH, SEQ):
+        if axis not in graph.axes:
+            raise ValueError(f"graphs.{FORWARD}.axes.{axis} is missing")
+    inputs = {spec.name for spec in graph.inputs} - ({interface.mask.name} if interface.mask else set())
+    if inputs != {spec.name for spec in interface.inputs}:
+        raise ValueError(f"graphs.{FORWARD} does not take the inputs of the interface")
+    if [spec.name for spec in graph.outputs] != [spec.name for spec in interface.outputs]:
+        raise ValueError(f"graphs.{FORWARD} does not return the outputs of the interface")
+    specs = {spec.name: spec for spec in (*interface.inputs, *interface.outputs)}
+    for spec in (*graph.inputs, *graph.outputs):
+        if spec.name in specs and len(spec.shape) != len(specs[spec.name].shape):
+            raise ValueError(f"{spec.name} has {len(spec.shape)} axes in graphs.{FORWARD}, not as in the interface")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from typing import Literal
 from flash_export.structure import show
 
 PROBES_FILE = "probes.json"
-LOGITS = "logits"
 
 # What an array is indexed by: a token; a query and a key; or a channel of the keys and one of the values.
 Kind = Literal["tokens", "pairs", "sums"]
@@ -29,33 +28,13 @@ class Quantity:
         label: What messages call it.
         kind: What it is indexed by.
         is_zero_in_padding: Whether padded tokens are known to have zeros, so that they can be compared too.
+        place: Whether it is computed before the blocks, in each of them, or after them.
     """
 
     label: str
     kind: Kind = "tokens"
     is_zero_in_padding: bool = False
-
-
-# In the order of computation: the first that is wrong is where a fault lies.
-QUANTITIES: dict[str, Quantity] = {
-    "embedding": Quantity("token and position embedding"),
-    "normed": Quantity("input after norm and token shift"),
-    "value": Quantity("values", is_zero_in_padding=True),
-    "gate": Quantity("gates"),
-    "quad_q": Quantity("quadratic queries"),
-    "quad_k": Quantity("quadratic keys"),
-    "lin_q": Quantity("linear queries"),
-    "lin_k": Quantity("linear keys"),
-    "q": Quantity("queries"),
-    "k": Quantity("keys"),
-    "weights": Quantity("quadratic attention weights", "pairs"),
-    "quadratic": Quantity("quadratic branch"),
-    "kv": Quantity("linear key-value sum", "sums"),
-    "linear": Quantity("linear branch"),
-    "mixed": Quantity("attended values"),
-    "out": Quantity("output of the block"),
-    LOGITS: Quantity("logits"),
-}
+    place: Literal["before", "block", "after"] = "block"
 
 
 @dataclass(frozen=True)
@@ -74,24 +53,6 @@ class Point:
         """
         match = re.fullmatch(r"layers\.([0-9]{1,9})\.(\w+)", name)
         return cls(int(match[1]), match[2]) if match else cls(None, name)
-
-    @property
-    def label(self) -> str:
-        """Name it in the model's terms.
-
-        >>> Point(7, "kv").label, Point(None, "logits").label
-        ('block 7, linear key-value sum', 'logits')
-        """
-        label = QUANTITIES[self.quantity].label
-        return label if self.block is None else f"block {self.block}, {label}"
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Where it stands in the order of computation."""
-        rank = list(QUANTITIES).index(self.quantity)
-        if self.block is not None:
-            return self.block, rank
-        return (-1, 0) if self.quantity == "embedding" else (1 << 31, 0)
 
 
 @dataclass(frozen=True)
@@ -118,9 +79,7 @@ class Probe:
     length_power: int = 0
 
     def __post_init__(self) -> None:
-        """Check that it is a quantity that there is."""
-        if Point.parse(self.name).quantity not in QUANTITIES:
-            raise ValueError(f"{show(self.name)} is no quantity of a model")
+        """Check that values can be brought into the reference's terms by it."""
         if abs(self.length_power) > 4 or not -4 <= self.axis < 0:
             raise ValueError(f"{self.name} has length_power {self.length_power} and axis {self.axis}")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flash_export.config import SCHEMES
 from flash_export.structure import show
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FP32 = "fp32"
 
 
@@ -48,17 +48,15 @@ class QuantizationRecord:
     Attributes:
         scheme: ``int8``, ``int8-dynamic``, ``int4`` or ``fp8``.
         source_sha256: Hash of the manifest of the bundle that it was made from.
-        text: What was read: ``held-out text`` or the name of a file.
-        text_sha256: Its hash.
+        data: What was read, such as ``held-out text`` or the name of a file.
+        data_sha256: Its hash.
         seq_lens: Lengths that the ranges were measured at.
         predictions: Number of predictions that were judged.
         budget: Accepted loss.
-        loss: Loss of what was chosen: the largest of divergence and change of the bits, as fractions of the model's
-            bits, and of what the error makes up of the logits' variance.
-        kl_bits: Divergence from the fp32 graph, in bits a prediction.
-        bits: Bits a prediction; None where the text does not tell what was to be predicted.
-        reference_bits: The same of the fp32 graph, or the entropy of its predictions.
-        variance: Share of the variance of the logits, over the vocabulary, that the error makes up.
+        loss: Loss of what was chosen, see ``measure_loss`` of the task.
+        measures: The parts that the loss is made of, by name.
+        score: Mean score of the predictions; None where the data does not tell what was to be predicted.
+        reference_score: The same of the fp32 graph; for predictions of tokens without targets, their entropy.
         block_size: int4 alone: inputs that share a scale.
         products: In the order of the graph.
         format_version: Version of this layout.
@@ -66,16 +64,15 @@ class QuantizationRecord:
 
     scheme: str
     source_sha256: str
-    text: str
-    text_sha256: str
+    data: str
+    data_sha256: str
     seq_lens: tuple[int, ...]
     predictions: int
     budget: float
     loss: float
-    kl_bits: float
-    bits: float | None
-    reference_bits: float
-    variance: float
+    measures: dict[str, float]
+    score: float | None
+    reference_score: float | None
     block_size: int | None
     products: tuple[ProductRecord, ...]
     format_version: int = FORMAT_VERSION

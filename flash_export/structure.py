@@ -23,7 +23,8 @@ def build(values: object, expected: type[T], where: str = "") -> T:
     """Make a frozen dataclass of what JSON says.
 
     Its fields may be ``str``, ``int``, ``float``, ``bool``, ``X | None``, ``Literal["a", "b"]``, ``tuple[X, ...]`` (a
-    JSON list), ``dict[str, X]`` and further dataclasses. ``__post_init__`` may refuse values with a ValueError.
+    JSON list), ``dict[str, X]`` and further dataclasses; dataclasses of a union are told apart by a literal ``kind``.
+    ``__post_init__`` may refuse values with a ValueError.
 
     Args:
         values: Parsed JSON.
@@ -65,6 +66,11 @@ def _build_union(values: object, members: tuple[Any, ...], where: str) -> Any:
         return None
     if type(values) in members:  # of plain values
         return values
+    if isinstance(values, Mapping) and "kind" in values:
+        tagged = {get_args(get_type_hints(one)["kind"])[0]: one for one in members if dataclasses.is_dataclass(one)}
+        if not isinstance(values["kind"], str) or values["kind"] not in tagged:
+            raise ValueError(f"{_join(where, 'kind')} is {show(values['kind'])}, wanted {' or '.join(tagged)}")
+        return _build(values, tagged[values["kind"]], where)
     return _build(values, members[0], where)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import functools
 import json
@@ -14,12 +15,15 @@ import pytest
 from flash_export.bundle import Bundle
 from flash_export.config import ExportOptions
 from flash_export.files import hash_file
-from flash_export.manifest import AxisRange, GraphSpec, Manifest, TensorSpec
+from flash_export.interface import Interface, TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec, Manifest, ModelFacts
+from flash_export.models.token_model import describe_token_model
 
 # Small models on busy machines: threads cost more than they give. Read when PyTorch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PROVENANCE = {"source": "model.pt", "format": "flash-pytorch", "sha256": "0" * 64}
+INTERFACE = describe_token_model(256, needs_mask=False, is_causal=True, window=128)
 BundleFactory = Callable[..., Bundle]
 SchemeExporter = Callable[[str], Bundle]
 FolderSharer = Callable[[str, Callable[[Path], None]], Path]
@@ -85,11 +89,25 @@ def write_graph_bundle(tmp_path: Path) -> BundleFactory:
             outputs=outputs or _read_specs(model.graph.output),
             axes={"batch": AxisRange(1, max_batch), "seq": AxisRange(1, max_seq_len)},
         )
+        interface = Interface(
+            tuple(_free_sizes(one) for one in spec.inputs),
+            tuple(_free_sizes(one) for one in spec.outputs),
+            "tokens",
+            padding="refused",
+            window=128,
+            fixed_len=None if any("seq" in one.shape for one in spec.inputs) else 1,
+        )
         files = {path.name: hash_file(path) for path in folder.iterdir()}
-        (folder / "manifest.json").write_text(Manifest({}, {"forward": spec}, PROVENANCE, files).to_json())
+        (folder / "manifest.json").write_text(
+            Manifest({}, interface, {"forward": spec}, PROVENANCE, files, ModelFacts("flash", 1, 2, {})).to_json()
+        )
         return Bundle.open(folder)
 
     return write
+
+
+def _free_sizes(spec: TensorSpec) -> TensorSpec:
+    return dataclasses.replace(spec, shape=("batch", *spec.shape[1:]))
 
 
 def _read_specs(values: list[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
@@ -140,7 +158,9 @@ def export_scheme(masked_byte_bundle: Bundle, share_folder: FolderSharer) -> Sch
     def export(scheme: str) -> Bundle:
         largest = 8.0 if scheme in ("int8", "fp8") else None
         plan = QuantizationPlan(scheme, {name: ProductPlan(scheme, largest, block_size=16) for name in names})
-        record = QuantizationRecord(scheme, "", "text", "", (96,), 1, 0.02, 0.01, 0.01, None, 1.0, 0.0, None, ())
+        record = QuantizationRecord(
+            scheme, "", "text", "", (96,), 1, 0.02, 0.01, {"kl_bits": 0.01}, None, 1.0, None, ()
+        )
         options = ExportOptions(opset=21, max_seq_len=96, max_batch=4, mask=True)
         quantization = Quantization(plan, masked_byte_bundle.manifest.checkpoint, record.to_json())
 

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from flash_export.manifest import AxisRange, EngineManifest, GraphSpec, Horizon, Manifest, ProfileShapes, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, EngineManifest, GraphSpec, Horizon, Manifest, ProfileShapes
 from flash_export.structure import build
-from tests.conftest import PROVENANCE
+from tests.conftest import INTERFACE, PROVENANCE
 
 IDS = TensorSpec("input_ids", "int64", ("batch", "seq"))
 LOGITS = TensorSpec("logits", "float32", ("batch", "seq", 5))
 STATE = TensorSpec("state.kv", "float32", ("batch", 2, 3))
 GRAPH = GraphSpec("a.onnx", 20, "fp32", (IDS,), (LOGITS,), {"batch": AxisRange(1, 4), "seq": AxisRange(1, 64)})
-MANIFEST = Manifest({}, {"forward": GRAPH}, PROVENANCE, {"a.onnx": "0" * 64})
+MANIFEST = Manifest({}, INTERFACE, {"forward": GRAPH}, PROVENANCE, {"a.onnx": "0" * 64})
 PROFILE = {"input_ids": ProfileShapes((1, 1), (1, 8), (4, 64))}
 ENGINE = EngineManifest("a", "tensorrt", "10", ("current",), "forward", "", "", (PROFILE,), (IDS,), (LOGITS,), 9)
 
@@ -51,7 +52,17 @@ ENGINE = EngineManifest("a", "tensorrt", "10", ("current",), "forward", "", "", 
         (
             MANIFEST,
             {"graphs": {"forward": dataclasses.replace(GRAPH, inputs=(TensorSpec("x", "int64", (1,)),))}},
-            "the first input of forward has no axis for the length",
+            "graphs.forward does not take the inputs of the interface",
+        ),
+        (
+            MANIFEST,
+            {"graphs": {"forward": dataclasses.replace(GRAPH, inputs=(dataclasses.replace(IDS, shape=("batch",)),))}},
+            "input_ids has 1 axes in graphs.forward, not as in the interface",
+        ),
+        (
+            MANIFEST,
+            {"graphs": {"forward": dataclasses.replace(GRAPH, outputs=(LOGITS, STATE))}},
+            "graphs.forward does not return the outputs of the interface",
         ),
         (PROFILE["input_ids"], {"min": ()}, "min, opt and max have 0, 2 and 2 axes"),
         (PROFILE["input_ids"], {"opt": (1, 65)}, "(1, 65, 64) are no sizes from 1 to 2147483647 in rising order"),

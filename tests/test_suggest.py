@@ -32,7 +32,7 @@ def make_config(**values: object) -> FlashConfig:
     [
         (lambda bundle: bundle.get_graph("foward"), "forward"),
         (lambda bundle: list_backends(bundle, ["ort-cup"]), "ort-cpu"),
-        (lambda bundle: make_plan("quik", bundle.get_graph(), CONFIG), "quick"),
+        (lambda bundle: make_plan("quik", bundle.get_graph(), CONFIG.interface), "quick"),
         (lambda _: BisectOptions(backend="ortcuda"), "ort-cuda"),
         (lambda _: ExportOptions(precision="FP-16"), "fp16"),
         (lambda _: ExportOptions(precision="fp16", islands="minimum"), "minimal"),

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from flash_export.data.batch import iterate_blocks
+from flash_export.tasks.base import describe_measures
+from flash_export.tasks.registry import get_task
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping, Sequence
 
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool
 
-_BLOCK_POSITIONS = 4096
+    from flash_export.data.batch import Outputs
+    from flash_export.interface import Interface, TensorSpec
 
 
 class Limit(Protocol):
@@ -25,13 +30,13 @@ class Limit(Protocol):
         ...
 
     @property
-    def kl_bits(self) -> float | None:
-        """Largest accepted divergence of the predictions, in bits a position; None: any."""
+    def measures(self) -> Mapping[str, float]:
+        """Worst accepted value of a task's measures, by name; those that are not named may have any."""
         ...
 
     @property
-    def bits_change(self) -> float | None:
-        """Largest accepted change of the bits a byte on held-out text, as a fraction; None: any."""
+    def score_change(self) -> float | None:
+        """Largest accepted worsening of the score on held-out data, as a fraction; None: any."""
         ...
 
     def compute_own_limit(self, scale: float, noise: float) -> float:
@@ -57,8 +62,8 @@ class AccuracyResult:
         max_rel_error: The same as a fraction of the largest expected magnitude.
         noise: The eager model's own error, as such a fraction; None where it is not finite.
         tolerance: Largest accepted absolute difference.
-        top1_agreement: Fraction of positions whose largest logit is the same.
-        kl_bits: Mean divergence of the predicted distribution from the expected one, in bits a position.
+        output: Which output that is, of a model that has several; the furthest off.
+        measures: What the task measures, by name.
     """
 
     reason: str | None
@@ -66,108 +71,123 @@ class AccuracyResult:
     max_rel_error: float | None = None
     noise: float | None = None
     tolerance: float | None = None
-    top1_agreement: float | None = None
-    kl_bits: float | None = None
+    output: str | None = None
+    measures: dict[str, float] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return self.reason is None
 
 
+@dataclass(frozen=True)
+class _Distance:
+    """How far one output is off: absolute figures, and the largest expected magnitude."""
+
+    error: float
+    noise: float
+    scale: float
+
+
 def compare_outputs(
-    expected: Float[np.ndarray, "batch seq vocab"],
-    eager: Float[np.ndarray, "batch seq vocab"],
-    actual: Float[np.ndarray, "batch seq vocab"],
-    valid: Bool[np.ndarray, "batch seq"],
+    interface: Interface,
+    expected: Outputs,
+    eager: Outputs,
+    actual: Outputs,
+    compared: Bool[np.ndarray, "batch seq"],
     limit: Limit,
     *,
-    dtype: str | None = None,
-    other_noise: float = 0.0,
+    specs: Sequence[TensorSpec] | None = None,
+    other_noise: Mapping[str, float] | None = None,
 ) -> AccuracyResult:
-    """Compare an output with the expected one where it is valid.
+    """Compare what a backend returns with what is expected, where it counts.
 
     Args:
+        interface: What the model returns, and for which task.
         expected: What the reference gives in float64.
         eager: What the eager model gives in the graph's precision.
         actual: What the backend gives.
-        valid: Which positions count; the others are padding and may hold anything.
+        compared: Which positions count; the others are padding and may hold anything.
         limit: Accepted difference.
-        dtype: Numpy name of the dtype that ``actual`` must have; None: that of ``eager``.
-        other_noise: Error of the eager model on other inputs of this shape, as a fraction of their scale.
+        specs: What the backend returns, with the dtypes that it must have; None: those of the eager model.
+        other_noise: Error of the eager model on other inputs of this shape, as a fraction of their scale, by output.
     """
-    wanted = dtype or str(eager.dtype)
-    if str(actual.dtype) != wanted:
-        return AccuracyResult(f"the output has dtype {actual.dtype}, expected {wanted}")
-    if actual.shape != expected.shape:
-        return AccuracyResult(f"the output has shape {actual.shape}, expected {expected.shape}")
+    for index, spec in enumerate(interface.outputs):
+        wanted = specs[index].dtype if specs is not None else str(eager[spec.name].dtype)
+        found = actual[spec.name]
+        which = f"the output {spec.name}" if len(interface.outputs) > 1 else "the output"
+        if str(found.dtype) != wanted:
+            return AccuracyResult(f"{which} has dtype {found.dtype}, expected {wanted}")
+        if found.shape != expected[spec.name].shape:
+            return AccuracyResult(f"{which} has shape {found.shape}, expected {expected[spec.name].shape}")
+    results = []
+    for spec in interface.outputs:
+        distance = _measure_distance(spec, compared, expected[spec.name], eager[spec.name], actual[spec.name])
+        if isinstance(distance, AccuracyResult):
+            return distance
+        if math.isfinite(distance.noise):
+            other = (other_noise or {}).get(spec.name, 0.0) * distance.scale
+            distance = replace(distance, noise=max(distance.noise, other))
+        results.append(_describe_distance(distance, limit, spec.name if len(interface.outputs) > 1 else None))
+    task = get_task(interface.task)
+    measures = task.compare(interface, expected, actual, compared).measures
+    worst = replace(max(results, key=_get_excess), measures=measures)
+    if (worst.max_abs_error or 0.0) > (worst.tolerance or 0.0):
+        return _explain(worst, limit, describe_measures(task, measures))
+    for measure in task.measures:
+        bound, value = limit.measures.get(measure.name), measures[measure.name]
+        if bound is not None and (value > bound if measure.better == "lower" else value < bound):
+            reason = f"{measure.label} {measure.format(value)}, accepted are {measure.format(bound)}"
+            return replace(worst, reason=reason)
+    return worst
 
-    max_error = noise = scale = divergence = 0.0
-    agreeing = bad_expected = bad_actual = 0
-    for wanted_block, eager_block, found_block in _iterate_blocks(valid, expected, eager, actual):
-        bad_expected += int(np.count_nonzero(~np.isfinite(wanted_block)))
-        bad_actual += int(np.count_nonzero(~np.isfinite(found_block)))
+
+def _measure_distance(
+    spec: TensorSpec, compared: Bool[np.ndarray, "batch seq"], *outputs: np.ndarray
+) -> _Distance | AccuracyResult:
+    """Return how far an output is off, or what makes that impossible to tell."""
+    max_error = noise = scale = 0.0
+    bad_expected = bad_actual = 0
+    for wanted, own, found in iterate_blocks(spec, compared, *outputs):
+        bad_expected += int(np.count_nonzero(~np.isfinite(wanted)))
+        bad_actual += int(np.count_nonzero(~np.isfinite(found)))
         if bad_expected or bad_actual:
             continue
-        scale = max(scale, float(np.abs(wanted_block).max()))
-        max_error = max(max_error, float(np.abs(wanted_block - found_block).max()))
-        own = float(np.abs(wanted_block - eager_block).max())
-        noise = own if math.isnan(own) else max(noise, own)
-        agreeing += int(np.count_nonzero(wanted_block.argmax(axis=-1) == found_block.argmax(axis=-1)))
-        divergence += _sum_divergence(wanted_block, found_block)
+        scale = max(scale, float(np.abs(wanted).max()))
+        max_error = max(max_error, float(np.abs(wanted - found).max()))
+        with np.errstate(invalid="ignore"):
+            own_error = float(np.abs(wanted - own).max())
+        noise = own_error if math.isnan(own_error) else max(noise, own_error)
     if bad_expected:
-        return AccuracyResult(f"the reference itself gives NaN or infinity in {bad_expected} values")
+        return AccuracyResult(f"the reference itself gives NaN or infinity in {bad_expected} values of {spec.name}")
     if bad_actual:
-        return AccuracyResult(f"the output has NaN or infinity in {bad_actual} values")
+        return AccuracyResult(f"{spec.name} has NaN or infinity in {bad_actual} values")
+    return _Distance(max_error, noise, scale)
 
-    noise = max(noise, other_noise * scale) if math.isfinite(noise) else noise
-    positions = int(valid.sum())
-    result = AccuracyResult(
+
+def _describe_distance(distance: _Distance, limit: Limit, output: str | None) -> AccuracyResult:
+    scale, noise = distance.scale, distance.noise
+    return AccuracyResult(
         reason=None,
-        max_abs_error=max_error,
-        max_rel_error=max_error / scale if scale else None,
+        max_abs_error=distance.error,
+        max_rel_error=distance.error / scale if scale else None,
         noise=noise / scale if scale and math.isfinite(noise) else None,
         tolerance=limit.compute_limit(scale, noise if math.isfinite(noise) else math.nan),
-        top1_agreement=agreeing / positions,
-        kl_bits=max(divergence / positions / math.log(2), 0.0),
+        output=output,
     )
-    if max_error > (result.tolerance or 0.0):
-        return _explain(result, limit)
-    if limit.kl_bits is not None and (result.kl_bits or 0.0) > limit.kl_bits:
-        reason = f"the predictions diverge by {result.kl_bits:.3g} bits a position, accepted are {limit.kl_bits:g}"
-        return replace(result, reason=reason)
-    return result
 
 
-def _explain(result: AccuracyResult, limit: Limit) -> AccuracyResult:
+def _get_excess(result: AccuracyResult) -> float:
+    """Return how large an error is as a multiple of what is accepted."""
+    error, tolerance = result.max_abs_error or 0.0, result.tolerance or 0.0
+    return error / tolerance if tolerance else (math.inf if error else 0.0)
+
+
+def _explain(result: AccuracyResult, limit: Limit, measured: str) -> AccuracyResult:
     """Return the result of a failed comparison with the reason in one line."""
     own = ""
     if result.noise and limit.noise_ratio is not None:
         own = f", {(result.max_rel_error or 0) / result.noise:.3g} times the eager model's own"
+    where = "" if result.output is None else f" of {result.output}"
     reason = (
-        f"max abs error {result.max_abs_error:.3g} exceeds the tolerance {result.tolerance:.3g}{own}; "
-        f"the top token agrees at {math.floor(1000 * (result.top1_agreement or 0)) / 10:g}% of the positions"
+        f"max abs error {result.max_abs_error:.3g}{where} exceeds the tolerance {result.tolerance:.3g}{own}; {measured}"
     )
     return replace(result, reason=reason)
-
-
-def _iterate_blocks(
-    valid: Bool[np.ndarray, "batch seq"], *outputs: Float[np.ndarray, "batch seq vocab"]
-) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yield the valid positions in fp64, a bounded number at a time: whole outputs may be gigabytes."""
-    for row in range(len(valid)):
-        positions = np.flatnonzero(valid[row])
-        for start in range(0, len(positions), _BLOCK_POSITIONS):
-            block = positions[start : start + _BLOCK_POSITIONS]
-            yield tuple(output[row, block].astype(np.float64) for output in outputs)
-
-
-def _sum_divergence(expected: Float[np.ndarray, "n vocab"], actual: Float[np.ndarray, "n vocab"]) -> float:
-    """Return the sum over positions of ``KL(softmax(expected) || softmax(actual))``, in nats."""
-    log_p, log_q = compute_log_softmax(expected), compute_log_softmax(actual)
-    return float((np.exp(log_p) * (log_p - log_q)).sum())
-
-
-def compute_log_softmax(logits: Float[np.ndarray, "n vocab"]) -> Float[np.ndarray, "n vocab"]:
-    """Return the logarithms of the probabilities."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted

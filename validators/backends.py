@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from flash_export.config import DECODE, PREFILL
 from flash_export.errors import BackendUnavailableError, ConfigError
-from flash_export.manifest import TensorSpec
+from flash_export.interface import BATCH, SEQ, TensorSpec
+from flash_export.runtime.backends import BACKENDS
 from flash_export.suggest import describe_unknown
 from flash_export.temporary import create_temporary_folder
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from flash_export.validators.plan import Cell
 
 GRAPH = "forward"
-ORT_PROVIDERS = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
 ENGINE_PREFIX = "trt"
 STREAM_PREFIX = "stream:"
 ONNX_PREFIX = "onnx:"
@@ -39,7 +39,7 @@ class Backend:
         graph: Graph of the bundle that it runs.
         device: Where it runs, and so where the eager model is timed: ``cpu`` or ``cuda``.
         inputs: What it takes.
-        outputs: What it returns; the first is compared.
+        outputs: What it returns, in the order of the interface.
         open: Make the runner; raises BackendUnavailableError where it cannot be used.
         profiles: Ranges that an engine was built for; empty: the whole range of the graph.
         is_timed: Whether its latency is that of one pass, and so comparable with the eager model's.
@@ -62,13 +62,15 @@ class Backend:
 
     def describe_misfit(self, cell: Cell) -> str | None:
         """Say why the engine was not built for a shape, or None when it was."""
-        shape = (cell.batch, cell.seq_len)
-        ranges = [profile[self.inputs[0].name] for profile in self.profiles]
-        if not ranges or any(_contains(shapes, shape) for shapes in ranges):
+        sizes = {BATCH: cell.batch, SEQ: cell.seq_len}
+        shapes = {spec.name: tuple(_fill(size, sizes) for size in spec.shape) for spec in self.inputs}
+        if not self.profiles or any(_fits(profile, shapes) for profile in self.profiles):
             return None
-        built = ", ".join(f"{_format(shapes.min)} to {_format(shapes.max)}" for shapes in ranges)
+        first = self.inputs[0].name
+        built = ", ".join(f"{_format(one[first].min)} to {_format(one[first].max)}" for one in self.profiles)
         return (
-            f"{_format(shape)} is outside of the engine's profiles ({built}); build one for it with 'flash-export trt'"
+            f"{first} of {_format(shapes[first])} is outside of the engine's profiles ({built}); build one for it with "
+            "'flash-export trt'"
         )
 
 
@@ -79,8 +81,8 @@ def list_backends(
 
     Args:
         bundle: The bundle.
-        requested: ``ort-cpu``, ``ort-cuda``, ``trt`` (every engine of the forward graph) or ``trt:NAME``; for causal
-            models ``stream:ort-cpu`` and so on: the prefill and decode graphs, the text in pieces.
+        requested: ``ort-cpu``, ``ort-cuda``, ``openvino``, ``trt`` (every engine of the forward graph) or ``trt:NAME``;
+            for causal models ``stream:ort-cpu`` and so on: the prefill and decode graphs, the text in pieces.
         onnx_files: Graphs of other exporters that should compute the same; each becomes ``onnx:NAME``.
         threads: Threads of one operator on the CPU; None: what the backend chooses.
 
@@ -92,14 +94,15 @@ def list_backends(
     engines = {f"{ENGINE_PREFIX}:{engine.name}": engine for engine in built if engine.graph == GRAPH}
     streams = _list_streams(bundle, built)
     names: dict[str, None] = {}
-    everything = () if onnx_files else (*ORT_PROVIDERS, *engines, *streams)
+    defaults = [name for name, backend in BACKENDS.items() if backend.is_default]
+    everything = () if onnx_files else (*defaults, *engines, *(name for name in streams if _is_default(name)))
     for name in requested or everything:
         if name == ENGINE_PREFIX and engines:
             names |= dict.fromkeys(engines)
-        elif name == ENGINE_PREFIX or name in ORT_PROVIDERS or name in engines or name in streams:
+        elif name == ENGINE_PREFIX or name in BACKENDS or name in engines or name in streams:
             names[name] = None
         else:
-            raise ConfigError(describe_unknown("backend", name, (*ORT_PROVIDERS, ENGINE_PREFIX, *engines, *streams)))
+            raise ConfigError(describe_unknown("backend", name, (*BACKENDS, ENGINE_PREFIX, *engines, *streams)))
     foreign = [_describe_foreign(bundle, path, threads) for path in onnx_files]
     return [*(_describe_backend(bundle, name, engines, threads) for name in names), *foreign]
 
@@ -107,22 +110,23 @@ def list_backends(
 def _describe_backend(bundle: Bundle, name: str, engines: dict[str, EngineManifest], threads: int | None) -> Backend:
     graph = bundle.get_graph(GRAPH)
     if name.startswith(STREAM_PREFIX):
-        runtime = name.removeprefix(STREAM_PREFIX)
+        stream = name.removeprefix(STREAM_PREFIX)
         return Backend(
             name,
             "+".join(STREAM_GRAPHS),
-            ORT_PROVIDERS.get(runtime, "cuda"),
+            BACKENDS[stream].device if stream in BACKENDS else "cuda",
             bundle.get_graph(PREFILL).inputs[:1],
             graph.outputs,
-            partial(_open_stream, bundle, runtime, threads),
+            partial(_open_stream, bundle, stream, threads),
             is_timed=False,
             reload_state=partial(_reload_state, bundle),
         )
-    if name in ORT_PROVIDERS:
-        provider = ORT_PROVIDERS[name]
-        opener = partial(_open_ort, bundle, provider, threads)
+    if (runtime := BACKENDS.get(name)) is not None:
         path = bundle.get_graph_path(GRAPH)
-        return Backend(name, GRAPH, provider, graph.inputs, graph.outputs, opener, open_static=opener, onnx_path=path)
+        opener = partial(runtime.open, graph, path, threads=threads)
+        fixed = partial(_open_fixed, opener)
+        device = runtime.device
+        return Backend(name, GRAPH, device, graph.inputs, graph.outputs, opener, open_static=fixed, onnx_path=path)
     if name == ENGINE_PREFIX:
         return Backend(name, GRAPH, "cuda", graph.inputs, graph.outputs, _refuse_missing_engine)
     engine = engines[name]
@@ -135,19 +139,18 @@ def _describe_foreign(bundle: Bundle, path: Path, threads: int | None) -> Backen
     from flash_export.validators.foreign import ForeignRunner, read_foreign_graph
 
     ours = bundle.get_graph(GRAPH)
-    graph = read_foreign_graph(path, ours)
+    graph = read_foreign_graph(path, bundle.manifest.interface, ours)
     opener = partial(ForeignRunner, path, graph, threads=threads)
-    outputs = (TensorSpec("logits", graph.spec.outputs[0].dtype, ours.outputs[0].shape),)
-    return Backend(f"{ONNX_PREFIX}{path.stem}", GRAPH, "cpu", graph.inputs, outputs, opener, onnx_path=path)
+    return Backend(f"{ONNX_PREFIX}{path.stem}", GRAPH, "cpu", graph.inputs, graph.outputs, opener, onnx_path=path)
 
 
-def _open_ort(
-    bundle: Bundle, provider: str, threads: int | None, fixed_axes: Mapping[str, int] | None = None
-) -> Runner:
-    from flash_export.runtime.ort import OrtRunner
+def _open_fixed(opener: Callable[..., Runner], sizes: Mapping[str, int]) -> Runner:
+    return opener(fixed_axes=sizes)
 
-    graph, path = bundle.get_graph(GRAPH), bundle.get_graph_path(GRAPH)
-    return OrtRunner(graph, path, provider=provider, threads=threads, fixed_axes=fixed_axes)
+
+def _is_default(stream: str) -> bool:
+    backend = BACKENDS.get(stream.removeprefix(STREAM_PREFIX))
+    return backend is None or backend.is_default
 
 
 def _list_streams(bundle: Bundle, engines: Sequence[EngineManifest]) -> list[str]:
@@ -155,7 +158,7 @@ def _list_streams(bundle: Bundle, engines: Sequence[EngineManifest]) -> list[str
     if not set(STREAM_GRAPHS) <= bundle.manifest.graphs.keys():
         return []
     has_engines = set(STREAM_GRAPHS) <= {engine.graph for engine in engines}
-    return [f"{STREAM_PREFIX}{name}" for name in (*ORT_PROVIDERS, *([ENGINE_PREFIX] if has_engines else []))]
+    return [f"{STREAM_PREFIX}{name}" for name in (*BACKENDS, *([ENGINE_PREFIX] if has_engines else []))]
 
 
 def _open_stream(bundle: Bundle, runtime: str, threads: int | None) -> Runner:
@@ -184,6 +187,14 @@ def _refuse_missing_engine() -> Runner:
     raise BackendUnavailableError(
         "the bundle has no engine of the forward graph; build one with 'flash-export trt BUNDLE'"
     )
+
+
+def _fill(size: int | str, sizes: Mapping[str, int]) -> int:
+    return sizes[size] if isinstance(size, str) else size
+
+
+def _fits(profile: Mapping[str, ProfileShapes], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return all(_contains(profile[name], shape) for name, shape in shapes.items())
 
 
 def _contains(shapes: ProfileShapes, shape: tuple[int, ...]) -> bool:

@@ -10,27 +10,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flash_export.data.batch import join_outputs
 from flash_export.errors import FlashExportError
 from flash_export.validators.accuracy import compare_outputs
 from flash_export.validators.latency import LatencyResult, measure_latency
 from flash_export.validators.memory import describe_lack_of_memory
-from flash_export.validators.plan import (
-    build_cell_inputs,
-    build_graph_inputs,
-    build_noise_inputs,
-    describe_default_omission,
-)
+from flash_export.validators.plan import build_batch, build_noise_batch, describe_default_omission
 from flash_export.validators.results import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from flash_export.data.batch import Batch, Outputs
+    from flash_export.data.sources import Data
+    from flash_export.interface import Interface
     from flash_export.models.base import ModelConfig
     from flash_export.runtime.runner import Runner
     from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
-    from flash_export.validators.plan import Cell, CellInputs
+    from flash_export.validators.plan import Cell
     from flash_export.validators.results import Status
 
 # A run this long is not noticeably shorter after a warm-up, so the run that was compared is timed too.
@@ -56,9 +55,10 @@ class OpenBackend:
     limit: Limit
     compiled: Runner | None = None
 
-    def run(self, inputs: CellInputs) -> np.ndarray:
-        """Return the first output."""
-        return self.runner.run(build_graph_inputs(self.backend.inputs, inputs))[self.backend.outputs[0].name]
+    def run(self, batch: Batch) -> Outputs:
+        """Return the outputs, by name."""
+        outputs = self.runner.run(batch.to_inputs(self.backend.inputs))
+        return {spec.name: outputs[spec.name] for spec in self.backend.outputs}
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,22 @@ class Expected:
     """What a cell is compared with.
 
     Attributes:
-        logits: Of the reference, float64.
-        eager: Of the eager model in the graph's precision.
+        reference: What the reference returns, float64.
+        eager: What the eager model in the graph's precision returns.
         eager_s: Seconds that the latter took.
-        other_noise: Error of the eager model on further inputs of a small cell's length, as a fraction of their scale.
+        other_noise: Error of the eager model on further inputs of a small cell's length, as a fraction of their scale,
+            by output; empty for a large one.
     """
 
-    logits: np.ndarray
-    eager: np.ndarray
+    reference: Outputs
+    eager: Outputs
     eager_s: float
-    other_noise: float
+    other_noise: Mapping[str, float]
 
     @property
     def noise(self) -> float:
-        """Error of the eager model, as a fraction of the output's scale."""
-        return max(_compute_noise(self.logits, self.eager), self.other_noise)
+        """Largest error of the eager model in any output, as a fraction of its scale."""
+        return max(*_compute_noise(self.reference, self.eager).values(), *self.other_noise.values(), 0.0)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class CellChecker:
         eager: The model in the graph's precision, whose own error is the noise floor.
         budget_s: Time for measuring the latency of one cell; 0: do not measure it.
         is_default_plan: Whether the lengths are ours, so that the very expensive cells may be left out.
-        text: Tokens of held-out text, for the cells that ask for it.
+        data: Where the inputs of cells come from.
     """
 
     config: ModelConfig
@@ -101,7 +102,12 @@ class CellChecker:
     eager: Runner
     budget_s: float
     is_default_plan: bool
-    text: np.ndarray | None = None
+    data: Data
+
+    @property
+    def interface(self) -> Interface:
+        """What the model takes and gives."""
+        return self.data.random.interface
 
     def check(self, cell: Cell, backends: Sequence[OpenBackend]) -> list[Row]:
         """Return one row a backend; what a backend raises makes its row fail."""
@@ -115,7 +121,7 @@ class CellChecker:
             for opened in backends
             if (misfit := opened.backend.describe_misfit(cell))
         }
-        inputs = build_cell_inputs(cell, int(self.config.to_dict()["vocab_size"]), self.text)
+        inputs = build_batch(cell, self.data)
         remaining = [opened for opened in backends if opened.backend.name not in rows]
         if remaining:
             try:
@@ -129,54 +135,46 @@ class CellChecker:
 
     def measure_noise(self, cell: Cell) -> float:
         """Return the eager model's error at a shape, as a fraction of the output's scale."""
-        inputs = build_cell_inputs(cell, int(self.config.to_dict()["vocab_size"]), self.text)
-        return self._compute_expected(cell, inputs).noise
+        return self._compute_expected(cell, build_batch(cell, self.data)).noise
 
-    def _compute_expected(self, cell: Cell, inputs: CellInputs) -> Expected:
-        logits = self._run_model(self.reference, cell, inputs)
+    def _compute_expected(self, cell: Cell, inputs: Batch) -> Expected:
+        reference = self._run_model(self.reference, cell, inputs)
         start = time.perf_counter()
         eager = self._run_model(self.eager, cell, inputs)
-        eager_s, other_noise = time.perf_counter() - start, 0.0
-        if more := build_noise_inputs(cell, int(self.config.to_dict()["vocab_size"]), self.text):
+        eager_s, other_noise = time.perf_counter() - start, dict[str, float]()
+        if more := build_noise_batch(cell, self.data):
             other_noise = _compute_noise(*(self._run_model(runner, *more) for runner in (self.reference, self.eager)))
-        return Expected(logits, eager, eager_s, other_noise)
+        return Expected(reference, eager, eager_s, other_noise)
 
-    def _run_model(self, runner: Runner, cell: Cell, inputs: CellInputs) -> np.ndarray:
+    def _run_model(self, runner: Runner, cell: Cell, inputs: Batch) -> Outputs:
         """Run the reference or the eager model.
 
         Where a model promises that padding changes nothing, a masked batch is compared with each of its rows alone,
         unpadded and unmasked. A model whose divisor counts the padding gets the same mask instead.
         """
-        if not cell.masked:
-            return _run_reference(runner, inputs.input_ids)
-        if getattr(self.config, "mask_divisor", "valid") == "padded":
-            return _run_reference(runner, inputs.input_ids, inputs.valid.astype(np.int64))
-        expected: np.ndarray | None = None
-        for row, length in enumerate(inputs.lengths):
-            logits = _run_reference(runner, inputs.input_ids[row : row + 1, :length])
-            if expected is None:
-                expected = np.zeros((cell.batch, cell.seq_len, logits.shape[-1]), dtype=logits.dtype)
-            expected[row, :length] = logits[0]
-        assert expected is not None  # a cell has at least one row
-        return expected
+        if not cell.masked or self.interface.padding == "counted":
+            return runner.run(inputs.to_model_inputs(masked=cell.masked))
+        rows = [runner.run(row.to_model_inputs(masked=False)) for row in inputs.take_apart()]
+        return join_outputs(self.interface.outputs, rows, cell.seq_len)
 
-    def _check_backend(self, opened: OpenBackend, cell: Cell, inputs: CellInputs, expected: Expected) -> Row:
+    def _check_backend(self, opened: OpenBackend, cell: Cell, inputs: Batch, expected: Expected) -> Row:
         try:
             return self._compare(opened, cell, inputs, expected)
         except Exception as error:  # whatever a backend raises, the other cells still have something to tell
             return make_row(opened.backend, cell, describe_exception(error), failed=True)
 
-    def _compare(self, opened: OpenBackend, cell: Cell, inputs: CellInputs, expected: Expected) -> Row:
+    def _compare(self, opened: OpenBackend, cell: Cell, inputs: Batch, expected: Expected) -> Row:
         start = time.perf_counter()
         actual = opened.run(inputs)
         backend_s = time.perf_counter() - start
         result = compare_outputs(
-            expected.logits,
+            self.interface,
+            expected.reference,
             expected.eager,
             actual,
             inputs.valid,
             opened.limit,
-            dtype=opened.backend.outputs[0].dtype,
+            specs=opened.backend.outputs,
             other_noise=expected.other_noise,
         )
         del actual
@@ -199,17 +197,17 @@ class CellChecker:
             eager_latency_ms=latency.eager,
             compiled_latency_ms=latency.compiled,
             speedup=latency.speedup,
-            tokens_per_s=cell.tokens / latency.backend.p50 * 1e3,
+            units_per_s=cell.tokens / latency.backend.p50 * 1e3,
         )
 
-    def _measure(self, opened: OpenBackend, inputs: CellInputs, first: tuple[float, float]) -> LatencyResult:
-        arrays = build_graph_inputs(opened.backend.inputs, inputs)
+    def _measure(self, opened: OpenBackend, inputs: Batch, first: tuple[float, float]) -> LatencyResult:
+        arrays, plain = inputs.to_inputs(opened.backend.inputs), inputs.to_model_inputs(masked=False)
         compiled = opened.compiled
         is_slow = opened.eager is self.eager and sum(first) > _SLOW_PAIR_S
         return measure_latency(
-            lambda: _run_reference(opened.eager, inputs.input_ids),
+            lambda: opened.eager.run(plain),
             lambda: opened.runner.run(arrays),
-            run_compiled=None if compiled is None else lambda: _run_reference(compiled, inputs.input_ids),
+            run_compiled=None if compiled is None else lambda: compiled.run(plain),
             budget_s=self.budget_s,
             warmup=0 if is_slow else 1,
             first=first if is_slow else None,
@@ -231,17 +229,13 @@ def describe_exception(error: Exception, folder: Path | None = None) -> str:
     return text if len(text) <= _REASON_CHARACTERS else f"{text[: _REASON_CHARACTERS - 3]}..."
 
 
-def _compute_noise(expected: np.ndarray, eager: np.ndarray) -> float:
-    """Return the largest error as a fraction of the scale; 0 where it cannot be told."""
-    scale, error = float(np.abs(expected).max()), float(np.abs(expected - eager).max())
-    return error / scale if scale and math.isfinite(error) else 0.0
-
-
-def _run_reference(runner: Runner, input_ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    inputs = {"input_ids": input_ids}
-    if mask is not None:
-        inputs["attention_mask"] = mask
-    return runner.run(inputs)["logits"]
+def _compute_noise(expected: Outputs, eager: Outputs) -> dict[str, float]:
+    """Return the largest error of each output as a fraction of its scale; 0 where it cannot be told."""
+    found = {}
+    for name, values in expected.items():
+        scale, error = float(np.abs(values).max()), float(np.abs(values - eager[name]).max())
+        found[name] = error / scale if scale and math.isfinite(error) else 0.0
+    return found
 
 
 def make_row(backend: Backend, cell: Cell, reason: str | None, *, failed: bool = False) -> Row:

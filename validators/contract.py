@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from flash_export.validators.backends import Backend
 
 CHECK = "symbolic-shape"
-_AXES = ("batch", "seq")
 
 
 def check_symbolic_shapes(backend: Backend, graph: GraphSpec) -> list[Row]:
@@ -32,18 +31,16 @@ def check_symbolic_shapes(backend: Backend, graph: GraphSpec) -> list[Row]:
 
     row = Row(backend.name, backend.graph, None, None, masked=False, status="passed", check=CHECK)
     model = read_graph(backend.onnx_path)
-    if fixed := list(_find_fixed_axes(model, graph)):
+    if fixed := list(_find_fixed_axes(model, backend, graph)):
         return [replace(row, status="failed", reason=f"{'; '.join(fixed)}: it was traced for that size alone")]
     return [row]
 
 
-def _find_fixed_axes(model: onnx.ModelProto, graph: GraphSpec) -> Iterator[str]:
+def _find_fixed_axes(model: onnx.ModelProto, backend: Backend, graph: GraphSpec) -> Iterator[str]:
     weights = {tensor.name for tensor in model.graph.initializer}
-    promised = graph.inputs[0].shape
-    for value in (*model.graph.input, *model.graph.output):
-        if value.name in weights:
-            continue
-        dims = value.type.tensor_type.shape.dim
-        for axis, dim in zip(promised[: len(_AXES)], dims[: len(_AXES)], strict=False):
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    specs, values = (*backend.inputs, *backend.outputs), (*inputs, *model.graph.output)
+    for spec, value in zip(specs, values, strict=False):
+        for axis, dim in zip(spec.shape, value.type.tensor_type.shape.dim, strict=False):
             if isinstance(axis, str) and dim.HasField("dim_value"):
                 yield f"{value.name} has {axis}={dim.dim_value}, promised is any from {graph.axes[axis].min} on"

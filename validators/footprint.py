@@ -16,7 +16,7 @@ from flash_export.isolation import run_module
 from flash_export.structure import build
 from flash_export.validators.backends import ONNX_PREFIX
 from flash_export.validators.memory import describe_lack_of_memory
-from flash_export.validators.plan import QUICK, Cell, get_axis, get_probe_chunk
+from flash_export.validators.plan import QUICK, Cell, get_probe_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,7 +82,6 @@ class FootprintRequest:
         backend: Name of the backend.
         onnx_files: The graphs of other exporters, if the backend is one of them.
         threads: Threads of one operator on the CPU; None: what the backend chooses.
-        vocab_size: Random tokens are below this.
         batch: Sequences.
         seq_lens: Lengths, shortest first.
         budget_s: No length is begun that would not end within this time.
@@ -92,7 +91,6 @@ class FootprintRequest:
     backend: str
     onnx_files: tuple[str, ...]
     threads: int | None
-    vocab_size: int
     batch: int
     seq_lens: tuple[int, ...]
     budget_s: float
@@ -109,7 +107,7 @@ def plan_footprint(
     threads: int | None = None,
 ) -> FootprintRequest:
     """Choose the lengths of a backend, out of those of the plan that it can take and that fit into memory."""
-    batch = get_axis(graph, "batch").min
+    batch = graph.axes["batch"].min
     cells = [Cell(batch, seq_len, masked=False) for seq_len in sorted(set(plan.seq_lens))]
     fitting = [
         cell.seq_len
@@ -122,9 +120,8 @@ def plan_footprint(
         backend.name,
         tuple(map(os.path.abspath, onnx_files)) if is_foreign else (),
         threads,
-        int(config.to_dict()["vocab_size"]),
         batch,
-        choose_lengths(fitting, get_probe_chunk(config)),
+        choose_lengths(fitting, get_probe_chunk(config.interface)),
         QUICK_BUDGET_S if plan.name == QUICK else BUDGET_S,
     )
 

@@ -14,13 +14,14 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from flash_export.bundle import Bundle
+from flash_export.data.sources import RandomSource
 from flash_export.validators.backends import list_backends
 from flash_export.validators.footprint import Footprint, FootprintRequest, ShapeCost
-from flash_export.validators.plan import Cell, build_cell_inputs, build_graph_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from flash_export.data.sources import Source
     from flash_export.runtime.runner import Runner
     from flash_export.validators.backends import Backend
 
@@ -31,21 +32,23 @@ _GROWTH = 1.5
 
 
 def measure_backend(
-    backend: Backend, request: FootprintRequest, *, clock: Callable[[], float] = time.perf_counter
+    backend: Backend, source: Source, request: FootprintRequest, *, clock: Callable[[], float] = time.perf_counter
 ) -> Footprint:
-    """Open a backend and run each length twice, the shortest first."""
+    """Open a backend and run inputs of each length twice, the shortest first."""
     resident = read_resident_bytes()
     start = clock()
     with backend.open() as runner:
         open_ms = (clock() - start) * 1e3
         is_reset = reset_peak()
         opened = read_resident_bytes()
-        shapes = _run_shapes(runner, backend, request, clock)
+        shapes = _run_shapes(runner, backend, source, request, clock)
         peak = read_peak_bytes() if is_reset else None
     reasons = []
     if len(shapes) < len(request.seq_lens):
         unmeasured = request.seq_lens[len(shapes)]
-        reasons.append(f"{unmeasured} tokens were not run: two runs would take more than {request.budget_s:g} s")
+        reasons.append(
+            f"{unmeasured} {source.interface.unit} were not run: two runs would take more than {request.budget_s:g} s"
+        )
     if peak is None or opened is None:
         reasons.append("memory was not measured: only Linux tells the peak of a part of a process")
     elif backend.device != "cpu":
@@ -84,7 +87,7 @@ def reset_peak() -> bool:
 
 
 def _run_shapes(
-    runner: Runner, backend: Backend, request: FootprintRequest, clock: Callable[[], float]
+    runner: Runner, backend: Backend, source: Source, request: FootprintRequest, clock: Callable[[], float]
 ) -> list[ShapeCost]:
     shapes: list[ShapeCost] = []
     begin = clock()
@@ -93,8 +96,7 @@ def _run_shapes(
             expected_s = 2 * shapes[-1].second_ms / 1e3 * (seq_len / shapes[-1].seq_len) ** _GROWTH
             if clock() - begin + expected_s > request.budget_s:
                 break
-        cell = Cell(request.batch, seq_len, masked=False)
-        arrays = build_graph_inputs(backend.inputs, build_cell_inputs(cell, request.vocab_size))
+        arrays = source.draw(request.batch, seq_len).to_inputs(backend.inputs)
         times_ms = []
         for _ in range(2):
             start = clock()
@@ -122,11 +124,12 @@ def main() -> None:
         **{**values, "onnx_files": tuple(values["onnx_files"]), "seq_lens": tuple(values["seq_lens"])}
     )
     files = tuple(map(Path, request.onnx_files))
-    backends = list_backends(
-        Bundle.open(request.bundle), () if files else (request.backend,), onnx_files=files, threads=request.threads
-    )
+    bundle = Bundle.open(request.bundle)
+    backends = list_backends(bundle, () if files else (request.backend,), onnx_files=files, threads=request.threads)
     (backend,) = (one for one in backends if one.name == request.backend)
-    sys.stdout.write(json.dumps(asdict(measure_backend(backend, request))) + "\n")
+    sys.stdout.write(
+        json.dumps(asdict(measure_backend(backend, RandomSource(bundle.manifest.interface), request))) + "\n"
+    )
 
 
 if __name__ == "__main__":

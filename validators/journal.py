@@ -17,7 +17,7 @@ from flash_export.files import write_file
 from flash_export.reading import MAX_JSON_BYTES, parse_json, read_bytes
 from flash_export.structure import build
 from flash_export.validators.footprint import Footprint  # noqa: TC001 (its fields are read as a schema)
-from flash_export.validators.results import Row  # noqa: TC001
+from flash_export.validators.results import HeldoutScores, Row  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,12 +33,12 @@ class StepResult:
 
     Attributes:
         rows: Its rows.
-        bits_per_byte: Bits per byte by backend; only the held-out text has them.
+        scores: Scores by backend; only the held-out data has them.
         footprint: What a backend costs; only the step that measures it has one.
     """
 
     rows: tuple[Row, ...] = ()
-    bits_per_byte: dict[str, float] | None = None
+    scores: HeldoutScores | None = None
     footprint: Footprint | None = None
 
 

@@ -17,23 +17,6 @@ _GIB = 1 << 30
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def estimate_cell_bytes(config: ModelConfig, cell: Cell) -> int:
-    """Estimate the peak memory of the reference and the eager model for a cell, in bytes.
-
-    Counted are the tensors that are alive at the widest point of a layer of the reference, which is in float64, and the
-    logits of reference, eager model and backend. A model without chunks is quadratic: its relative bias holds several
-    ``n x n`` tables of int64.
-    """
-    sizes = config.to_dict()
-    dim, hidden, qk = (int(sizes.get(name, 0)) for name in ("dim", "hidden_dim", "qk_dim"))
-    chunk = int(sizes.get("chunk_size", 0))
-    per_token = 8 * (4 * dim + 4 * hidden + 4 * qk) + 16 * int(sizes.get("vocab_size", 0))
-    if chunk:
-        padded = cell.batch * (-(-cell.seq_len // chunk) * chunk)
-        return padded * (per_token + 8 * (2 * chunk + 3 * qk * hidden // chunk))
-    return cell.tokens * per_token + cell.seq_len**2 * (12 * cell.batch + 40)
-
-
 def read_free_bytes() -> int:
     """Return the memory that this process may still take: the smaller of the machine's and its control group's."""
     candidates = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
@@ -53,7 +36,7 @@ def describe_lack_of_memory(config: ModelConfig, cell: Cell) -> str | None:
 
     The other half is left to the backends and to whatever else the machine does.
     """
-    needed, free = estimate_cell_bytes(config, cell), read_free_bytes()
+    needed, free = config.estimate_bytes(cell.batch, cell.seq_len), read_free_bytes()
     if needed <= free // 2:
         return None
     return (

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
+from flash_export.data.sources import draw_padded
 from flash_export.errors import ConfigError, InputError
 from flash_export.manifest import AxisRange
 from flash_export.reading import read_record
@@ -22,17 +21,19 @@ from flash_export.validators.latency import DEFAULT_BUDGET_S
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from flash_export.manifest import GraphSpec, TensorSpec
-    from flash_export.models.base import ModelConfig
+    from flash_export.data.batch import Batch
+    from flash_export.data.sources import Data, Source
+    from flash_export.interface import Interface
+    from flash_export.manifest import GraphSpec
 
 DEFAULT_BATCHES = (1, 3)
 DEFAULT_CELL_TOKENS = 65536
 QUICK_SEQ_LEN, QUICK_BUDGET_S = 1024, 0.1
-# The gau family attends to the whole sequence and has no chunk; this only decides where its lengths are probed.
+# Families that attend to the whole sequence have no chunk; this only decides where their lengths are probed.
 PROBE_CHUNK_SIZE = 128
 # Cells of fewer positions are drawn again for their noise floor.
 NOISE_POSITIONS = 128
-RANDOM, TEXT = "random", "text"
+RANDOM, RECORDED = "random", "recorded"
 QUICK, FULL = "quick", "full"
 
 
@@ -44,7 +45,7 @@ class Cell:
         batch: Sequences.
         seq_len: Tokens of each, padding included.
         masked: Whether rows are padded on the right.
-        inputs: ``random`` tokens or held-out ``text``.
+        inputs: ``random`` or ``recorded``, from the held-out data.
         is_timed: Whether its latency is worth measuring.
     """
 
@@ -60,21 +61,8 @@ class Cell:
         return self.batch * self.seq_len
 
     def __str__(self) -> str:
-        text = " of text" if self.inputs == TEXT else ""
-        return f"{self.batch} x {self.seq_len}{text}{' masked' if self.masked else ''}"
-
-
-@dataclass(frozen=True)
-class CellInputs:
-    """Inputs of a cell: ``input_ids`` ``(batch, seq)`` and the true length of each row."""
-
-    input_ids: np.ndarray
-    lengths: np.ndarray
-
-    @property
-    def valid(self) -> np.ndarray:
-        """Bool ``(batch, seq)``: True for real tokens."""
-        return np.arange(self.input_ids.shape[1]) < self.lengths[:, None]
+        recorded = " of held-out data" if self.inputs == RECORDED else ""
+        return f"{self.batch} x {self.seq_len}{recorded}{' masked' if self.masked else ''}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +73,7 @@ class Plan:
         name: ``quick``, ``full``, or the name of a file.
         seq_lens: Lengths, each with every batch.
         batches: Batch sizes.
-        text_lens: Lengths of held-out text, one sequence each.
+        data_lens: Lengths of held-out data, one sequence each.
         sweep: Lengths that stand for each remainder of the chunk, one sequence each, not timed.
         is_default: Whether we chose the lengths, so that very expensive shapes may be left out.
         has_invariances: Whether what needs no reference is checked too.
@@ -95,7 +83,7 @@ class Plan:
     name: str
     seq_lens: tuple[int, ...]
     batches: tuple[int, ...] = DEFAULT_BATCHES
-    text_lens: tuple[int, ...] = ()
+    data_lens: tuple[int, ...] = ()
     sweep: tuple[int, ...] = ()
     is_default: bool = True
     has_invariances: bool = True
@@ -104,28 +92,22 @@ class Plan:
     def list_cells(self, graph: GraphSpec) -> tuple[Cell, ...]:
         """Return every shape, the sweep first, since it is what finds lengths that were baked in."""
         swept = (Cell(1, length, masked=False, is_timed=False) for length in self.sweep if length not in self.seq_lens)
-        texts = (Cell(1, length, masked=False, inputs=TEXT, is_timed=False) for length in self.text_lens)
+        texts = (Cell(1, length, masked=False, inputs=RECORDED, is_timed=False) for length in self.data_lens)
         return (*swept, *plan_cells(graph, self.seq_lens, self.batches), *texts)
 
 
-def get_probe_chunk(config: ModelConfig) -> int:
-    """Return the chunk size that the plan is built around."""
-    return int(getattr(config, "chunk_size", PROBE_CHUNK_SIZE))
-
-
-def get_axis(graph: GraphSpec, name: str) -> AxisRange:
-    """Return the range of ``batch`` or ``seq``; an axis of fixed size has a range of one value."""
-    size = graph.inputs[0].shape[("batch", "seq").index(name)]
-    return AxisRange(size, size) if isinstance(size, int) else graph.axes[size]
+def get_probe_chunk(interface: Interface) -> int:
+    """Return the chunk size that the plan is built around; models without chunks are probed around one all the same."""
+    return interface.window if interface.window > 1 else PROBE_CHUNK_SIZE
 
 
 def make_plan(
     name: str,
     graph: GraphSpec,
-    config: ModelConfig,
+    interface: Interface,
     *,
     profile_lens: Iterable[int] = (),
-    text_len: int = 0,
+    data_len: int = 0,
     max_seq_len: int | None = None,
 ) -> Plan:
     """Return the plan of a name, or of a file.
@@ -136,17 +118,17 @@ def make_plan(
     Args:
         name: ``quick``, ``full``, or a JSON file such as ``{"seq_lens": [1, 17, 300], "batches": [1, 8]}``.
         graph: Contract of the graph.
-        config: Config of the model.
+        interface: Interface of the model.
         profile_lens: Lengths that engines were built around.
-        text_len: Tokens of held-out text; 0: there is none.
+        data_len: Length of the held-out data; 0: there is none.
         max_seq_len: Longest length of ``quick`` and ``full``; None: their own.
 
     Raises:
         ConfigError: There is no such plan, or the file cannot be used.
         InputError: A length or batch of the file lies outside of the graph's range.
     """
-    axis, batch_axis = get_axis(graph, "seq"), get_axis(graph, "batch")
-    chunk = get_probe_chunk(config)
+    axis, batch_axis = graph.axes["seq"], graph.axes["batch"]
+    chunk = get_probe_chunk(interface)
     batches = tuple(size for size in DEFAULT_BATCHES if size in batch_axis) or (batch_axis.min,)
     if name not in (QUICK, FULL):
         plan = _read_plan(Path(name), batches)
@@ -162,7 +144,7 @@ def make_plan(
         name,
         tuple(sorted({*lengths, longest})),
         batches,
-        tuple(sorted({length for length in texts if length in within and length <= text_len})),
+        tuple(sorted({length for length in texts if length in within and length <= data_len})),
         tuple(length for length in range(chunk, 2 * chunk) if length in within) if name == FULL else (),
         latency_budget_s=QUICK_BUDGET_S if name == QUICK else DEFAULT_BUDGET_S,
     )
@@ -172,7 +154,6 @@ def plan_lengths(chunk_size: int, seq_axis: AxisRange) -> tuple[int, ...]:
     """Return the default lengths within the range: both sides of the chunk boundary, a prime, and powers of two.
 
     >>> from flash_export.manifest import AxisRange
-    from flash_export.reading import read_record
     >>> plan_lengths(16, AxisRange(1, 256))
     (1, 2, 4, 8, 15, 16, 17, 32, 53, 64, 67, 128, 256)
     """
@@ -205,7 +186,7 @@ def check_lengths(graph: GraphSpec, seq_lens: Sequence[int] | None, batches: Seq
         if values is not None and not values:
             raise InputError(f"no value was given for {name}; give at least one, or leave the option out")
         for value in values or ():
-            check_axis(name, value, get_axis(graph, name))
+            check_axis(name, value, graph.axes[name])
 
 
 def describe_default_omission(cell: Cell) -> str | None:
@@ -222,32 +203,23 @@ def describe_default_omission(cell: Cell) -> str | None:
     )
 
 
-def build_cell_inputs(cell: Cell, vocab_size: int, text: np.ndarray | None = None, seed: int = 0) -> CellInputs:
-    """Draw the token ids and row lengths of a cell; the same cell always gets the same ones.
-
-    In a masked batch the first row is full and the others are shorter; a single masked row is always shorter. What
-    stands in the padding is random too, so that a graph that reads it is found out.
+def build_batch(cell: Cell, data: Data, *, seed: int = 0) -> Batch:
+    """Draw the inputs of a cell; the same cell always gets the same ones.
 
     Args:
-        cell: The shape, and whether its tokens are random or text.
-        vocab_size: Random tokens are below this.
-        text: Tokens of held-out text, at least as long as the cell; each row starts somewhere in it.
-        seed: Another number gives other tokens.
+        cell: The shape, and whether its inputs are random or recorded.
+        data: Where they come from.
+        seed: Another number gives other inputs.
     """
-    rng = np.random.default_rng([seed, cell.batch, cell.seq_len])
-    if cell.inputs == TEXT and text is not None:
-        starts = rng.integers(0, len(text) - cell.seq_len, size=cell.batch, endpoint=True)
-        input_ids = np.stack([text[start : start + cell.seq_len] for start in starts])
-    else:
-        input_ids = rng.integers(0, vocab_size, size=(cell.batch, cell.seq_len), dtype=np.int64)
-    lengths = np.full(cell.batch, cell.seq_len, dtype=np.int64)
-    if cell.masked and cell.seq_len > 1:
-        first = 0 if cell.batch == 1 else 1
-        lengths[first:] = rng.integers(1, cell.seq_len, size=cell.batch - first)
-    return CellInputs(input_ids, lengths)
+    source: Source = data.random
+    if cell.inputs == RECORDED and data.recorded is not None:
+        source = data.recorded
+    if cell.masked:
+        return draw_padded(source, cell.batch, cell.seq_len, seed=seed)
+    return source.draw(cell.batch, cell.seq_len, seed=seed)
 
 
-def build_noise_inputs(cell: Cell, vocab_size: int, text: np.ndarray | None = None) -> tuple[Cell, CellInputs] | None:
+def build_noise_batch(cell: Cell, data: Data) -> tuple[Cell, Batch] | None:
     """Draw more inputs of a small cell's length, for the eager model's error on them; None: the cell is large enough.
 
     Of a few positions one draw tells little of what rounding costs: by chance the eager model may be right to the last
@@ -256,13 +228,7 @@ def build_noise_inputs(cell: Cell, vocab_size: int, text: np.ndarray | None = No
     if cell.tokens >= NOISE_POSITIONS:
         return None
     more = replace(cell, batch=-(-NOISE_POSITIONS // cell.seq_len), masked=False)
-    return more, build_cell_inputs(more, vocab_size, text, seed=1)
-
-
-def build_graph_inputs(specs: Iterable[TensorSpec], inputs: CellInputs) -> dict[str, np.ndarray]:
-    """Return the named arrays that these inputs are; a mask of ones where nothing is padded."""
-    arrays: dict[str, Any] = {"input_ids": inputs.input_ids, "attention_mask": inputs.valid}
-    return {spec.name: arrays[spec.name].astype(spec.dtype) for spec in specs}
+    return more, build_batch(more, data, seed=1)
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from flash_export.config import SCHEMES
-from flash_export.validators.footprint import Footprint  # noqa: TC001 (its fields are read as a schema)
+from flash_export.tasks.base import Measure  # noqa: TC001 (its fields are read as a schema)
+from flash_export.validators.footprint import Footprint  # noqa: TC001
 from flash_export.validators.latency import Percentiles  # noqa: TC001
 
-REPORT_FORMAT_VERSION = 2
+REPORT_FORMAT_VERSION = 3
 
 Status = Literal["passed", "failed", "skipped"]
 ACCURACY = "accuracy"
+EAGER = "eager"  # the model itself, among the backends that have a score
 
 
 @dataclass(frozen=True)
@@ -33,21 +35,20 @@ class Row:
         status: What came out.
         reason: Why the row failed or was skipped, or what is missing from a row that passed.
         check: ``accuracy``, which compares with the reference, or the name of an invariance.
-        inputs: What the tokens are: ``random`` or ``text``.
+        inputs: What the inputs are: ``random`` or ``recorded``, from the held-out data.
         max_abs_error: Largest absolute difference from the reference in float64; of an invariance: of the two runs.
         max_rel_error: The same as a fraction of the largest expected magnitude.
         noise: The eager model's own error in the graph's precision, as such a fraction; None in a report of a
             quantized bundle, because no eager model has its precision.
         tolerance: Largest accepted ``max_abs_error``.
-        top1_agreement: Fraction of positions whose most likely token is the reference's.
-        kl_bits: Mean Kullback-Leibler divergence of the predicted distribution from the reference's, in bits a
-            position.
+        output: Which output the figures are of, of a model that has several: the furthest off.
+        measures: What the task measures, by name: see ``measures`` of the report.
         latency_ms: Latency of the backend.
         eager_latency_ms: Latency of the eager model, measured in turn with the backend.
         compiled_latency_ms: Latency of the eager model under ``torch.compile``, if that was asked for.
         first_latency_ms: The first run of the backend at this shape, whatever it had to prepare included.
         speedup: How many times faster the backend is than the eager model, by the medians.
-        tokens_per_s: Throughput of the backend, by its median.
+        units_per_s: Throughput of the backend, by its median.
     """
 
     backend: str
@@ -63,17 +64,41 @@ class Row:
     max_rel_error: float | None = None
     noise: float | None = None
     tolerance: float | None = None
-    top1_agreement: float | None = None
-    kl_bits: float | None = None
+    output: str | None = None
+    measures: dict[str, float] = field(default_factory=dict)
     latency_ms: Percentiles | None = None
     eager_latency_ms: Percentiles | None = None
     compiled_latency_ms: Percentiles | None = None
     first_latency_ms: float | None = None
     speedup: float | None = None
-    tokens_per_s: float | None = None
+    units_per_s: float | None = None
 
     def __bool__(self) -> bool:
         return self.status == "passed"
+
+
+@dataclass(frozen=True)
+class HeldoutScores:
+    """Mean scores on held-out data.
+
+    Attributes:
+        measure: What they are.
+        values: Of ``eager`` and of each backend that was read.
+    """
+
+    measure: Measure
+    values: dict[str, float]
+
+    def __post_init__(self) -> None:
+        """Check that there is something to compare with."""
+        if EAGER not in self.values:
+            raise ValueError(f"values.{EAGER} is missing")
+
+    def compute_loss(self, name: str) -> float:
+        """Return how much worse a score is than the eager model's, as a fraction of that; negative: better."""
+        eager = self.values[EAGER]
+        worse = self.values[name] - eager if self.measure.better == "lower" else eager - self.values[name]
+        return worse / abs(eager) if eager else 0.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +109,9 @@ class ValidationReport:
         bundle: The folder, as it was given.
         environment: Facts of the model, versions, hardware.
         rows: Every check.
-        bits_per_byte: Bits per byte on held-out text of ``eager`` and of each backend.
+        measures: What the task of the model measures, in the order in which it is shown.
+        unit: What lengths count: ``tokens``, ``frames``, ``samples``, ``keypoints``.
+        scores: The score on held-out data of ``eager`` and of each backend; None where there is none.
         diagnosis: What the failures have in common, a sentence each.
         footprints: What each backend costs in a process of its own: opening, first calls, memory.
     """
@@ -92,15 +119,17 @@ class ValidationReport:
     bundle: str
     environment: dict[str, str | int]
     rows: tuple[Row, ...]
-    bits_per_byte: dict[str, float] | None = None
+    measures: tuple[Measure, ...]
+    unit: str = "tokens"
+    scores: HeldoutScores | None = None
     diagnosis: tuple[str, ...] = ()
     footprints: tuple[Footprint, ...] = ()
     format_version: int = REPORT_FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        """Drop the noise of a quantized bundle: it would be that of fp32, which its error has nothing to do with."""
-        if self.bits_per_byte is not None and "eager" not in self.bits_per_byte:
-            raise ValueError("bits_per_byte.eager is missing")
+        """Check the measures; drop the noise of a quantized bundle: that of fp32 has nothing to do with its error."""
+        if not self.measures:
+            raise ValueError("measures is empty, wanted one at least")
         if self.is_quantized:
             rows = tuple(row if row.noise is None else dataclasses.replace(row, noise=None) for row in self.rows)
             object.__setattr__(self, "rows", rows)
@@ -111,11 +140,11 @@ class ValidationReport:
         return self.environment.get("precision") in SCHEMES
 
     @property
-    def bits_change(self) -> float | None:
-        """Largest change of the bits per byte from the eager model's, as a fraction; None where none was measured."""
-        bits = self.bits_per_byte or {}
-        changes = [value / bits["eager"] - 1 for name, value in bits.items() if name != "eager" and bits.get("eager")]
-        return max(changes, default=None)
+    def score_loss(self) -> float | None:
+        """How much worse the worst score is than the eager model's, as a fraction; None where none was measured."""
+        if self.scores is None:
+            return None
+        return max((self.scores.compute_loss(name) for name in self.scores.values if name != EAGER), default=None)
 
     @property
     def passed(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 from dataclasses import asdict, dataclass, replace
@@ -12,17 +13,20 @@ from typing import TYPE_CHECKING
 import flash_export
 from flash_export.bundle import MANIFEST_FILE, reads_bundles
 from flash_export.config import ERROR_BUDGETS, MAX_THREADS, QUANTIZATION_BUDGETS, Tolerance, check_count
+from flash_export.data.heldout import open_heldout
+from flash_export.data.sources import Data, RandomSource
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.files import hash_file
-from flash_export.heldout import Heldout
+from flash_export.interface import SEQ
 from flash_export.printable import format_path
+from flash_export.tasks.registry import get_task
 from flash_export.validators.backends import GRAPH, list_backends
-from flash_export.validators.bits_per_byte import compare_bits_per_byte
 from flash_export.validators.cells import CellChecker, OpenBackend, describe_exception
 from flash_export.validators.contract import check_symbolic_shapes
 from flash_export.validators.diagnosis import diagnose_rows
 from flash_export.validators.environment import describe_environment
 from flash_export.validators.footprint import measure_footprint, plan_footprint
+from flash_export.validators.heldout_score import compare_scores
 from flash_export.validators.invariances import check_invariances
 from flash_export.validators.journal import Journal, StepResult
 from flash_export.validators.plan import QUICK, Plan, check_lengths, get_probe_chunk, make_plan
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flash_export.bundle import Bundle
+    from flash_export.data.heldout import Heldout
     from flash_export.models.base import ReferenceModel
     from flash_export.progress import ProgressCallback
     from flash_export.quantization_record import QuantizationRecord
@@ -62,6 +67,7 @@ class ValidationOptions:
         latency_budget_s: Time for measuring the latency of one cell; None: the plan's; 0: measure neither it nor the
             footprints.
         compiled: Whether the eager model is timed under ``torch.compile`` too.
+        data: A file to read in place of the bundle's held-out data.
     """
 
     plan: str = QUICK
@@ -75,6 +81,7 @@ class ValidationOptions:
     threads: int | None = None
     latency_budget_s: float | None = None
     compiled: bool = False
+    data: Path | None = None
 
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
@@ -89,7 +96,7 @@ class ValidationOptions:
         """Return what decides on a graph of this precision; a quantized one may lose what it was made to lose."""
         if self.atol is None and self.rtol is None:
             if quantization is not None:
-                return replace(QUANTIZATION_BUDGETS[precision], bits_change=quantization.budget)
+                return replace(QUANTIZATION_BUDGETS[precision], score_change=quantization.budget)
             return ERROR_BUDGETS[precision]
         return Tolerance(self.atol or 0.0, self.rtol or 0.0)
 
@@ -142,48 +149,48 @@ def validate_bundle(
     if options.max_seq_len is not None:
         check_lengths(graph, (options.max_seq_len,), None)
     backends = list_backends(bundle, options.backends, onnx_files=options.onnx_files, threads=options.threads)
-    heldout = Heldout.load(bundle.path)
-
-    model = bundle.load_model()
-    text = None if heldout is None else heldout.tokens.ravel()
-    plan = _plan(bundle, model, backends, options, 0 if text is None else len(text))
+    interface = bundle.manifest.interface
+    heldout = open_heldout(bundle, options.data)
+    data = Data(RandomSource(interface), None if heldout is None else heldout.source)
+    plan = _plan(bundle, backends, options, 0 if data.recorded is None else data.recorded.rows.seq_len)
     journal = Journal(journal_path, _identify(bundle, options, plan, backends), resume=resume)
     with contextlib.ExitStack() as stack:
-        eager = stack.enter_context(_open_eager(bundle.load_model(), options.threads, precision))
-        reference = stack.enter_context(_open_eager(bundle.load_model(), options.threads, "fp64"))
+        model = bundle.load_model()
+        reference = stack.enter_context(_open_eager(copy.deepcopy(model), options.threads, "fp64"))
+        eager = stack.enter_context(_open_eager(model, options.threads, precision))
         opened, skipped = _open_backends(stack, bundle, backends, eager, limit, options)
         checker = CellChecker(
-            model.config, reference, eager, plan.latency_budget_s, is_default_plan=plan.is_default, text=text
+            model.config, reference, eager, plan.latency_budget_s, is_default_plan=plan.is_default, data=data
         )
         steps = list(_list_steps(plan, checker, opened, heldout, bundle, limit))
         steps += _list_footprints(plan, checker, opened, bundle, options)
         results = list(_run_steps(steps, journal, progress))
         environment = describe_environment(bundle, model, options.threads) | {"plan": plan.name} | limit.describe()
         if quantization is not None:
-            environment["loss_when_quantized"] = f"{quantization.loss:.2%} on {quantization.text}"
+            environment["loss_when_quantized"] = f"{quantization.loss:.2%} on {quantization.data}"
     order = {backend.name: index for index, backend in enumerate(backends)}
     rows = sorted((row for result in results for row in result.rows), key=lambda row: order[row.backend])
-    bits = next((result.bits_per_byte for result in results if result.bits_per_byte), None)
+    scores = next((result.scores for result in results if result.scores), None)
     return ValidationReport(
         format_path(bundle.path),
         environment,
         (*rows, *skipped),
-        bits,
-        diagnose_rows(rows, get_probe_chunk(model.config)),
+        get_task(interface.task).measures,
+        interface.unit,
+        scores,
+        diagnose_rows(rows, get_probe_chunk(interface)),
         tuple(result.footprint for result in results if result.footprint is not None),
     )
 
 
-def _plan(
-    bundle: Bundle, model: ReferenceModel, backends: Sequence[Backend], options: ValidationOptions, text_len: int
-) -> Plan:
+def _plan(bundle: Bundle, backends: Sequence[Backend], options: ValidationOptions, data_len: int) -> Plan:
     graph = bundle.get_graph(GRAPH)
     plan = make_plan(
         options.plan,
         graph,
-        model.config,
+        bundle.manifest.interface,
         profile_lens=_list_profile_lengths(backends),
-        text_len=text_len,
+        data_len=data_len,
         max_seq_len=options.max_seq_len,
     )
     batches = options.batches or plan.batches
@@ -196,10 +203,12 @@ def _plan(
 def _list_profile_lengths(backends: Sequence[Backend]) -> set[int]:
     """Return the lengths at the corners of the engines' profiles, and those they were tuned for."""
     return {
-        shape[1]
+        shape[axis]
         for backend in backends
         for profile in backend.profiles
-        for shapes in (profile[backend.inputs[0].name],)
+        for spec in backend.inputs
+        if (axis := spec.find_axis(SEQ)) is not None
+        for shapes in (profile[spec.name],)
         for shape in (shapes.min, shapes.opt, shapes.max)
     }
 
@@ -211,7 +220,8 @@ def _identify(bundle: Bundle, options: ValidationOptions, plan: Plan, backends: 
         "bundle": hash_file(bundle.path / MANIFEST_FILE),
         "engines": [engine.engine_sha256 for engine in bundle.list_engines()],
         "onnx_files": [hash_file(path) for path in options.onnx_files],
-        "options": {name: value for name, value in asdict(options).items() if name != "onnx_files"},
+        "data": None if options.data is None else hash_file(options.data),
+        "options": {name: value for name, value in asdict(options).items() if name not in ("onnx_files", "data")},
         "plan": asdict(plan),
         "backends": [backend.name for backend in backends],
     }
@@ -273,16 +283,16 @@ def _list_steps(
     graph = bundle.get_graph(GRAPH)
     for one in opened if plan.has_invariances else ():
         run = partial(_check_invariances, one, checker, bundle, limit)
-        yield Step(f"invariances of {one.backend.name}", 10 * get_probe_chunk(checker.config), run)
+        yield Step(f"invariances of {one.backend.name}", 10 * get_probe_chunk(checker.interface), run)
     for cell in plan.list_cells(graph):
         yield Step(str(cell), cell.tokens, partial(_check_cell, checker, cell, opened))
     if heldout is not None:
 
         def read_heldout() -> StepResult:
-            bits, unanswered = compare_bits_per_byte(heldout, graph, checker.eager, opened)
-            return StepResult(tuple(unanswered), bits)
+            scores, unanswered = compare_scores(heldout, checker.interface, graph, checker.eager, tuple(opened))
+            return StepResult(tuple(unanswered), scores)
 
-        yield Step("held-out text", heldout.tokens.size, read_heldout)
+        yield Step("held-out data", len(heldout.samples) * heldout.seq_len, read_heldout)
 
 
 def _list_footprints(
@@ -313,7 +323,7 @@ def _check_cell(checker: CellChecker, cell: Cell, opened: Sequence[OpenBackend])
 def _check_invariances(opened: OpenBackend, checker: CellChecker, bundle: Bundle, limit: Limit) -> StepResult:
     graph = bundle.get_graph(GRAPH)
     shapes = check_symbolic_shapes(opened.backend, graph)
-    return StepResult((*shapes, *check_invariances(opened, checker.config, graph, limit, checker.measure_noise)))
+    return StepResult((*shapes, *check_invariances(opened, checker.data, graph, limit, checker.measure_noise)))
 
 
 def _run_steps(steps: Sequence[Step], journal: Journal, progress: ProgressCallback | None) -> Iterator[StepResult]:

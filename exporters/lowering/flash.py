@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from flash_export.exporters.lowering.base import LoweredModel
 from flash_export.exporters.lowering.fold import (
     HIDDEN_SCORE,
     compute_norm_gain,
@@ -233,13 +234,14 @@ class LoweredFlashLayer(GatedOutput):
         return mark(self.project_out(x, self.apply_gate(gate, mixed)), "out", order="channels")
 
 
-class LoweredFlash(nn.Module):
+class LoweredFlash(LoweredModel):
     """A FLASH model in export form: ``forward(input_ids[, attention_mask]) -> logits``."""
 
     def __init__(self, model: FlashModel, precision: Precision = FP32) -> None:
         """Fold the weights of the reference model."""
         super().__init__()
-        self.config, self.precision = model.config, precision
+        self.config: FlashConfig = model.config
+        self.precision = precision
         rotary = model.rotary_pos_emb
         channels = order_channels(model.config.dim, model.config.shift_tokens)
         columns, _ = order_rotary_columns(model.config.qk_dim, 2 * len(rotary.freqs))

@@ -16,7 +16,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flash_export.exporters.lowering.flash import GatedOutput
+from flash_export.config import DECODE, PREFILL
+from flash_export.exporters.lowering.base import Lowering, StateGraphs
+from flash_export.exporters.lowering.flash import GatedOutput, LoweredFlash
 from flash_export.exporters.lowering.pieces import WEIGHTS
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.primitives import (
@@ -26,7 +28,7 @@ from flash_export.exporters.primitives import (
     sum_earlier_chunks,
     take_at,
 )
-from flash_export.manifest import TensorSpec
+from flash_export.interface import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from flash_export.exporters.lowering.flash import LoweredFlash, LoweredFlashLayer
+    from flash_export.exporters.lowering.flash import LoweredFlashLayer
     from flash_export.exporters.lowering.precision import Precision
     from flash_export.models.flash import FlashConfig
 
@@ -309,3 +311,14 @@ class DecodeFlash(StatefulFlash):
         is_earlier = (torch.arange(self.config.chunk_size) > number).float().unsqueeze(1)
         is_earlier = self.precision.narrow(is_earlier, "valid")
         return Slot(torch.cat((rows, number), dim=1).unsqueeze(1), number, is_earlier)
+
+
+FLASH = Lowering(
+    LoweredFlash,
+    growing=("weights", "quadratic", "products", "kv", "linear", "mixed", "gated", "update", "residual"),
+    growing_around=("residual", "logits"),
+    bounded=frozenset(
+        {"table", "turns", "valid", "normed", "value", "gate", "heads", "scores", "weights", "quadratic", "logits"}
+    ),
+    state=StateGraphs({PREFILL: PrefillFlash, DECODE: DecodeFlash}, describe_state),
+)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
+from flash_export.exporters.lowering.base import LoweredModel, Lowering
 from flash_export.exporters.lowering.fold import HIDDEN_SCORE, compute_norm_gain, fold_heads, get_linear
 from flash_export.exporters.lowering.pieces import (
     RESIDUAL,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_export.exporters.lowering.precision import Precision
-    from flash_export.models.gau import GauLayer, GauModel
+    from flash_export.models.gau import GauConfig, GauLayer, GauModel
 
 
 # relu² of scores that are not divided yet leaves fp16 at 256, at 4,096 with this factor, a power of two.
@@ -111,15 +112,16 @@ class LoweredGauLayer(nn.Module):
         return precision.narrow(attended * scale, "mixed")
 
 
-class LoweredGau(nn.Module):
+class LoweredGau(LoweredModel):
     """A FLASH-Quad model in export form: ``forward(input_ids[, attention_mask]) -> logits``."""
 
     def __init__(self, model: GauModel, precision: Precision = FP32) -> None:
         """Fold the weights of the reference model."""
         super().__init__()
-        self.config, self.precision = model.config, precision
+        self.config: GauConfig = model.config
+        self.precision = precision
         channels = torch.arange(model.config.dim)
-        self.orders: dict[str, list[int]] = {}  # all are the reference's
+        self.orders = {}  # all are the reference's
         self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb, channels, precision)
         self.layers = nn.ModuleList(
             LoweredGauLayer(cast("GauLayer", layer), precision.enter_block(index))
@@ -156,3 +158,11 @@ class LoweredGau(nn.Module):
         # relu²(scores / length) = relu²(scores) / length²: two numbers a token instead of one a score.
         weight = inverse_length * inverse_length
         return (weight if valid is None else valid * weight), inverse_length
+
+
+GAU = Lowering(
+    LoweredGau,
+    growing=("weights", "products", "mixed", "gated", "update", "residual"),
+    growing_around=("residual", "logits"),
+    bounded=frozenset({"table", "turns", "valid", "normed", "value", "gate", "heads", "scores", "weights", "logits"}),
+)

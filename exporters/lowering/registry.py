@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flash_export.exporters.lowering.flash import LoweredFlash
-from flash_export.exporters.lowering.gau import LoweredGau
+from flash_export.exporters.lowering.flash_state import FLASH
+from flash_export.exporters.lowering.gau import GAU
 from flash_export.exporters.lowering.precision import FP32
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import nn
-
+    from flash_export.exporters.lowering.base import LoweredModel, Lowering
     from flash_export.exporters.lowering.precision import Precision
     from flash_export.models.base import ReferenceModel
 
-LOWERINGS: dict[str, Callable[[Any, Precision], nn.Module]] = {"flash": LoweredFlash, "gau": LoweredGau}
+LOWERINGS: dict[str, Lowering] = {
+    "flash": FLASH,
+    "gau": GAU,
+}
 
 
-def lower_model(model: ReferenceModel, precision: Precision = FP32) -> nn.Module:
+def lower_model(model: ReferenceModel, precision: Precision = FP32) -> LoweredModel:
     """Return the export form of a reference model in a precision, in evaluation mode and without gradients."""
-    return LOWERINGS[model.config.model_type](model, precision).requires_grad_(requires_grad=False).eval()
+    lowering = LOWERINGS[model.config.model_type]
+    return lowering.model(model, precision).requires_grad_(requires_grad=False).eval()

@@ -97,7 +97,7 @@ def _list_facts(bundle: Bundle, engine: EngineManifest) -> Iterable[tuple[str, s
     from flash_export.bundle import ENGINE_FOLDER
 
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in engine.layer_dtypes.items())
-    depth = bundle.read_config().get("depth")
+    depth = bundle.manifest.model.num_blocks if bundle.manifest.model else None
     blocks = f", {engine.num_layers / depth:.0f} per block with what is around the {depth}" if depth else ""
     return {
         "engine": str(bundle.path / ENGINE_FOLDER / f"{engine.name}.engine"),

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 @click.option(
     "--windows",
     type=int,
-    help="Read this many pieces of text.  [default: all of the held-out text, 8 of random tokens]",
+    help="Read this many pieces of data.  [default: all of the held-out data, 8 of random inputs]",
 )
+@click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Data to read in place of held-out data.")
 @click.option("--no-latency", is_flag=True, help="Leave timing and memory out.")
 @click.option("--html", "html_file", metavar="FILE", help="Write a page with plots of loss against cost.")
 @click.option("--markdown", "markdown_file", metavar="FILE", help="Write the table in Markdown; - for stdout.")
@@ -42,13 +43,14 @@ def compare_command(
     batch: int | None,
     threads: int | None,
     windows: int | None,
+    data: Path | None,
     no_latency: bool,
     html_file: str | None,
     markdown_file: str | None,
 ) -> TradeOff:
-    """Show what each BUNDLE of one model costs and loses: size, latency, bits per byte, agreement, divergence.
+    """Show what each BUNDLE of one model costs and loses: size, latency, score, agreement, divergence.
 
-    All bundles read the held-out text of the reference, and are timed in turn, with onnxruntime on the CPU. What cannot
+    All bundles read the held-out data of the reference, and are timed in turn, with onnxruntime on the CPU. What cannot
     be measured here has the reason in its place. Exit code 0, or 2 for bad input.
 
     \b
@@ -64,7 +66,7 @@ def compare_command(
     from flash_export.validators.trade_off.markdown import render_trade_off_markdown
     from flash_export.validators.trade_off.terminal import print_trade_off
 
-    options = CompareOptions(seq_lens, batch, threads, windows, 0.0 if no_latency else DEFAULT_BUDGET_S)
+    options = CompareOptions(seq_lens, batch, threads, windows, data, 0.0 if no_latency else DEFAULT_BUDGET_S)
     opened = [Bundle.open(path) for path in bundles]
     first = Bundle.open(reference) if reference is not None else None
     with output.show_progress("Comparing") as progress:

@@ -67,6 +67,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="What stays fp32 in half precision: auto adds what would overflow within --max-seq-len to the minimum.",
 )
+@click.option(
+    "--heldout",
+    "heldout_file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Data to judge the model by: text (bytes), token ids as .npy, or inputs as .npz. Default: the checkpoint's.",
+)
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, with its engines and reports.")
 @output_options()
 def onnx_command(
@@ -87,6 +94,7 @@ def onnx_command(
     mask: bool | None,
     precision: str,
     islands: str,
+    heldout_file: str | None,
     force: bool,
 ) -> Inspection:
     """Export CHECKPOINT as a bundle: ONNX graphs, weights, manifest.
@@ -102,6 +110,7 @@ def onnx_command(
       flash-export onnx MODEL -o BUNDLE --opset 18 --max-seq-len 8192
       flash-export onnx MODEL -o BUNDLE --graphs forward --batch 1
       flash-export onnx MODEL -o BUNDLE --precision fp16 --max-seq-len 16384
+      flash-export onnx MODEL -o BUNDLE --heldout text.txt
     """
     options = ExportOptions(
         opset=opset,
@@ -128,6 +137,7 @@ def onnx_command(
             library_version=library_version,
             weights_key=weights_key,
             assume_defaults=assume_defaults,
+            heldout_file=heldout_file,
             force=force,
             progress=progress,
         )

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from flash_export.exporters.analysis import GraphAnalysis
     from flash_export.exporters.inspection import Inspection
     from flash_export.import_record import ImportRecord
-    from flash_export.manifest import EngineManifest, Manifest, PrecisionFacts, ProfileShapes, TensorSpec
+    from flash_export.interface import TensorSpec
+    from flash_export.manifest import EngineManifest, Manifest, PrecisionFacts, ProfileShapes
     from flash_export.quantization_record import QuantizationRecord
 
     Rows = Iterator[tuple[str, str]]
@@ -115,7 +116,7 @@ def format_precision(facts: PrecisionFacts) -> Rows:
         if reasons[island.reason] == 1:
             yield "", f"{island.name} {island.reason}"
     if facts.precision == "fp16":
-        read = f"{facts.text} of {', '.join(map(str, facts.seq_lens))} tokens"
+        read = f"{facts.data} of {', '.join(map(str, facts.seq_lens))} tokens"
         if facts.horizon is None:
             yield "horizon", f"nothing grows towards an overflow; measured on {read}"
         else:

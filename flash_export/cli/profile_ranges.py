@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     "--lengths",
     "seq_lens",
     type=IntegerList(),
-    help="Lengths to measure.  [default: twice the chunk and its doublings, as far as text, memory and time go]",
+    help="Lengths to measure.  [default: twice the chunk and its doublings, as far as data, memory and time go]",
 )
-@click.option("--windows", type=int, default=4, show_default=True, help="Pieces of text of each length.")
-@click.option("--random", is_flag=True, help="Read random tokens even if the bundle has a held-out text.")
+@click.option("--windows", type=int, default=4, show_default=True, help="Pieces of data of each length.")
+@click.option("--random", is_flag=True, help="Read random inputs even if the bundle has held-out data.")
+@click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Data to read in place of held-out data.")
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="Time for the default lengths.")
 @click.option("--threads", type=int, help="CPU threads of one operator.")
 @click.option("--all", "show_all", is_flag=True, help="Print every quantity, not the worst alone.")
@@ -34,13 +35,14 @@ def profile_ranges_command(
     seq_lens: tuple[int, ...] | None,
     windows: int,
     random: bool,
+    data: Path | None,
     seconds: float,
     threads: int | None,
     show_all: bool,
 ) -> RangesReport:
     """Show how large the quantities inside the model of BUNDLE become, and at which length fp16 would overflow.
 
-    Measured is the model itself, on the bundle's held-out text if it has one, at several lengths; the length at which
+    Measured is the model itself, on the bundle's held-out data if it has any, at several lengths; the length at which
     the exported graph would exceed 65504 in fp16 is where the growth leads.
 
     \b
@@ -53,7 +55,7 @@ def profile_ranges_command(
     from flash_export.validators.ranges.profile import RangesOptions, profile_ranges
     from flash_export.validators.ranges.terminal import DEFAULT_ROWS, print_ranges
 
-    options = RangesOptions(seq_lens=seq_lens, windows=windows, random=random, seconds=seconds, threads=threads)
+    options = RangesOptions(seq_lens, windows, random, data, seconds, threads)
     with output.show_progress("Measuring") as progress:
         report = profile_ranges(Bundle.open(bundle), options, progress)
     print_ranges(report, output.console, None if show_all else DEFAULT_ROWS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flash_export.cli.options import Choice, output_options
-from flash_export.config import HELDOUT, INT8, SCHEMES, QuantizeOptions
+from flash_export.config import INT8, SCHEMES, QuantizeOptions
 from flash_export.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 )
 @click.option("--scheme", type=Choice(SCHEMES), default=INT8, show_default=True, help="What to compute in.")
 @click.option(
+    "--data",
     "--calibration",
+    "data",
+    type=click.Path(path_type=Path),
     metavar="FILE",
-    default=HELDOUT,
-    show_default=True,
-    help="Text (for models of bytes) or token ids as .npy that the model would see in use; heldout: the bundle's own.",
+    help="Data that the model would see in use, to calibrate with.  [default: the bundle's held-out data]",
 )
 @click.option("--keep", metavar="PATTERN", multiple=True, help="What stays fp32, such as 'layers.0.*'. Repeatable.")
 @click.option(
@@ -48,7 +49,7 @@ def quantize_command(
     bundle: Path,
     target: Path,
     scheme: str,
-    calibration: str,
+    data: Path | None,
     keep: tuple[str, ...],
     budget: str | None,
     block_size: int,
@@ -66,13 +67,13 @@ def quantize_command(
     Examples:
       flash-export quantize BUNDLE -o BUNDLE-int8
       flash-export quantize BUNDLE -o BUNDLE-int4 --scheme int4 --budget 1%
-      flash-export quantize BUNDLE -o OUT --calibration a.txt --keep 'layers.0.*'
+      flash-export quantize BUNDLE -o OUT --data a.txt --keep 'layers.0.*'
     """
     from flash_export.bundle import Bundle
     from flash_export.quantization.quantize import quantize_bundle
 
     options = QuantizeOptions(
-        scheme, calibration, keep, None if budget is None else parse_share(budget), block_size, smoothing, threads
+        scheme, data, keep, None if budget is None else parse_share(budget), block_size, smoothing, threads
     )
     with output.show_progress("Quantizing") as progress:
         quantized = quantize_bundle(Bundle.open(bundle), target, options=options, force=force, progress=progress)
@@ -98,9 +99,10 @@ def parse_share(text: str) -> float:
 
 def print_record(bundle: Bundle, record: QuantizationRecord, console: Console) -> None:
     """Print what was done and why."""
+    from flash_export.tasks.registry import get_task
     from flash_export.terminal import make_table, make_text
 
-    console.print(make_text((f"{record.scheme}, by {record.predictions:,} predictions on {record.text}", "italic")))
+    console.print(make_text((f"{record.scheme}, by {record.predictions:,} predictions on {record.data}", "italic")))
     rows = [
         (
             product.name,
@@ -114,8 +116,11 @@ def print_record(bundle: Bundle, record: QuantizationRecord, console: Console) -
     for product in record.products:
         if product.reason is not None:
             console.print(make_text(f"{product.name}: {describe_product(product)}, because {product.reason}"))
-    bits = "" if record.bits is None else f": {record.bits:.4f} bits a prediction, fp32 {record.reference_bits:.4f}"
-    console.print(make_text(f"Loss {record.loss:.2%}, accepted {record.budget:.2%}{bits}"))
+    scores = ""
+    if record.score is not None:
+        label = get_task(bundle.manifest.interface.task).describe_score(bundle.manifest.interface).label
+        scores = f": {record.score:.4f} {label}, fp32 {record.reference_score:.4f}"
+    console.print(make_text(f"Loss {record.loss:.2%}, accepted {record.budget:.2%}{scores}"))
     console.print(make_text(f"{record.quantized_share:.0%} of the weights in few bits"))
     console.print(make_text(f"Bundle: {bundle.path}"), soft_wrap=True)
 

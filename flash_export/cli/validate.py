@@ -35,7 +35,7 @@ JOURNAL_FILE = ".validation.jsonl"
     "backends",
     metavar="NAME",
     multiple=True,
-    help="ort-cpu, ort-cuda, trt (every engine) or trt:NAME; repeatable.  [default: all that there are]",
+    help="ort-cpu, ort-cuda, openvino, trt (every engine) or trt:NAME; repeatable.  [default: all but openvino]",
 )
 @click.option(
     "--onnx",
@@ -44,8 +44,9 @@ JOURNAL_FILE = ".validation.jsonl"
     multiple=True,
     help="Hold another exporter's graph of this model to the same standard; repeatable.",
 )
+@click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Data to read in place of held-out data.")
 @click.option("--atol", type=float, help="Accept this absolute error, in place of the error budget.")
-@click.option("--rtol", type=float, help="Accept this error relative to the largest logit, in place of the budget.")
+@click.option("--rtol", type=float, help="Accept this error relative to the largest output, in place of the budget.")
 @click.option("--threads", type=int, help="CPU threads of one operator, for all models.")
 @click.option("--compile", "compiled", is_flag=True, help="Time the eager model under torch.compile too.")
 @click.option("--no-latency", is_flag=True, help="Leave timing and memory out.")
@@ -70,6 +71,7 @@ def validate_command(
     batches: tuple[tuple[int, ...], ...],
     backends: tuple[str, ...],
     onnx_files: tuple[Path, ...],
+    data: Path | None,
     atol: float | None,
     rtol: float | None,
     threads: int | None,
@@ -110,6 +112,7 @@ def validate_command(
         batches=tuple(size for group in batches for size in group) or None,
         backends=backends,
         onnx_files=onnx_files,
+        data=data,
         atol=atol,
         rtol=rtol,
         threads=threads,

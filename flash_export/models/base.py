@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from torch import Tensor
+
+    from flash_export.interface import Interface
+    from flash_export.probes import Quantity
 
     ConfigT = TypeVar("ConfigT", bound="ModelConfig")
 
@@ -52,26 +56,41 @@ class ModelConfig:
             elif field.type == "bool":
                 if not isinstance(value, bool):
                     raise ConfigError(f"{field.name}={value!r} is not a boolean; use true or false")
+            elif field.type == "float":
+                if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                    raise ConfigError(f"{field.name}={value!r} is not usable; use a finite number")
             elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
                 raise ConfigError(f"{field.name}={value!r} is not usable; use a whole number from 1 to {MAX_SIZE}")
 
     @property
-    def window(self) -> int:
-        """Number of tokens that sequences are padded to a multiple of; 1 if they are not padded."""
-        return 1
+    def interface(self) -> Interface:
+        """What the model takes and gives."""
+        raise NotImplementedError
 
     @property
-    def sees_padding(self) -> bool:
-        """Whether tokens to the right of a row's end change the row's outputs, so that a mask is needed."""
+    def num_blocks(self) -> int:
+        """Number of layers, whose modules and values are called ``layers.N``."""
+        raise NotImplementedError
+
+    @property
+    def quantities(self) -> Mapping[str, Quantity]:
+        """What both the reference and the lowered model compute, in the order of computation, by the probes' names.
+
+        The first that is wrong is where a fault lies. Outputs are not among them.
+        """
         raise NotImplementedError
 
     @property
     def state_refusal(self) -> str | None:
-        """Why the past of a text cannot be carried in a state of constant size; None if it can."""
+        """Why the past of a sequence cannot be carried in a state of constant size; None if it can."""
         raise NotImplementedError
 
     def count_macs(self, seq_len: int) -> int:
-        """Return the multiply-accumulates of the matrix products of one row of ``seq_len`` tokens."""
+        """Return the multiply-accumulates of the matrix products of one row of a length."""
+        raise NotImplementedError
+
+    def estimate_bytes(self, batch: int, seq_len: int) -> int:
+        """Estimate the peak memory of the reference in float64, outputs of three models included, in bytes."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +120,11 @@ class ModelConfig:
 
 
 class ReferenceModel(nn.Module):
-    """Base of the reference modules: ``forward(input_ids, attention_mask=None) -> logits``."""
+    """Base of the reference modules.
+
+    ``forward`` takes the inputs of the interface by name, and the mask, if there is one, which may be left out. It
+    returns the one output, or a tuple of all in the order of the interface.
+    """
 
     config: ModelConfig
 

@@ -29,14 +29,35 @@ from flash_export.layers.norm import build_norm
 from flash_export.layers.position import RelativePositionBias, RotaryEmbedding, ScaledSinusoid, shift_tokens
 from flash_export.layers.probes import Probe
 from flash_export.models.base import ModelConfig, ReferenceModel, compute_valid_tokens
+from flash_export.models.token_model import describe_token_model
+from flash_export.probes import Quantity
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
+
+    from flash_export.interface import Interface
 
 MIN_QK_DIM = 2
 MAX_CHUNK_SIZE = 8192  # each layer has a table of the relative positions in a chunk, 256 MiB of it
 HEADS = ("quad_q", "lin_q", "quad_k", "lin_k")  # in the order of the affine maps
+QUANTITIES = {
+    "embedding": Quantity("token and position embedding", place="before"),
+    "normed": Quantity("input after norm and token shift"),
+    "value": Quantity("values", is_zero_in_padding=True),
+    "gate": Quantity("gates"),
+    "quad_q": Quantity("quadratic queries"),
+    "quad_k": Quantity("quadratic keys"),
+    "lin_q": Quantity("linear queries"),
+    "lin_k": Quantity("linear keys"),
+    "weights": Quantity("quadratic attention weights", "pairs"),
+    "quadratic": Quantity("quadratic branch"),
+    "kv": Quantity("linear key-value sum", "sums"),
+    "linear": Quantity("linear branch"),
+    "out": Quantity("output of the block"),
+}
 
 
 @dataclass(frozen=True)
@@ -94,14 +115,25 @@ class FlashConfig(ModelConfig):
             raise ConfigError(f"qk_dim={self.qk_dim} is too narrow; rotary embedding turns pairs, so use at least 2")
 
     @property
-    def window(self) -> int:
-        """Sequences are padded to whole chunks."""
-        return self.chunk_size
+    def interface(self) -> Interface:
+        """Tokens to logits; the non-causal linear branch sums over, and divides by, the whole length."""
+        return describe_token_model(
+            self.vocab_size,
+            padding="exact" if self.mask_divisor == "valid" else "counted",
+            needs_mask=not self.causal,
+            is_causal=self.causal,
+            window=self.chunk_size,
+        )
 
     @property
-    def sees_padding(self) -> bool:
-        """The non-causal linear branch sums over, and divides by, the whole length."""
-        return not self.causal
+    def num_blocks(self) -> int:
+        """Number of FLASH layers."""
+        return self.depth
+
+    @property
+    def quantities(self) -> Mapping[str, Quantity]:
+        """What is computed on the way."""
+        return QUANTITIES
 
     @property
     def state_refusal(self) -> str | None:
@@ -115,6 +147,13 @@ class FlashConfig(ModelConfig):
         quadratic = self.chunk_size * (self.qk_dim + self.hidden_dim)
         linear = 2 * self.qk_dim * self.hidden_dim
         return self.depth * padded_len * (projections + quadratic + linear) + seq_len * self.dim * self.vocab_size
+
+    def estimate_bytes(self, batch: int, seq_len: int) -> int:
+        """Count what is alive at the widest point of a layer, and the logits of three models."""
+        padded_len = seq_len + -seq_len % self.chunk_size
+        width = 4 * (self.dim + self.hidden_dim + self.qk_dim) + 2 * self.chunk_size
+        sums = 3 * self.qk_dim * self.hidden_dim // self.chunk_size
+        return batch * padded_len * (8 * (width + sums) + 16 * self.vocab_size)
 
 
 class FlashLayer(nn.Module):

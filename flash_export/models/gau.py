@@ -21,10 +21,28 @@ from flash_export.layers.norm import build_norm
 from flash_export.layers.position import RelativePositionBias, ScaledSinusoid
 from flash_export.layers.probes import Probe
 from flash_export.models.base import ModelConfig, ReferenceModel, compute_valid_tokens
+from flash_export.models.token_model import describe_token_model
+from flash_export.probes import Quantity
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
+
+    from flash_export.interface import Interface
+
+QUANTITIES = {
+    "embedding": Quantity("token and position embedding", place="before"),
+    "normed": Quantity("input after the norm"),
+    "value": Quantity("values", is_zero_in_padding=True),
+    "gate": Quantity("gates"),
+    "q": Quantity("queries"),
+    "k": Quantity("keys"),
+    "weights": Quantity("quadratic attention weights", "pairs"),
+    "mixed": Quantity("attended values"),
+    "out": Quantity("output of the block"),
+}
 
 
 @dataclass(frozen=True)
@@ -68,9 +86,24 @@ class GauConfig(ModelConfig):
             raise ConfigError(f"dim={self.dim} is odd; the sinusoidal position embedding needs an even width")
 
     @property
-    def sees_padding(self) -> bool:
-        """Scores are divided by the number of tokens, in causal models too."""
-        return True
+    def interface(self) -> Interface:
+        """Tokens to logits; scores are divided by the number of tokens, in causal models too."""
+        return describe_token_model(
+            self.vocab_size,
+            padding="exact" if self.mask_divisor == "valid" else "counted",
+            needs_mask=True,
+            is_causal=self.causal,
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of gated attention units."""
+        return self.depth
+
+    @property
+    def quantities(self) -> Mapping[str, Quantity]:
+        """What is computed on the way."""
+        return QUANTITIES
 
     @property
     def state_refusal(self) -> str | None:
@@ -82,6 +115,14 @@ class GauConfig(ModelConfig):
         projections = 3 * self.dim * self.hidden_dim + self.dim * self.qk_dim
         attention = seq_len * (self.qk_dim + self.hidden_dim)
         return seq_len * (self.depth * (projections + attention) + self.dim * self.vocab_size)
+
+    def estimate_bytes(self, batch: int, seq_len: int) -> int:
+        """Count what is alive at the widest point of a layer, and the logits of three models.
+
+        The relative bias holds several tables of int64 that are quadratic in the length.
+        """
+        per_token = 32 * (self.dim + self.hidden_dim + self.qk_dim) + 16 * self.vocab_size
+        return batch * seq_len * per_token + seq_len**2 * (12 * batch + 40)
 
 
 class GauLayer(nn.Module):

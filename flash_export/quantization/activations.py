@@ -1,6 +1,6 @@
-"""What the products of a graph are given when it reads text.
+"""What the products of a graph are given when it reads data.
 
-Axes: m sampled tokens, k input of a product.
+Axes: m sampled positions, k input of a product.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flash_export.data.sources import cut_piece
 from flash_export.runtime.ort import OrtRunner
-from flash_export.validators.plan import CellInputs, build_graph_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from jaxtyping import Float, Int
+    from jaxtyping import Float
 
+    from flash_export.data.batch import Batch
     from flash_export.exporters.quantization.trial import TrialGraph
 
 SAMPLED_TOKENS = 512
 MAX_RECORDED_BYTES = 1 << 30
 FIRST_LENGTH = 256
+MAX_FIXED_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -31,32 +33,34 @@ class Activations:
     """What one product was given.
 
     Attributes:
-        sample: Some of the tokens, ``(m, k)``.
-        max_abs: Largest magnitude of each channel over all tokens, ``(k,)``.
+        sample: Some of the positions, ``(m, k)``.
+        max_abs: Largest magnitude of each channel over all positions, ``(k,)``.
     """
 
     sample: Float[np.ndarray, "m k"]
     max_abs: Float[np.ndarray, " k"]
 
 
-def list_lengths(num_tokens: int, longest: int, bytes_a_token: int) -> list[int]:
-    """Return the lengths to calibrate at: 256 and its doublings, as far as text, graph and a GiB of memory go."""
-    limit = min(num_tokens, longest, MAX_RECORDED_BYTES // bytes_a_token)
-    lengths = [min(FIRST_LENGTH, limit)]
+def list_lengths(rows: Batch, longest: int, bytes_a_position: int) -> list[int]:
+    """Return the lengths to calibrate at: 256 and its doublings, as far as data, graph and a GiB of memory go."""
+    if rows.interface.fixed_len is not None:
+        return [rows.seq_len] * min(rows.size, MAX_FIXED_ROWS)
+    limit = min(rows.seq_len, longest, MAX_RECORDED_BYTES // bytes_a_position)
+    lengths = [max(min(FIRST_LENGTH, limit), rows.interface.min_len)]
     while 2 * lengths[-1] <= limit:
         lengths.append(2 * lengths[-1])
     return lengths
 
 
 def record_activations(
-    trial: TrialGraph, path: Path, tokens: Int[np.ndarray, " n"], seq_lens: Sequence[int], threads: int | None = None
+    trial: TrialGraph, path: Path, rows: Batch, seq_lens: Sequence[int], threads: int | None = None
 ) -> dict[str, Activations]:
     """Run the graph as it is, and return what each product was given.
 
     Args:
         trial: The graph.
         path: Its file, not quantized.
-        tokens: The text; each length starts where the last one ended.
+        rows: The data; each length starts where the last one ended.
         seq_lens: Lengths.
         threads: Threads of one operator.
     """
@@ -65,23 +69,23 @@ def record_activations(
     largest: dict[str, np.ndarray] = {}
     each = max(SAMPLED_TOKENS // len(seq_lens), 1)
     with OrtRunner(trial.graph, path, threads=threads, inner_values=values) as runner:
-        for piece in _cut(tokens, seq_lens):
-            inputs = CellInputs(piece[None], np.array([len(piece)]))
-            outputs = runner.run(build_graph_inputs(trial.graph.inputs, inputs))
-            chosen = np.linspace(0, len(piece) - 1, min(each, len(piece))).astype(np.int64)
+        for piece in _cut(rows, seq_lens):
+            outputs = runner.run(piece.to_inputs(trial.graph.inputs))
             for name in values:
-                rows = outputs[name].reshape(-1, outputs[name].shape[-1])
-                samples[name].append(rows[chosen])
-                peak = np.abs(rows).max(axis=0)
+                given = outputs[name].reshape(-1, outputs[name].shape[-1])
+                chosen = np.linspace(0, len(given) - 1, min(each, len(given))).astype(np.int64)
+                samples[name].append(given[chosen])
+                peak = np.abs(given).max(axis=0)
                 largest[name] = np.maximum(largest.get(name, peak), peak)
     found = {name: Activations(np.concatenate(samples[name]), largest[name]) for name in values}
     return {product.name: found[product.input_name] for product in trial.products}
 
 
-def _cut(tokens: Int[np.ndarray, " n"], seq_lens: Sequence[int]) -> Iterator[Int[np.ndarray, " seq"]]:
-    start = 0
+def _cut(rows: Batch, seq_lens: Sequence[int]) -> Iterator[Batch]:
+    """Yield pieces, row by row, each of the next length that has room in the row, or else from the next row on."""
+    row = start = 0
     for seq_len in seq_lens:
-        if start + seq_len > len(tokens):
-            start = 0
-        yield tokens[start : start + seq_len]
+        if start + seq_len > rows.seq_len:
+            row, start = (row + 1) % rows.size, 0
+        yield cut_piece(rows, row, start, seq_len)
         start += seq_len

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from flash_export.bundle import MANIFEST_FILE, reads_bundles
 from flash_export.config import FORWARD, INT4, SCHEME_OPSETS, ExportOptions, QuantizeOptions
-from flash_export.errors import ConfigError
+from flash_export.data.heldout import open_heldout
+from flash_export.errors import ConfigError, InputError
 from flash_export.exporters.export import check_output, export_onnx
 from flash_export.exporters.graphs import describe_graphs
 from flash_export.exporters.quantization.plan import Quantization
@@ -20,14 +21,13 @@ from flash_export.quantization.activations import list_lengths, record_activatio
 from flash_export.quantization.judge import Judge
 from flash_export.quantization.rounding import list_roundings
 from flash_export.quantization.search import Candidate, Search
-from flash_export.quantization.text import CalibrationText
 from flash_export.quantization_record import FP32, ProductRecord, QuantizationRecord
 from flash_export.suggest import list_known
 from flash_export.temporary import create_temporary_folder
-from flash_export.validators.plan import get_axis
 
 if TYPE_CHECKING:
     from flash_export.bundle import Bundle
+    from flash_export.data.heldout import Heldout
     from flash_export.progress import ProgressCallback
     from flash_export.quantization.rounding import Rounding
     from flash_export.quantization.search import Choice
@@ -54,7 +54,7 @@ def quantize_bundle(
     Args:
         bundle: An fp32 bundle.
         output: Folder to create.
-        options: What to do; None: int8, calibrated with the bundle's held-out text.
+        options: What to do; None: int8, calibrated with the bundle's held-out data.
         force: Replace a bundle that is there, with its engines and reports.
         progress: Called before each step.
 
@@ -64,7 +64,7 @@ def quantize_bundle(
     Raises:
         ConfigError: The bundle is not fp32 or its own output, a pattern names nothing, or nothing can be quantized
             within the budget.
-        InputError: The calibration text cannot be used.
+        InputError: The calibration data cannot be used.
         BundleError: ``output`` cannot be written; it is then as it was before.
     """
     options = options or QuantizeOptions()
@@ -74,8 +74,8 @@ def quantize_bundle(
         raise ConfigError(f"{bundle.path} is {graph.precision}; quantize the fp32 bundle that it was made from")
     if Path(output).resolve() == bundle.path.resolve():
         raise ConfigError(f"{output} is the bundle itself, which would be lost; choose another folder")
-    export_options, longest = _read_export_options(bundle, options.scheme), get_axis(graph, "seq").max
-    text = CalibrationText.load(bundle, options.calibration, longest)
+    export_options, longest = _read_export_options(bundle, options.scheme), graph.axes["seq"].max
+    data = _read_calibration(bundle, options.data, longest)
     steps = Steps(progress, _OTHER_STEPS)
 
     steps.begin("tracing")
@@ -88,8 +88,8 @@ def quantize_bundle(
         path = trial.write(folder)
         steps.begin("ranges of the activations")
         widest = 4 * sum(len(product.weight) for product in trial.products)
-        seq_lens = list_lengths(len(text.tokens), longest, widest)
-        activations = record_activations(trial, path, text.tokens, seq_lens, options.threads)
+        seq_lens = list_lengths(data.source.rows, longest, widest)
+        activations = record_activations(trial, path, data.source.rows, seq_lens, options.threads)
         ladders = {
             product.name: list_roundings(
                 product,
@@ -104,7 +104,7 @@ def quantize_bundle(
             if not ladders[product.name]:
                 reason = f"its {len(product.weight)} inputs are no multiple of the block of {options.block_size}"
                 kept.setdefault(product.name, reason)
-        judge = Judge(trial.graph, path, text.windows, options.threads)
+        judge = Judge(bundle.manifest.interface, trial.graph, path, data.samples, options.threads)
         candidates = tuple(
             Candidate(name, weights, tuple(rounding.plan for rounding in ladders[name]))
             for name, weights in sizes.items()
@@ -123,7 +123,7 @@ def quantize_bundle(
             f"budget={options.accepted_loss:g} leaves no product in {options.scheme}: in the cheapest way each alone "
             f"loses at least {least:.2g}; raise --budget, or choose another --scheme"
         )
-    record = _record(bundle, options, text, seq_lens, sizes, ladders, kept, choice)
+    record = _record(bundle, options, data, seq_lens, sizes, ladders, kept, choice)
     steps.begin("exporting")
     return export_onnx(
         bundle.path,
@@ -132,6 +132,27 @@ def quantize_bundle(
         force=force,
         quantization=Quantization(choice.plan, bundle.manifest.checkpoint, record.to_json()),
     )
+
+
+def _read_calibration(bundle: Bundle, path: Path | None, longest: int) -> Heldout:
+    """Return the data that the options name.
+
+    Raises:
+        InputError: There is none, it cannot be used, or its samples are longer than the graph takes.
+        BundleError: The held-out data is damaged.
+    """
+    data = open_heldout(bundle, path)
+    if data is None:
+        raise InputError(
+            f"{bundle.path} has no held-out data to calibrate with; give data that the model would see in use with "
+            "--data FILE"
+        )
+    if data.seq_len > longest:
+        raise InputError(
+            f"the samples of the held-out data have {data.seq_len} {bundle.manifest.interface.unit}, the graph takes "
+            f"{longest}; export it with a larger --max-seq-len"
+        )
+    return data
 
 
 def _read_export_options(bundle: Bundle, scheme: str) -> ExportOptions:
@@ -166,7 +187,7 @@ def _match(patterns: tuple[str, ...], names: list[str]) -> dict[str, str]:
 def _record(
     bundle: Bundle,
     options: QuantizeOptions,
-    text: CalibrationText,
+    data: Heldout,
     seq_lens: list[int],
     sizes: dict[str, int],
     ladders: dict[str, tuple[Rounding, ...]],
@@ -195,16 +216,15 @@ def _record(
     return QuantizationRecord(
         scheme=options.scheme,
         source_sha256=hash_file(bundle.path / MANIFEST_FILE),
-        text=text.source,
-        text_sha256=text.sha256,
+        data=data.label,
+        data_sha256=data.sha256,
         seq_lens=tuple(seq_lens),
-        predictions=sum(len(window.predictors) for window in text.windows),
+        predictions=sum(int(sample.counted.sum()) for sample in data.samples),
         budget=options.accepted_loss,
         loss=loss.share,
-        kl_bits=loss.kl_bits,
-        bits=loss.bits,
-        reference_bits=loss.reference_bits,
-        variance=loss.variance,
+        measures=loss.measures,
+        score=loss.score,
+        reference_score=loss.reference_score,
         block_size=options.block_size if options.scheme == INT4 else None,
         products=tuple(products),
     )

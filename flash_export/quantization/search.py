@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from flash_export.exporters.quantization.plan import ProductPlan
     from flash_export.exporters.quantization.trial import TrialGraph
-    from flash_export.quantization.judge import Judge, Loss
+    from flash_export.quantization.judge import Judge
+    from flash_export.tasks.base import Loss
 
 
 # What the estimate of a loss is multiplied with: a search that stops short measures once more.

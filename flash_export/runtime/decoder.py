@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flash_export.errors import InputError
 from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
+from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.state import State
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class RunnerDecoder:
     def step(self, tokens: Int[np.ndarray, " batch"]) -> Float[np.ndarray, "batch vocab"]:
         """Feed one token a row and return the logits of the next."""
         check_loaded(bool(self._state))
-        outputs = self._runner.run({"input_ids": tokens[:, None], **self._state})
-        logits = outputs.pop("logits")
+        outputs = self._runner.run({TOKENS: tokens[:, None], **self._state})
+        logits = outputs.pop(LOGITS)
         self._state = {name.replace(NEW_STATE_PREFIX, STATE_PREFIX, 1): value for name, value in outputs.items()}
         return logits[:, 0]
 

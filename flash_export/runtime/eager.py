@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from flash_export.errors import BackendUnavailableError
-from flash_export.manifest import Content
 from flash_export.runtime.inputs import check_content, check_input_names
 
 if TYPE_CHECKING:
@@ -45,9 +44,8 @@ class EagerRunner:
         """
         if device == "cuda" and not torch.cuda.is_available():
             raise BackendUnavailableError("PyTorch sees no CUDA device; use device='cpu' or install a CUDA build")
-        self._model = _convert(model, DTYPES[precision])
-        self._call: Callable[..., torch.Tensor] = self._model
-        self._ids = Content.from_vocabulary(int(model.config.to_dict()["vocab_size"]))
+        self._model, self._dtype = _convert(model, DTYPES[precision]), DTYPES[precision]
+        self._call: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]] = self._model
         self._device = torch.device(device)
         self._threads = threads
         self._threads_before = torch.get_num_threads()
@@ -58,17 +56,27 @@ class EagerRunner:
         return "eager"
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return ``logits`` for ``input_ids`` and, optionally, ``attention_mask``.
+        """Return the outputs of the model's interface for its inputs and, optionally, its mask.
+
+        Real-valued inputs are converted to the precision of the model.
 
         Raises:
             InputError: An input is missing or unknown, or an id is not in the vocabulary.
         """
-        check_input_names(inputs, required=["input_ids"], optional=("attention_mask",))
-        check_content("input_ids", inputs["input_ids"], self._ids)
+        interface = self._model.config.interface
+        optional = () if interface.mask is None else (interface.mask.name,)
+        check_input_names(inputs, required=[spec.name for spec in interface.inputs], optional=optional)
+        for spec in interface.inputs:
+            if spec.content is not None:
+                check_content(spec.name, inputs[spec.name], spec.content)
         with torch.inference_mode():
-            tensors = {name: torch.from_numpy(value).to(self._device) for name, value in inputs.items()}
-            logits = self._call(tensors["input_ids"], tensors.get("attention_mask"))
-        return {"logits": (logits.float() if logits.dtype == torch.bfloat16 else logits).cpu().numpy()}
+            found = self._call(**{name: self._to_tensor(value) for name, value in inputs.items()})
+        values = (found,) if isinstance(found, torch.Tensor) else found
+        return {spec.name: _to_array(value) for spec, value in zip(interface.outputs, values, strict=True)}
+
+    def _to_tensor(self, values: np.ndarray) -> torch.Tensor:
+        tensor = torch.from_numpy(values).to(self._device)
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
     def __enter__(self) -> Self:
         """Move the model to the device."""
@@ -99,6 +107,10 @@ class CompiledRunner(EagerRunner):
     def name(self) -> str:
         """Name in reports."""
         return "compile"
+
+
+def _to_array(values: torch.Tensor) -> np.ndarray:
+    return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()  # numpy has no bfloat16
 
 
 def _convert(model: ReferenceModel, dtype: torch.dtype) -> ReferenceModel:

@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flash_export.errors import InputError
-from flash_export.manifest import (
-    LENGTHS,
-    NEW_STATE_PREFIX,
-    STATE_PREFIX,
-    AxisRange,
-    Content,
-    GraphSpec,
-    TensorSpec,
-)
+from flash_export.interface import SEQ, Lengths, TensorSpec, TokenIds
+from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec
+from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.eager import EagerRunner
 from flash_export.runtime.inputs import check_inputs
 
@@ -31,19 +25,19 @@ if TYPE_CHECKING:
 def describe_eager_graph(vocab_size: int, axes: Mapping[str, AxisRange]) -> GraphSpec:
     """Return the contract of a prefill graph whose state is ``position`` and ``tokens``, as long as a text may be."""
     max_seq_len = axes["seq"].max
-    ids = Content.from_vocabulary(vocab_size)
+    ids = TokenIds(vocab_size)
     state = (("position", ("batch",), None), ("tokens", ("batch", max_seq_len), ids))
     return GraphSpec(
         file="",
         opset=0,
         precision="fp32",
         inputs=(
-            TensorSpec("input_ids", "int64", ("batch", "seq"), ids),
-            TensorSpec("lengths", "int64", ("batch",), Content(LENGTHS, 1, "seq")),
+            TensorSpec(TOKENS, "int64", ("batch", "seq"), ids),
+            TensorSpec("lengths", "int64", ("batch",), Lengths(SEQ)),
             *(TensorSpec(f"{STATE_PREFIX}{name}", "int64", shape, content) for name, shape, content in state),
         ),
         outputs=(
-            TensorSpec("logits", "float32", ("batch", "seq", vocab_size)),
+            TensorSpec(LOGITS, "float32", ("batch", "seq", vocab_size)),
             *(TensorSpec(f"{NEW_STATE_PREFIX}{name}", "int64", shape) for name, shape, _ in state),
         ),
         axes={**axes, "batch": AxisRange(1, axes["batch"].max)},
@@ -64,7 +58,7 @@ class EagerStateRunner(EagerRunner):
         Raises:
             InputError: An input does not fit, or a text becomes longer than the bundle's longest sequence.
         """
-        batch, seq_len = inputs["input_ids"].shape
+        batch, seq_len = inputs[TOKENS].shape
         feeds = {"lengths": np.full(batch, seq_len), **inputs}
         check_inputs(self._graph, feeds)
         position, tokens = feeds["state.position"], feeds["state.tokens"].copy()
@@ -76,6 +70,6 @@ class EagerStateRunner(EagerRunner):
             )
         logits = np.zeros((batch, seq_len, int(self._graph.outputs[0].shape[-1])), np.float32)
         for row, (start, end) in enumerate(zip(position, ends, strict=True)):
-            tokens[row, start:end] = feeds["input_ids"][row, : end - start]
-            logits[row, : end - start] = super().run({"input_ids": tokens[row : row + 1, :end]})["logits"][0, start:]
-        return {"logits": logits, "new_state.position": ends, "new_state.tokens": tokens}
+            tokens[row, start:end] = feeds[TOKENS][row, : end - start]
+            logits[row, : end - start] = super().run({TOKENS: tokens[row : row + 1, :end]})[LOGITS][0, start:]
+        return {LOGITS: logits, "new_state.position": ends, "new_state.tokens": tokens}

@@ -13,7 +13,8 @@ import numpy as np
 
 from flash_export.bundle import reads_bundles
 from flash_export.errors import InputError
-from flash_export.manifest import Content
+from flash_export.interface import TokenIds
+from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.inputs import check_axis, check_content
 from flash_export.runtime.sampling import Sampler, SamplingOptions
 from flash_export.runtime.state import State, check_state
@@ -197,9 +198,9 @@ class Generator:
         for row, piece in enumerate(pieces):
             input_ids[row, : piece.size] = piece
         inputs = self._fill_state(state).to_inputs()
-        outputs = self._pair.prefill.run({"input_ids": input_ids, "lengths": lengths, **inputs})
+        outputs = self._pair.prefill.run({TOKENS: input_ids, "lengths": lengths, **inputs})
         new_state = State.from_outputs(outputs, model_sha256=self._pair.model_sha256)
-        return outputs["logits"][np.arange(ends.size), ends - 1], self._cut_state(new_state, ends.size)
+        return outputs[LOGITS][np.arange(ends.size), ends - 1], self._cut_state(new_state, ends.size)
 
     def _load(self, state: State) -> None:
         self._pair.decoder.load_state(self._fill_state(state))
@@ -236,7 +237,7 @@ class Generator:
             )
         if prompt.size == 0:
             raise InputError(f"prompt {row} has no tokens; give at least one, such as a line break, to go on from")
-        check_content(f"prompt {row}", prompt, Content.from_vocabulary(self._vocab_size))
+        check_content(f"prompt {row}", prompt, TokenIds(self._vocab_size))
         return prompt
 
     def __enter__(self) -> Self:

@@ -10,19 +10,15 @@ import sys
 from typing import TYPE_CHECKING
 
 from flash_export.errors import InputError
-from flash_export.manifest import LENGTHS, TOKEN_IDS
+from flash_export.interface import Lengths, TokenIds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
 
-    from flash_export.manifest import AxisRange, Content, ContentKind, GraphSpec, TensorSpec
-
-_CONTENT_CURES: dict[ContentKind, str] = {
-    TOKEN_IDS: "encode the text with the model's own tokenizer",
-    LENGTHS: "give the number of real tokens of each row",
-}
+    from flash_export.interface import Content, TensorSpec
+    from flash_export.manifest import AxisRange, GraphSpec
 
 
 def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
@@ -69,23 +65,27 @@ def check_axis(name: str, value: int, axis: AxisRange) -> None:
 
 
 def check_content(name: str, value: np.ndarray, content: Content, sizes: Mapping[str, int] | None = None) -> None:
-    """Check the values of an integer input.
+    """Check that token ids are of the vocabulary and lengths within the row; other inputs may have any values.
 
     Args:
         name: What messages call it.
         value: The input.
-        content: Which values it may have.
+        content: What it holds.
         sizes: Of the symbolic axes, where one of them is the largest value.
 
     Raises:
         InputError: A value lies outside.
     """
-    largest = content.max if isinstance(content.max, int) else (sizes or {}).get(content.max, sys.maxsize)
-    if value.size and ((least := int(value.min())) < content.min or int(value.max()) > largest):
-        odd = least if least < content.min else int(value.max())
-        raise InputError(
-            f"{name} has {odd}, {content.kind} are {content.min} to {largest} here; {_CONTENT_CURES[content.kind]}"
-        )
+    if isinstance(content, TokenIds):
+        least, most, cure = 0, content.vocab_size - 1, "encode the text with the model's own tokenizer"
+    elif isinstance(content, Lengths):
+        most = content.max if isinstance(content.max, int) else (sizes or {}).get(content.max, sys.maxsize)
+        least, cure = 1, "give the number of real tokens of each row"
+    else:
+        return
+    if value.size and (int(value.min()) < least or int(value.max()) > most):
+        odd = int(value.min() if value.min() < least else value.max())
+        raise InputError(f"{name} has {odd}, {content.kind} are {least} to {most} here; {cure}")
 
 
 def _check_tensor(

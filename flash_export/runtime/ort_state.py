@@ -9,6 +9,7 @@ import numpy as np
 
 from flash_export.errors import InputError
 from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
+from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.decoder import check_loaded
 from flash_export.runtime.inputs import check_axis, check_content
 from flash_export.runtime.ort import OrtRunner
@@ -83,7 +84,7 @@ class OrtStateRunner(OrtRunner):
             # An input that the graph wants on another device is copied when it is bound, not when the graph is run
             # (https://github.com/microsoft/onnxruntime/issues/5857). Integers alone may be: a CUDA graph reads sizes
             # and indices on the host, and tokens come from there.
-            binding.bind_ortvalue_input("input_ids", self._input_ids)
+            binding.bind_ortvalue_input(TOKENS, self._input_ids)
             binding.bind_ortvalue_input(f"{STATE_PREFIX}{POSITION}", self._buffers[self._current][POSITION])
         self._session.run_with_iobinding(binding)
         self._current = 1 - self._current
@@ -130,8 +131,8 @@ class OrtStateRunner(OrtRunner):
         self._buffers = [first, second]
         for source, target in (self._buffers, reversed(self._buffers)):
             binding = self._session.io_binding()
-            binding.bind_ortvalue_input("input_ids", self._input_ids)
-            binding.bind_ortvalue_output("logits", self._logits)
+            binding.bind_ortvalue_input(TOKENS, self._input_ids)
+            binding.bind_ortvalue_output(LOGITS, self._logits)
             for name in source:
                 binding.bind_ortvalue_input(f"{STATE_PREFIX}{name}", source[name])
                 binding.bind_ortvalue_output(f"{NEW_STATE_PREFIX}{name}", target[name])

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from jaxtyping import Int
 
     from flash_export.bundle import Bundle
-    from flash_export.manifest import GraphSpec, TensorSpec
+    from flash_export.interface import TensorSpec
+    from flash_export.manifest import GraphSpec
 
 POSITION = "position"
 # Decode reads what it needs of these before it writes them, so that input and output may be the same memory.

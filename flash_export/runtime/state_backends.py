@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.config import DECODE, MAX_THREADS, PREFILL, check_count
 from flash_export.errors import BundleError, ConfigError
+from flash_export.runtime.backends import BACKENDS
 from flash_export.runtime.decoder import RunnerDecoder
 from flash_export.runtime.state import identify_model
 from flash_export.suggest import describe_unknown
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from flash_export.bundle import Bundle
     from flash_export.manifest import GraphSpec
+    from flash_export.runtime.backends import GraphBackend
     from flash_export.runtime.decoder import Decoder
     from flash_export.runtime.runner import Runner
 
@@ -71,8 +73,7 @@ def open_pair(bundle: Bundle, backend: str, *, threads: int | None = None) -> St
     check_count("threads", threads, MAX_THREADS)
     if backend not in _OPENERS:
         raise ConfigError(describe_unknown("backend", backend, _OPENERS))
-    config = bundle.read_config()
-    if not config.get("causal"):
+    if not bundle.manifest.interface.is_causal:
         raise BundleError(
             f"{bundle.path} holds a model that is not causal: it sees a text as a whole and cannot generate one; "
             "export a causal model"
@@ -80,14 +81,11 @@ def open_pair(bundle: Bundle, backend: str, *, threads: int | None = None) -> St
     return _OPENERS[backend](bundle, threads)
 
 
-def _open_ort(bundle: Bundle, threads: int | None, *, provider: str) -> StatePair:
-    from flash_export.runtime.ort import OrtRunner
-    from flash_export.runtime.ort_state import OrtStateRunner
-
+def _open_graphs(bundle: Bundle, threads: int | None, *, backend: GraphBackend) -> StatePair:
     graph, decode_graph = _get_state_graphs(bundle)
-    prefill = OrtRunner(graph, bundle.get_graph_path(PREFILL), provider=provider, threads=threads)
-    decoder = OrtStateRunner(decode_graph, bundle.get_graph_path(DECODE), provider=provider, threads=threads)
-    return StatePair(prefill, decoder, graph, bundle.read_config()["chunk_size"], identify_model(bundle))
+    prefill = backend.open(graph, bundle.get_graph_path(PREFILL), threads=threads)
+    decoder = backend.decode(decode_graph, bundle.get_graph_path(DECODE), threads)
+    return StatePair(prefill, decoder, graph, bundle.manifest.interface.window, identify_model(bundle))
 
 
 def _open_trt(bundle: Bundle, threads: int | None) -> StatePair:
@@ -100,7 +98,7 @@ def _open_trt(bundle: Bundle, threads: int | None) -> StatePair:
     from flash_export.runtime.trt import open_engine
 
     prefill, decode = (open_engine(bundle, engines[name]) for name in (PREFILL, DECODE))
-    return StatePair(prefill, RunnerDecoder(decode), graph, bundle.read_config()["chunk_size"], identify_model(bundle))
+    return StatePair(prefill, RunnerDecoder(decode), graph, bundle.manifest.interface.window, identify_model(bundle))
 
 
 def _open_eager(bundle: Bundle, threads: int | None) -> StatePair:
@@ -114,23 +112,25 @@ def _open_eager(bundle: Bundle, threads: int | None) -> StatePair:
 
 
 def _get_state_graphs(bundle: Bundle) -> tuple[GraphSpec, GraphSpec]:
+    from flash_export.models.registry import get_family
+
     graphs = bundle.manifest.graphs
     if PREFILL in graphs and DECODE in graphs:
         return graphs[PREFILL], graphs[DECODE]
-    if bundle.read_config()["model_type"] == "gau":
+    values = bundle.read_config()
+    if refusal := get_family(values["model_type"]).config_class.from_dict(values).state_refusal:
         raise BundleError(
-            f"{bundle.path} holds a gau model, which has no state of constant size: it divides by the sequence "
-            "length, so each new token changes the past; use --backend eager, which reads the whole text again"
+            f"{bundle.path} has no prefill and decode graphs: {refusal}; use --backend eager, which reads the text "
+            "again for every token"
         )
     raise BundleError(
         f"{bundle.path} has no prefill and decode graphs, only {', '.join(graphs)}; export it again with "
-        "'flash-export onnx', which writes them for causal flash models"
+        "'flash-export onnx', which writes them"
     )
 
 
 _OPENERS: dict[str, Callable[[Bundle, int | None], StatePair]] = {
-    "ort-cpu": partial(_open_ort, provider="cpu"),
-    "ort-cuda": partial(_open_ort, provider="cuda"),
+    **{name: partial(_open_graphs, backend=backend) for name, backend in BACKENDS.items()},
     "trt": _open_trt,
     "eager": _open_eager,
 }

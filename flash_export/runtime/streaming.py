@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.inputs import check_axis, check_input_names
 from flash_export.runtime.state import State
 
@@ -85,8 +86,8 @@ class StreamingRunner:
             InputError: An input is missing or unknown, or the batch is out of the graphs' range.
             StateError: The state became NaN or infinite.
         """
-        check_input_names(inputs, required=["input_ids"])
-        input_ids, graph = inputs["input_ids"], self._pair.graph
+        check_input_names(inputs, required=[TOKENS])
+        input_ids, graph = inputs[TOKENS], self._pair.graph
         batch, seq_len = input_ids.shape
         check_axis("batch", batch, graph.axes["batch"])
         logits = np.zeros((batch, seq_len, int(graph.outputs[0].shape[-1])), np.float32)
@@ -96,9 +97,9 @@ class StreamingRunner:
             split = split_text(batch, seq_len, self._pair.chunk_size)
             for lengths in (*(np.full(batch, length) for length in split.segments), split.rests):
                 segment = input_ids[:, start : start + int(lengths.max())]
-                outputs = self._pair.prefill.run({"input_ids": segment, "lengths": lengths, **state.to_inputs()})
+                outputs = self._pair.prefill.run({TOKENS: segment, "lengths": lengths, **state.to_inputs()})
                 for row, length in enumerate(lengths):
-                    logits[row, start : start + length] = outputs["logits"][row, :length]
+                    logits[row, start : start + length] = outputs[LOGITS][row, :length]
                 state = State.from_outputs(outputs)
                 ends, start = start + lengths, start + int(lengths.min())
         self._pair.decoder.load_state(state)
@@ -107,7 +108,7 @@ class StreamingRunner:
             stepped = self._pair.decoder.step(input_ids[rows, positions])
             going_on = ends + step < seq_len
             logits[rows[going_on], positions[going_on]] = stepped[going_on]
-        return {"logits": logits}
+        return {LOGITS: logits}
 
     def __enter__(self) -> Self:
         """Enter both graphs."""

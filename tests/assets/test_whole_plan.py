@@ -25,5 +25,5 @@ def test_bundled_model_passes_the_whole_plan(tmp_path: Path, name: str) -> None:
     passed = [row for row in report.rows if row.status == "passed"]
     assert max(row.seq_len or 0 for row in passed) == DEFAULT_MAX_SEQ_LEN
     assert any(row.masked for row in passed) == bundle.get_graph().has_mask
-    assert report.bits_per_byte is not None
-    assert report.bits_per_byte["ort-cpu"] == pytest.approx(report.bits_per_byte["eager"], abs=1e-4)
+    assert report.scores is not None
+    assert report.scores.values["ort-cpu"] == pytest.approx(report.scores.values["eager"], abs=1e-4)

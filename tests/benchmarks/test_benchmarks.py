@@ -145,7 +145,7 @@ def test_precision(
     assert [model["model"] for model in results["models"]] == ["byte-causal", "byte-masked"]
     for model in results["models"]:
         assert [entry["name"] for entry in model["trade_off"]["entries"]] == ["fp32", "int4"]
-        assert model["trade_off"]["entries"][1]["quality"]["kl_bits"] > 1e-9
+        assert model["trade_off"]["entries"][1]["quality"]["measures"]["kl_bits"] > 1e-9
         assert model["not_made"] == {"fp8": "fp8 needs more"}
     assert [(case["graph"], case["precision"]) for case in results["cases"]] == [("decode", "int4")]
     assert all(case["speed"] > 0 and case["error"] > 1e-6 for case in results["cases"])

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-NAMES = ["python", "torch", "onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt-rtx", "gpu", "disk", "memory"]
+NAMES = [
+    *("python", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"),
+    *("gpu", "disk", "memory"),
+]
 PACKAGES = {
     "torch": "",
     "onnx": "",
     "onnxscript": "",
     "onnxruntime": "cpu",
+    "openvino": "openvino",
     "tensorrt": "gpu",
     "tensorrt-rtx": "rtx",
 }

@@ -172,7 +172,10 @@ def test_exactly_one_prompt_is_wanted(byte_bundle: Path) -> None:
         (("--prompt", "a", "--top-p", "0"), "top_p=0.0 is not usable"),
         (("--prompt", "a", "--max-tokens", "-1"), "max_tokens=-1 is not usable"),
         (("--prompt", "a", "--stop", "256"), "stop_tokens=(256,) are not usable; token ids are 0 to 255"),
-        (("--prompt", "a", "--backend", "tpu"), "unknown backend 'tpu'; use one of ort-cpu, ort-cuda, trt, eager"),
+        (
+            ("--prompt", "a", "--backend", "tpu"),
+            "unknown backend 'tpu'; use one of ort-cpu, ort-cuda, openvino, trt",
+        ),
         (("--prompt", "a", "--backend", "trt"), "has no engine of prefill and decode"),
         (
             ("--prompt", "a", "--load-state", "nowhere.state"),

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from flash_export.cli.main import main
-from flash_export.manifest import EngineManifest, ProfileShapes, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import EngineManifest, ProfileShapes
 
 if TYPE_CHECKING:
     from flash_export.bundle import Bundle
@@ -233,8 +234,8 @@ def test_changed_bundle(bundle: Bundle, engine: EngineManifest) -> None:
     [
         ("{", "manifest.json cannot be read as JSON"),
         ("[]", "manifest.json holds list, not a JSON object"),
-        ('{"format_version": 2}', "manifest.json has format_version 2, this version reads 1; export the bundle again"),
-        ('{"format_version": 1, "versions": []}', "manifest.json is damaged: versions is list, wanted dict"),
+        ('{"format_version": 3}', "manifest.json has format_version 3, this version reads 2; export the bundle again"),
+        ('{"format_version": 2, "versions": []}', "manifest.json is damaged: versions is list, wanted dict"),
     ],
 )
 def test_damaged_manifest(bundle: Bundle, text: str, message: str) -> None:

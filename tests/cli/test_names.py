@@ -100,7 +100,14 @@ def test_terminal_without_unicode_gets_escapes(tmp_path: Path) -> None:
     """A report for people; what is for other programs, Markdown on stdout, is UTF-8 all the same."""
     environment = {**os.environ, "LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     row = {"backend": "ort-cpu", "graph": "forward", "batch": 1, "seq_len": 9, "masked": False, "status": "failed"}
-    values = {"bundle": "é字", "environment": {}, "rows": [{**row, "reason": "naïve"}], "format_version": 2}
+    measure = {"name": "kl_bits", "label": "divergence", "unit": "bits per prediction", "better": "lower"}
+    values: dict[str, object] = {
+        "bundle": "é字",
+        "environment": {},
+        "rows": [{**row, "reason": "naïve"}],
+        "measures": [measure],
+    }
+    values["format_version"] = 3
     (tmp_path / "report.json").write_text(json.dumps(values))
     result = subprocess.run(
         [SCRIPT, "report", tmp_path / "report.json", "--markdown", "-"],

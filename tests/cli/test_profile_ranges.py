@@ -32,7 +32,7 @@ def test_table_and_json_file(small_bundle: Bundle, tmp_path: Path) -> None:
 def test_json_on_stdout_stands_alone_and_all_are_shown(small_bundle: Bundle) -> None:
     result = invoke(small_bundle, "--lengths", "16", "--json", "-", "--all")
 
-    assert json.loads(result.stdout)["text"] == "random tokens"
+    assert json.loads(result.stdout)["data"] == "random tokens"
     assert "Measured on" in result.stderr
     assert "with more room" not in result.stderr
 

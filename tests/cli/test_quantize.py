@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -15,9 +16,6 @@ from flash_export.cli.quantize import describe_product, parse_share
 from flash_export.config import QuantizeOptions
 from flash_export.errors import ConfigError
 from flash_export.quantization_record import ProductRecord
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytest.importorskip("onnxruntime")
 
@@ -62,15 +60,15 @@ def test_it_writes_a_bundle_and_says_what_each_product_became(masked_byte_bundle
         assert f"{product.name} {describe_product(product)} {product.weights:,} {cost}".rstrip() in rows
     assert "head fp32 8,224" in rows
     assert lines[-4] == "head: fp32, because --keep head"
-    assert lines[-3].startswith(f"Loss {record.loss:.2%}, accepted 0.50%: {record.bits:.4f} bits a pred")
+    assert lines[-3].startswith(f"Loss {record.loss:.2%}, accepted 0.50%: {record.score:.4f} bits")
     assert lines[-2] == f"{record.quantized_share:.0%} of the weights in few bits"
     assert lines[-1] == f"Bundle: {output}"
 
 
 def test_options_are_passed_on(masked_byte_bundle: Bundle, tmp_path: Path, asked: dict[str, Any]) -> None:
-    options = "--scheme int4 --calibration a.txt --keep a --keep b.* --budget 1% --block-size 64 --no-smoothing --force"
+    options = "--scheme int4 --data a.txt --keep a --keep b.* --budget 1% --block-size 64 --no-smoothing --force"
     assert invoke(masked_byte_bundle.path, "-o", tmp_path / "q", *options.split()).exit_code == 0
-    assert asked["options"] == QuantizeOptions("int4", "a.txt", ("a", "b.*"), 0.01, 64, smoothing=False)
+    assert asked["options"] == QuantizeOptions("int4", Path("a.txt"), ("a", "b.*"), 0.01, 64, smoothing=False)
     assert (asked["bundle"].path, asked["output"], asked["force"]) == (masked_byte_bundle.path, tmp_path / "q", True)
 
 
@@ -105,7 +103,7 @@ def test_what_is_no_share_is_refused(masked_byte_bundle: Bundle, tmp_path: Path,
         (["--block-size", "24"], "block_size=24 is not usable; use a power of two from 16 on"),
         (["--block-size", "8"], "block_size=8 is not usable"),
         (["--threads", "0"], "threads=0 is not usable; use at least 1"),
-        (["--calibration", "none.txt"], "none.txt cannot be read"),
+        (["--data", "none.txt"], "none.txt cannot be read"),
         (
             ["--keep", "nothing"],
             "keep='nothing' names nothing; the products are layers.0.projection, layers.0.out, hea",

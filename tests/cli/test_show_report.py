@@ -71,7 +71,7 @@ def test_comparison_as_markdown(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("no json", "cannot be read as JSON"),
-        ('{"format_version": 1, "rows": []}', "has format_version 1, this version reads 2"),
+        ('{"format_version": 1, "rows": []}', "has format_version 1, this version reads 3"),
         ("[]", "bad.json holds list, not a JSON object; give the report.json of 'flash-export validate'"),
     ],
 )

@@ -87,7 +87,7 @@ def check_export(config: ModelConfig, options: ExportOptions) -> None:
         bundle = export_onnx(Path(folder, "checkpoint"), Path(folder, "bundle"), options=options)
         session = onnxruntime.InferenceSession(bundle.get_graph_path(), providers=["CPUExecutionProvider"])
     has_mask = bundle.get_graph().has_mask
-    vocab_size, window = config.to_dict()["vocab_size"], config.window
+    vocab_size, window = config.to_dict()["vocab_size"], config.interface.window
     generator = torch.Generator().manual_seed(1)
     batch = min(2, options.max_batch)
     for seq_len in {1, window - 1, window, window + 1, 3 * window + 2, 150}:

@@ -25,7 +25,8 @@ from flash_export.exporters import flavour as flavour_module
 from flash_export.exporters.engine import build_engine
 from flash_export.exporters.export import export_onnx
 from flash_export.files import hash_file, write_file
-from flash_export.manifest import ProfileShapes, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import ProfileShapes
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
 from flash_export.termination import Terminated, raise_terminations

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from flash_export.config import ExportOptions
+from flash_export.data.sources import Data, RandomSource
 from flash_export.errors import ConfigError
 from flash_export.exporters.export import export_onnx
 from flash_export.exporters.half_ranges import plan_lengths
@@ -50,6 +51,10 @@ def build_model(config: ModelConfig, std: float = 0.3) -> ReferenceModel:
     return model.requires_grad_(requires_grad=False).eval()
 
 
+def draw_data(model: ReferenceModel) -> Data:
+    return Data(RandomSource(model.config.interface))
+
+
 def draw_tokens(seq_len: int, batch: int = 2) -> torch.Tensor:
     return torch.randint(0, SIZES["vocab_size"], (batch, seq_len), generator=torch.Generator().manual_seed(1))
 
@@ -76,7 +81,7 @@ def test_half_model_is_the_reference_up_to_rounding(name: str, precision: str) -
 def test_all_islands_round_less(name: str) -> None:
     model, tokens = build_model(CONFIGS[name]), draw_tokens(SEQ_LEN)
     options = ExportOptions(precision="bf16", islands="all")
-    lowered = lower_model(model, choose_islands(model, None, options).precision)
+    lowered = lower_model(model, choose_islands(model, draw_data(model), options).precision)
     assert {weight.dtype for weight in lowered.state_dict().values()} == {torch.float32, torch.bfloat16}
     plain = lower_model(model, Precision("bf16"))(tokens)
     expected = model(tokens)
@@ -125,12 +130,12 @@ def test_what_overflows_becomes_an_island(scale: Callable[[Any], None], name: st
     expected = model(tokens)
     assert expected.isfinite().all()
     assert not lower_model(model, Precision("fp16"))(tokens).isfinite().all()
-    choice = choose_islands(model, None, ExportOptions(precision="fp16", max_seq_len=SEQ_LEN))
+    choice = choose_islands(model, draw_data(model), ExportOptions(precision="fp16", max_seq_len=SEQ_LEN))
     island = next(island for island in choice.facts.islands if island.name == SCALINGS[scale])
     assert "more than a quarter of fp16's 65504" in island.reason
     assert compute_error(expected, lower_model(model, choice.precision)(tokens)) < 8 * ROUNDING["fp16"]
     with pytest.raises(ConfigError, match=r"beyond the overflow horizon .*; use --islands auto, or bf16"):
-        choose_islands(model, None, ExportOptions(precision="fp16", islands="minimal", max_seq_len=SEQ_LEN))
+        choose_islands(model, draw_data(model), ExportOptions(precision="fp16", islands="minimal", max_seq_len=SEQ_LEN))
 
 
 @pytest.mark.slow
@@ -139,21 +144,23 @@ def test_growth_with_the_length_decides() -> None:
     model: Any = build_model(CONFIGS["causal"])
     for layer in model.layers:
         layer.qk_offset_scale.gamma.data[[1, 3]] *= 2.5
-    short = choose_islands(model, None, ExportOptions(precision="fp16", islands="minimal", max_seq_len=64))
+    short = choose_islands(model, draw_data(model), ExportOptions(precision="fp16", islands="minimal", max_seq_len=64))
     assert short.facts.horizon is not None
     assert not short.facts.islands
     horizon = short.facts.horizon.seq_len
     assert 64 < horizon < 10**7
     assert short.facts.horizon.quantity.startswith("layers.")
     far = ExportOptions(precision="fp16", max_seq_len=10 * horizon)
-    choice = choose_islands(model, None, far)
+    choice = choose_islands(model, draw_data(model), far)
     assert choice.facts.islands
     assert choice.facts.horizon is None or choice.facts.horizon.seq_len > far.max_seq_len
     assert all("a quarter of fp16's 65504" in island.reason for island in choice.facts.islands)
     with pytest.raises(
         ConfigError, match=r"max_seq_len=\d+ is beyond .*tokens.*; use --islands auto, or --max-seq-len"
     ):
-        choose_islands(model, None, ExportOptions(precision="fp16", islands="minimal", max_seq_len=10 * horizon))
+        choose_islands(
+            model, draw_data(model), ExportOptions(precision="fp16", islands="minimal", max_seq_len=10 * horizon)
+        )
 
 
 def test_model_that_leaves_fp32_is_refused() -> None:
@@ -162,19 +169,19 @@ def test_model_that_leaves_fp32_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"logits is (inf|nan) at seq_len=.* in fp32 already, so that no island holds it"
     ):
-        choose_islands(model, None, ExportOptions(precision="fp16", max_seq_len=64))
+        choose_islands(model, draw_data(model), ExportOptions(precision="fp16", max_seq_len=64))
 
 
 def test_bf16_needs_no_measurement() -> None:
     model = build_model(CONFIGS["causal"])
     for mode in ("auto", "minimal"):
-        facts = choose_islands(model, None, ExportOptions(precision="bf16", islands=mode)).facts
+        facts = choose_islands(model, draw_data(model), ExportOptions(precision="bf16", islands=mode)).facts
         assert (facts.islands, facts.horizon, facts.seq_lens) == ((), None, ())
 
 
 def test_choice_does_not_depend_on_time_or_run() -> None:
     model, options = build_model(CONFIGS["non-causal"]), ExportOptions(precision="fp16")
-    assert choose_islands(model, None, options) == choose_islands(model, None, options)
+    assert choose_islands(model, draw_data(model), options) == choose_islands(model, draw_data(model), options)
 
 
 @pytest.mark.parametrize(("max_seq_len", "expected"), [(3, [1, 3]), (64, [16, 32, 64]), (100, [25, 50, 100])])
@@ -276,7 +283,7 @@ def test_facts_are_in_the_manifest(tmp_path: Path) -> None:
     scale_output(model)
     facts = export(model, tmp_path, precision="fp16", max_seq_len=64, graphs=("forward",)).manifest.precision
     assert facts is not None
-    assert (facts.precision, facts.mode, facts.text, facts.seq_lens) == ("fp16", "auto", "random tokens", (16, 32, 64))
+    assert (facts.precision, facts.mode, facts.data, facts.seq_lens) == ("fp16", "auto", "random tokens", (16, 32, 64))
     assert "layers.1.update" in {island.name for island in facts.islands}
 
 

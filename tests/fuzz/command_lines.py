@@ -81,7 +81,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
     "onnx checkpoint -o bundle": {"--set": SETTINGS, "--family": NAMES},
     "quantize bundle -o bundle": {
         "--scheme": NAMES,
-        "--calibration": PATHS,
+        "--data": PATHS,
         "--keep": NAMES,
         "--budget": NUMBERS,
         "--block-size": NUMBERS,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flash_export.bundle import Bundle
+from flash_export.data.heldout import open_heldout
 from flash_export.models.checkpoint import load_checkpoint
 from flash_export.quantization.judge import Judge
-from flash_export.quantization.text import CalibrationText
 from tests.fuzz.mutations import (
     mutate_array,
     mutate_bytes,
@@ -77,14 +77,15 @@ def _load_weights(folder: Path) -> object:
 
 
 def _load_ids(folder: Path) -> object:
-    return CalibrationText.load(Bundle.open(folder / "bundle"), str(folder / "ids.npy"), 96)
+    return open_heldout(Bundle.open(folder / "bundle"), folder / "ids.npy")
 
 
 def _judge_text(folder: Path) -> object:
     bundle = Bundle.open(folder / "bundle")
-    text = CalibrationText.load(bundle, str(folder / "text.txt"), 96)
+    text = open_heldout(bundle, folder / "text.txt")
+    assert text is not None
     graph = bundle.get_graph_path()
-    return Judge(bundle.get_graph(), graph, text.windows, threads=1).measure(graph)
+    return Judge(bundle.manifest.interface, bundle.get_graph(), graph, text.samples, threads=1).measure(graph)
 
 
 REPORTS = (

@@ -12,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from flash_export.data.batch import Batch
 from flash_export.exporters.quantization.trial import TrialProduct
-from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec
+from flash_export.models.token_model import describe_token_model
 from flash_export.quantization.activations import (
     FIRST_LENGTH,
     MAX_RECORDED_BYTES,
@@ -30,9 +33,16 @@ if TYPE_CHECKING:
 pytest.importorskip("onnxruntime")
 
 
+INTERFACE = describe_token_model(1000, needs_mask=False, is_causal=True)
+
+
+def make_row(tokens: np.ndarray) -> Batch:
+    return Batch.full(INTERFACE, {"input_ids": tokens[None]})
+
+
 @given(st.integers(1, 10**6), st.integers(1, 10**5), st.integers(1, 10**6))
 def test_lengths_are_doublings_as_far_as_text_graph_and_memory_go(tokens: int, longest: int, each: int) -> None:
-    lengths = list_lengths(tokens, longest, each)
+    lengths = list_lengths(make_row(np.zeros(tokens, np.int64)), longest, each)
     limit = min(tokens, longest, MAX_RECORDED_BYTES // each)
     assert lengths[0] == min(FIRST_LENGTH, limit)
     assert all(after == 2 * before for before, after in itertools.pairwise(lengths))
@@ -40,9 +50,19 @@ def test_lengths_are_doublings_as_far_as_text_graph_and_memory_go(tokens: int, l
 
 
 def test_lengths_of_a_real_bundle() -> None:
-    assert list_lengths(65536, 65536, 4 * 3000) == [256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536]
-    assert list_lengths(65536, 1000, 4 * 3000) == [256, 512]
-    assert list_lengths(100, 65536, 4 * 3000) == [100]
+    assert list_lengths(make_row(np.zeros(65536, np.int64)), 65536, 4 * 3000) == [
+        256,
+        512,
+        1024,
+        2048,
+        4096,
+        8192,
+        16384,
+        32768,
+        65536,
+    ]
+    assert list_lengths(make_row(np.zeros(65536, np.int64)), 1000, 4 * 3000) == [256, 512]
+    assert list_lengths(make_row(np.zeros(100, np.int64)), 65536, 4 * 3000) == [100]
 
 
 class TwoProducts:
@@ -84,7 +104,7 @@ class TwoProducts:
 def record(tmp_path: Path, tokens: np.ndarray, seq_lens: list[int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     trial = TwoProducts()
     path = trial.write(tmp_path)
-    found = record_activations(as_trial(trial), path, tokens, seq_lens, threads=1)
+    found = record_activations(as_trial(trial), path, make_row(tokens), seq_lens, threads=1)
     return {name: (activations.sample, activations.max_abs) for name, activations in found.items()}
 
 

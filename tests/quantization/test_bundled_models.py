@@ -43,12 +43,13 @@ def test_a_trained_model_keeps_its_bits_and_loses_its_weight(trained: Bundle, tm
     record = bundle.read_quantization()
     assert record is not None
     assert record.loss <= record.budget
-    assert record.bits is not None
-    assert record.bits / record.reference_bits - 1 <= MAX_CHANGE[scheme]
+    assert record.score is not None
+    assert record.reference_score is not None
+    assert record.score / record.reference_score - 1 <= MAX_CHANGE[scheme]
     ratio = measure_forward(bundle) / measure_forward(trained)
     assert ratio <= MAX_RATIO[scheme], ratio
 
     report = validate_bundle(bundle, ValidationOptions(backends=("ort-cpu",), latency_budget_s=0, max_seq_len=2048))
     assert report, [row for row in report.rows if row.status == "failed"]
-    assert report.bits_per_byte is not None
-    assert report.bits_per_byte["ort-cpu"] / report.bits_per_byte["eager"] - 1 <= MAX_CHANGE[scheme]
+    assert report.scores is not None
+    assert report.scores.compute_loss("ort-cpu") <= MAX_CHANGE[scheme]

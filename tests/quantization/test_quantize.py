@@ -16,11 +16,11 @@ from flash_export.config import QuantizeOptions
 from flash_export.errors import BundleError, ConfigError, InputError
 from flash_export.exporters.quantization.plan import ProductPlan, QuantizationPlan
 from flash_export.files import hash_file
-from flash_export.quantization.judge import Loss
 from flash_export.quantization.quantize import quantize_bundle
 from flash_export.quantization.search import Choice
 from flash_export.runtime.generate import Generator
 from flash_export.runtime.ort import OrtRunner, list_values
+from flash_export.tasks.base import Loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,15 +76,17 @@ def test_the_record_says_what_was_done(causal_byte_bundle: Bundle, int8_bundle: 
     record = int8_bundle.read_quantization()
     assert record is not None
     assert json.loads(record.to_json()) == json.loads((int8_bundle.path / "quantization.json").read_text())
-    assert (record.scheme, record.text, record.budget, record.block_size) == ("int8", "held-out text", 0.005, None)
+    assert (record.scheme, record.data, record.budget, record.block_size) == ("int8", "held-out text", 0.005, None)
     assert record.source_sha256 == hash_file(causal_byte_bundle.path / "manifest.json")
-    assert record.text_sha256 == hash_file(causal_byte_bundle.path / "heldout.txt")
+    assert record.data_sha256 == hash_file(causal_byte_bundle.path / "heldout.txt")
     assert record.seq_lens == (96,)
     assert record.predictions == len((causal_byte_bundle.path / "heldout.txt").read_bytes()) // 64 * 63
     assert 0 <= record.loss <= record.budget
     assert record.loss <= record.budget
-    assert record.bits is not None
-    assert record.reference_bits > 1
+    assert record.score is not None
+    assert record.reference_score is not None
+    assert record.reference_score > 1
+    assert 0 <= record.measures["kl_bits"] <= record.budget * record.reference_score
     assert [product.name for product in record.products] == PRODUCTS
     assert {product.scheme for product in record.products} == {"int8"}
     assert record.quantized_share == 1
@@ -196,7 +198,7 @@ def test_a_failure_leaves_the_output_as_it_was(
     shutil.copytree(masked_byte_bundle.path, output)
     before = list_contents(output)
     plan = QuantizationPlan("int8", {"head": ProductPlan("int8", 1.0)})
-    choice = Choice(plan, Loss(0.0, None, 1.0, 0.0), {}, {}, {})
+    choice = Choice(plan, Loss(0.0, None, 1.0), {}, {}, {})
     monkeypatch.setattr("flash_export.quantization.search.Search.run", lambda *_: choice)
     monkeypatch.setattr("flash_export.exporters.export.write_models", fail)
     with pytest.raises(InputError, match="on purpose"):

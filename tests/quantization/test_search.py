@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flash_export.exporters.quantization.plan import ProductPlan, QuantizationPlan
-from flash_export.quantization.judge import Judge, Loss
 from flash_export.quantization.search import Candidate, Search
+from flash_export.tasks.base import Loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from flash_export.exporters.quantization.trial import TrialGraph
+    from flash_export.quantization.judge import Judge
     from flash_export.quantization.search import Choice
 
     Together = Callable[[list[float]], float]
@@ -44,7 +45,7 @@ class MadeUp:
     def measure(self, path: Path) -> Loss:
         self.plans.append(self.plan)
         share = self.together([self.costs[name][one.terms - 1] for name, one in self.plan.products.items()])
-        return Loss(share, None, 1.0, 0.0) if math.isfinite(share) else Loss(math.inf, None, 1.0, math.inf)
+        return Loss(share if math.isfinite(share) else math.inf, None, 1.0)
 
     def search(self, accepted: float, weights: Mapping[str, int] | None = None) -> Choice:
         ways = ONE, TWO

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from flash_export.bundle import Bundle
 from flash_export.errors import BundleError, ConfigError, InputError, StateError
-from flash_export.manifest import AxisRange, GraphSpec, Manifest, TensorSpec
+from flash_export.interface import Interface, TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec, Manifest
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.runtime.decoder import RunnerDecoder
 from flash_export.runtime.eager_state import EagerStateRunner, describe_eager_graph
@@ -24,7 +26,7 @@ from flash_export.runtime.ort_state import OrtStateRunner
 from flash_export.runtime.sampling import SamplingOptions
 from flash_export.runtime.state import State, identify_model
 from flash_export.runtime.state_backends import StatePair
-from tests.conftest import PROVENANCE
+from tests.conftest import INTERFACE, PROVENANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -348,8 +350,10 @@ def test_model_that_computes_nan_is_one_clear_error(causal_bundle: Bundle) -> No
 # --- opening
 
 
-def make_bundle(path: Path, config: str) -> Bundle:
-    (path / "config.json").write_text(config)
+def make_bundle(path: Path, config: str, interface: Interface | None = None) -> Bundle:
+    sizes = {"vocab_size": VOCAB_SIZE, "dim": 4, "depth": 1, "hidden_dim": 8}
+    (path / "config.json").write_text(json.dumps(sizes | json.loads(config)))
+    interface = interface or dataclasses.replace(INTERFACE, is_causal=json.loads(config).get("causal", True))
     axes: tuple[int | str, ...] = ("batch", "seq")
     graph = GraphSpec(
         "model.onnx",
@@ -360,7 +364,7 @@ def make_bundle(path: Path, config: str) -> Bundle:
         {"batch": AxisRange(1, 4), "seq": AxisRange(1, 16)},
     )
     files = {"config.json": "a", "model.safetensors": "b", "model.onnx": "c"}
-    return Bundle(path, Manifest({}, {"forward": graph}, PROVENANCE, files))
+    return Bundle(path, Manifest({}, interface, {"forward": graph}, PROVENANCE, files))
 
 
 @pytest.mark.parametrize(
@@ -368,7 +372,7 @@ def make_bundle(path: Path, config: str) -> Bundle:
     [
         ('{"model_type": "flash", "causal": false}', "ort-cpu", "is not causal: .* cannot generate"),
         ('{"model_type": "gau", "causal": false}', "eager", "is not causal: .* cannot generate"),
-        ('{"model_type": "gau", "causal": true}', "ort-cpu", "no state of constant size: .*each new token changes the"),
+        ('{"model_type": "gau", "causal": true}', "ort-cpu", "FLASH-Quad divides .*every new token changes the whole"),
         (
             '{"model_type": "flash", "causal": true}',
             "ort-cpu",
@@ -410,7 +414,7 @@ def test_threads_below_one_are_refused(causal_bundle: Bundle) -> None:
 
 
 def test_unknown_backend_is_refused(causal_bundle: Bundle) -> None:
-    with pytest.raises(ConfigError, match="unknown backend 'gpu'; use one of ort-cpu, ort-cuda, trt, eager"):
+    with pytest.raises(ConfigError, match="unknown backend 'gpu'; use one of ort-cpu, ort-cuda, openvino, trt, eager"):
         Generator.open(causal_bundle, "gpu")
 
 
@@ -484,7 +488,7 @@ def test_causal_gau_generates_by_reading_the_text_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = GauModel(GauConfig(VOCAB_SIZE, 12, 1, hidden_dim=16, qk_dim=8, causal=True)).eval()
     model.save_pretrained(tmp_path)
-    bundle = make_bundle(tmp_path, (tmp_path / "config.json").read_text())
+    bundle = make_bundle(tmp_path, (tmp_path / "config.json").read_text(), model.config.interface)
     prompts = make_ids(2, 6)
     with Generator.open(bundle, "eager") as generator, torch.inference_mode():
         tokens = generator.generate(prompts, SamplingOptions(max_tokens=5)).tokens
@@ -498,6 +502,6 @@ def test_causal_gau_generates_by_reading_the_text_again(tmp_path: Path) -> None:
 def test_other_config_of_the_same_weights_is_another_model(generator: Generator, tmp_path: Path) -> None:
     _, state = generator.prefill(make_ids(3))
     state.save(tmp_path / "a.state")
-    other = make_bundle(tmp_path, str(FlashConfig(VOCAB_SIZE, 22, 2, 33).to_dict()))
+    other = make_bundle(tmp_path, json.dumps(FlashConfig(VOCAB_SIZE, 22, 2, 33).to_dict()))
     with pytest.raises(StateError, match="belongs to another model"):
         State.load(tmp_path / "a.state", other)

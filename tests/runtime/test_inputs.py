@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from flash_export.errors import InputError
-from flash_export.manifest import LENGTHS, AxisRange, Content, GraphSpec, TensorSpec
+from flash_export.interface import Lengths, TensorSpec, TokenIds
+from flash_export.manifest import AxisRange, GraphSpec
 from flash_export.runtime.inputs import check_inputs
 
 GRAPH = GraphSpec(
@@ -12,9 +13,9 @@ GRAPH = GraphSpec(
     20,
     "fp32",
     (
-        TensorSpec("input_ids", "int64", ("batch", "seq"), Content.from_vocabulary(11)),
+        TensorSpec("input_ids", "int64", ("batch", "seq"), TokenIds(11)),
         TensorSpec("attention_mask", "int64", ("batch", "seq")),
-        TensorSpec("lengths", "int64", ("batch",), Content(LENGTHS, 1, "seq")),
+        TensorSpec("lengths", "int64", ("batch",), Lengths("seq")),
         TensorSpec("state", "float32", ("batch", 4)),
     ),
     (TensorSpec("logits", "float32", ("batch", "seq", 11)),),

@@ -12,9 +12,10 @@ from safetensors.numpy import save
 
 from flash_export.bundle import Bundle
 from flash_export.errors import BundleError, StateError
-from flash_export.manifest import AxisRange, GraphSpec, Manifest, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec, Manifest
 from flash_export.runtime.state import State, check_state, identify_model
-from tests.conftest import PROVENANCE
+from tests.conftest import INTERFACE, PROVENANCE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +37,7 @@ GRAPH = GraphSpec(
 def make_bundle(path: Path, weights: str = "a", config: str = "b") -> Bundle:
     files = {"model.safetensors": weights * 64, "config.json": config * 64}
     files["decode.onnx"] = "c" * 64
-    return Bundle(path, Manifest({}, {"decode": GRAPH}, PROVENANCE, files))
+    return Bundle(path, Manifest({}, INTERFACE, {"decode": GRAPH}, PROVENANCE, files))
 
 
 def make_state(batch: int = 3, model_sha256: str = "") -> State:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from flash_export.bundle import HELDOUT_FILE, HELDOUT_TEXT_FILE, Bundle
+from flash_export.bundle import HELDOUT_FILES, SETTINGS_FILE, Bundle
 from flash_export.config import ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.files import hash_file, write_file
@@ -66,7 +66,7 @@ def edit_graph(bundle: Bundle) -> GraphEditor:
 
 def sign_files(bundle: Bundle) -> Bundle:
     """Write the hashes of the files as they are now into the manifest."""
-    heldout = [name for name in (HELDOUT_FILE, HELDOUT_TEXT_FILE) if (bundle.path / name).exists()]
+    heldout = [name for name in (SETTINGS_FILE, *HELDOUT_FILES) if (bundle.path / name).exists()]
     files = {name: hash_file(bundle.path / name) for name in {*bundle.manifest.files, *heldout}}
     manifest = dataclasses.replace(bundle.manifest, files=files)
     write_file(bundle.path / "manifest.json", manifest.to_json().encode())

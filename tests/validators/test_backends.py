@@ -69,7 +69,7 @@ def test_shapes_outside_of_every_profile_are_described(bundle: Bundle, batch: in
 
     assert (reason is None) == fits
     assert fits or reason == (
-        f"{batch} x {seq_len} is outside of the engine's profiles (1 x 1 to 2 x 16, 4 x 1 to 4 x 4); "
+        f"input_ids of {batch} x {seq_len} is outside of the engine's profiles (1 x 1 to 2 x 16, 4 x 1 to 4 x 4); "
         "build one for it with 'flash-export trt'"
     )
 

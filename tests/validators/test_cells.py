@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from flash_export.config import ERROR_BUDGETS, Tolerance
-from flash_export.manifest import ProfileShapes, TensorSpec
+from flash_export.data.sources import Data, RandomSource
+from flash_export.interface import Mask, TensorSpec
+from flash_export.manifest import ProfileShapes
 from flash_export.models.flash import FlashConfig
 from flash_export.validators.backends import Backend
 from flash_export.validators.cells import CellChecker, OpenBackend
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-INPUTS = (TensorSpec("input_ids", "int64", ("batch", "seq")), TensorSpec("attention_mask", "int64", ("batch", "seq")))
+INPUTS = (
+    TensorSpec("input_ids", "int64", ("batch", "seq")),
+    TensorSpec("attention_mask", "int64", ("batch", "seq"), Mask()),
+)
 OUTPUTS = (TensorSpec("logits", "float32", ("batch", "seq", 3)),)
 
 
@@ -62,10 +67,9 @@ def open_backend(
 
 
 def make_checker(eager: FakeRunner, *, budget_s: float = 0.0, mask_divisor: str = "valid") -> CellChecker:
-    config = FlashConfig(
-        vocab_size=100, dim=4, depth=1, hidden_dim=4, chunk_size=4, qk_dim=4, mask_divisor=mask_divisor
-    )
-    return CellChecker(config, FakeRunner(), eager, budget_s, is_default_plan=False)
+    config = FlashConfig(vocab_size=3, dim=4, depth=1, hidden_dim=4, chunk_size=4, qk_dim=4, mask_divisor=mask_divisor)
+    data = Data(RandomSource(config.interface))
+    return CellChecker(config, FakeRunner(), eager, budget_s, is_default_plan=False, data=data)
 
 
 def test_masked_rows_are_compared_with_each_row_alone() -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flash_export.manifest import AxisRange, GraphSpec, ProfileShapes, TensorSpec
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec, ProfileShapes
 from flash_export.models.flash import FlashConfig
 from flash_export.structure import build
 from flash_export.validators import footprint
@@ -45,7 +46,7 @@ def make_backend(name: str = "ort-cpu", profiles: tuple[dict[str, ProfileShapes]
 
 
 def make_request(bundle: Bundle, backend: str = "ort-cpu", seq_lens: tuple[int, ...] = (9, 30, 90)) -> FootprintRequest:
-    return FootprintRequest(str(bundle.path), backend, (), 1, 257, 1, seq_lens, 60.0)
+    return FootprintRequest(str(bundle.path), backend, (), 1, 1, seq_lens, 60.0)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_lengths_are_far_apart_and_no_shorter_than_a_chunk(lengths: list[int], c
 def test_plan_takes_the_smallest_batch_and_what_the_backend_can_take(tmp_path: Path) -> None:
     plan = Plan(QUICK, (1, 16, 64, 256, 1024, 4096))
     request = plan_footprint(tmp_path, make_backend(), GRAPH, CONFIG, plan, threads=2)
-    assert (request.batch, request.seq_lens, request.vocab_size) == (2, (256, 1024, 4096), 17)
+    assert (request.batch, request.seq_lens) == (2, (256, 1024, 4096))
     assert (request.budget_s, request.threads, request.onnx_files) == (QUICK_BUDGET_S, 2, ())
 
     engine = make_backend("trt:small", ({"input_ids": ProfileShapes((2, 1), (2, 8), (2, 64))},))

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from flash_export.manifest import TensorSpec
+from flash_export.data.sources import RandomSource
+from flash_export.interface import Mask, TensorSpec
+from flash_export.models.token_model import describe_token_model
 from flash_export.validators import footprint_process
 from flash_export.validators.backends import Backend
 from flash_export.validators.footprint import FootprintRequest, ShapeCost
@@ -19,8 +21,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-INPUTS = (TensorSpec("input_ids", "int64", ("batch", "seq")), TensorSpec("attention_mask", "int64", ("batch", "seq")))
-OUTPUTS = (TensorSpec("logits", "float32", ("batch", "seq", 3)),)
+INTERFACE = describe_token_model(3, needs_mask=True, is_causal=False)
+SOURCE = RandomSource(INTERFACE)
+MASK = TensorSpec("attention_mask", "int64", ("batch", "seq"), Mask())
 
 
 class Clock:
@@ -60,16 +63,16 @@ class SlowRunner:
 
 
 def make_backend(clock: Clock, device: str = "cpu") -> Backend:
-    return Backend("slow", "forward", device, INPUTS, OUTPUTS, lambda: SlowRunner(clock))
+    return Backend("slow", "forward", device, (*INTERFACE.inputs, MASK), INTERFACE.outputs, lambda: SlowRunner(clock))
 
 
 def make_request(*seq_lens: int, budget_s: float = 60.0) -> FootprintRequest:
-    return FootprintRequest("bundle", "slow", (), None, 11, 2, seq_lens, budget_s)
+    return FootprintRequest("bundle", "slow", (), None, 2, seq_lens, budget_s)
 
 
 def test_every_length_is_run_twice_the_shortest_first() -> None:
     clock = Clock()
-    found = measure_backend(make_backend(clock), make_request(100, 200, 400), clock=clock)
+    found = measure_backend(make_backend(clock), SOURCE, make_request(100, 200, 400), clock=clock)
 
     assert found.open_ms == pytest.approx(500)
     assert [shape.seq_len for shape in found.shapes] == [100, 200, 400]
@@ -81,7 +84,7 @@ def test_every_length_is_run_twice_the_shortest_first() -> None:
 
 def test_length_that_would_take_too_long_is_left_out_and_named() -> None:
     clock = Clock()
-    found = measure_backend(make_backend(clock), make_request(100, 200, 40_000, budget_s=10.0), clock=clock)
+    found = measure_backend(make_backend(clock), SOURCE, make_request(100, 200, 40_000, budget_s=10.0), clock=clock)
 
     assert [shape.seq_len for shape in found.shapes] == [100, 200]
     assert found.reason == "40000 tokens were not run: two runs would take more than 10 s"
@@ -90,15 +93,15 @@ def test_length_that_would_take_too_long_is_left_out_and_named() -> None:
 
 def test_shape_change_is_unknown_for_one_length_and_never_negative(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    assert measure_backend(make_backend(clock), make_request(100), clock=clock).shape_change_ms is None
+    assert measure_backend(make_backend(clock), SOURCE, make_request(100), clock=clock).shape_change_ms is None
     costs = [ShapeCost(1, 1.0, 1.0), ShapeCost(2, 1.0, 1.5)]
     monkeypatch.setattr(footprint_process, "_run_shapes", lambda *_: costs)
-    assert measure_backend(make_backend(clock), make_request(1, 2), clock=clock).shape_change_ms == 0
+    assert measure_backend(make_backend(clock), SOURCE, make_request(1, 2), clock=clock).shape_change_ms == 0
 
 
 def test_memory_of_a_gpu_backend_is_not_that_of_the_process() -> None:
     clock = Clock()
-    found = measure_backend(make_backend(clock, "cuda"), make_request(100), clock=clock)
+    found = measure_backend(make_backend(clock, "cuda"), SOURCE, make_request(100), clock=clock)
     assert found.peak_bytes is None
     assert "uses that of the GPU" in str(found.reason)
 
@@ -107,7 +110,7 @@ def test_system_that_does_not_tell_has_no_memory_but_a_reason(tmp_path: Path, mo
     for name in ("_STATUS", "_CLEAR_REFS"):
         monkeypatch.setattr(footprint_process, name, tmp_path / "nothing" / "here")
     clock = Clock()
-    found = measure_backend(make_backend(clock), make_request(100), clock=clock)
+    found = measure_backend(make_backend(clock), SOURCE, make_request(100), clock=clock)
     assert found.peak_bytes is found.session_bytes is found.peak_seq_len is None
     assert found.reason == "memory was not measured: only Linux tells the peak of a part of a process"
     assert found.first_call_ms is not None

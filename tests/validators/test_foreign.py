@@ -109,13 +109,13 @@ def test_weights_from_elsewhere_are_refused(bundle: Bundle, tmp_path: Path) -> N
     model.graph.initializer.add(name="w").external_data.add(key="location", value="../secret")
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(BundleError, match=r"foreign.onnx takes weights from '../secret', which is not part of it"):
-        read_foreign_graph(tmp_path / "foreign.onnx", bundle.get_graph())
+        read_foreign_graph(tmp_path / "foreign.onnx", bundle.manifest.interface, bundle.get_graph())
 
 
 @pytest.mark.parametrize("odd", [-1, 31])
 def test_ids_outside_of_the_vocabulary_are_refused(bundle: Bundle, odd: int) -> None:
     path = bundle.get_graph_path()
-    foreign = read_foreign_graph(path, bundle.get_graph())
+    foreign = read_foreign_graph(path, bundle.manifest.interface, bundle.get_graph())
     with ForeignRunner(path, foreign) as runner, pytest.raises(InputError, match=f"input_ids has {odd}, token ids"):
         runner.run({"input_ids": np.array([[3, odd]])})
 
@@ -123,13 +123,13 @@ def test_ids_outside_of_the_vocabulary_are_refused(bundle: Bundle, odd: int) -> 
 def test_file_that_takes_something_else_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("no graph")
     with pytest.raises(BundleError, match="cannot be read as ONNX"):
-        read_foreign_graph(tmp_path / "text.onnx", bundle.get_graph())
+        read_foreign_graph(tmp_path / "text.onnx", bundle.manifest.interface, bundle.get_graph())
 
     values = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "seq"]) for name in ("a", "b")]
     graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["c"])], "add", values, values[:1])
     onnx.save(helper.make_model(graph), tmp_path / "add.onnx")
-    with pytest.raises(BundleError, match="takes a, b; wanted token ids"):
-        read_foreign_graph(tmp_path / "add.onnx", bundle.get_graph())
+    with pytest.raises(BundleError, match="takes a, b and returns a; wanted input_ids and logits, or as many"):
+        read_foreign_graph(tmp_path / "add.onnx", bundle.manifest.interface, bundle.get_graph())
 
 
 @pytest.mark.parametrize("dtype", [TensorProto.STRING, TensorProto.UNDEFINED, 99])
@@ -138,5 +138,5 @@ def test_types_that_cannot_be_run_are_refused(bundle: Bundle, tmp_path: Path, dt
     values[0].type.tensor_type.elem_type = dtype
     graph = helper.make_graph([helper.make_node("Identity", ["a"], ["b"])], "copy", values[:1], values[1:])
     onnx.save(helper.make_model(graph), tmp_path / "copy.onnx")
-    with pytest.raises(BundleError, match=r"copy\.onnx cannot be run: .*; give a graph of token ids and logits"):
-        read_foreign_graph(tmp_path / "copy.onnx", bundle.get_graph())
+    with pytest.raises(BundleError, match=r"copy\.onnx cannot be run: .*; give a graph of input_ids and logits"):
+        read_foreign_graph(tmp_path / "copy.onnx", bundle.manifest.interface, bundle.get_graph())

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from flash_export.config import ErrorBudget
-from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
+from flash_export.data.sources import Data, RandomSource
+from flash_export.interface import Mask, TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec
 from flash_export.models.flash import FlashConfig
 from flash_export.validators.backends import Backend
 from flash_export.validators.cells import OpenBackend
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 AXES = {"batch": AxisRange(1, 8), "seq": AxisRange(1, 64)}
 TOKENS = TensorSpec("input_ids", "int64", ("batch", "seq"))
-MASK = TensorSpec("attention_mask", "int64", ("batch", "seq"))
+MASK = TensorSpec("attention_mask", "int64", ("batch", "seq"), Mask())
 LOGITS = TensorSpec("logits", "float32", ("batch", "seq", 2))
 BUDGET = ErrorBudget(noise_ratio=8.0, floor=1e-6)
 
@@ -96,7 +98,8 @@ def check(
     )
     backend = dataclasses.replace(backend, open_static=lambda sizes: CausalRunner(keep))
     opened = OpenBackend(backend, runner, runner, BUDGET)
-    return {row.check: row for row in check_invariances(opened, config, graph, BUDGET, lambda cell: 0.0)}
+    data = Data(RandomSource(config.interface))
+    return {row.check: row for row in check_invariances(opened, data, graph, BUDGET, lambda cell: 0.0)}
 
 
 def test_healthy_runners_hold_all_of_them() -> None:

@@ -6,19 +6,21 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flash_export.errors import BundleError, ConfigError
+from flash_export.tasks.base import Measure
 from flash_export.validators.journal import Journal, StepResult
 from flash_export.validators.latency import Percentiles
-from flash_export.validators.results import Row
+from flash_export.validators.results import HeldoutScores, Row
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 KEY = {"bundle": "a", "options": {"rtol": 0.1}}
+BITS = Measure("bits", "bits per byte", "bits", "lower")
 LATENCY = Percentiles(1.0 / 3.0, 2.0, 3.0, 0.1, 1.0, 7)
 RESULTS = {
     "1 x 8": StepResult((Row("ort-cpu", "forward", 1, 8, False, "passed", None, noise=1.1e-7, latency_ms=LATENCY),)),
     "1 x 9": StepResult((Row("ort-cpu", "forward", 1, 9, True, "failed", "NaN"),)),
-    "held-out text": StepResult((), {"eager": 1.2345678901234567}),
+    "held-out text": StepResult((), HeldoutScores(BITS, {"eager": 1.2345678901234567})),
 }
 
 

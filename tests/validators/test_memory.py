@@ -6,7 +6,7 @@ import pytest
 
 from flash_export.models.flash import FlashConfig
 from flash_export.models.gau import GauConfig
-from flash_export.validators.memory import describe_lack_of_memory, estimate_cell_bytes, read_free_bytes
+from flash_export.validators.memory import describe_lack_of_memory, read_free_bytes
 from flash_export.validators.plan import Cell
 
 FLASH = FlashConfig(vocab_size=257, dim=192, depth=2, hidden_dim=384, qk_dim=64, chunk_size=128)
@@ -14,7 +14,7 @@ GAU = GauConfig(vocab_size=257, dim=64, depth=2, hidden_dim=128, qk_dim=64)
 
 
 def estimate(config: FlashConfig | GauConfig, batch: int, seq_len: int) -> int:
-    return estimate_cell_bytes(config, Cell(batch, seq_len, masked=False))
+    return config.estimate_bytes(batch, seq_len)
 
 
 def test_estimate_is_linear_with_chunks_and_quadratic_without() -> None:
@@ -38,7 +38,7 @@ def test_free_memory_is_less_than_the_machine_has() -> None:
 def test_half_of_the_free_memory_may_be_used(monkeypatch: pytest.MonkeyPatch, free: float, fits: bool) -> None:
     cell = Cell(1, 4096, masked=False)
     monkeypatch.setattr(
-        "flash_export.validators.memory.read_free_bytes", lambda: int(free * estimate_cell_bytes(GAU, cell))
+        "flash_export.validators.memory.read_free_bytes", lambda: int(free * GAU.estimate_bytes(1, 4096))
     )
     reason = describe_lack_of_memory(GAU, cell)
     assert (reason is None) == fits

@@ -8,16 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flash_export.data.batch import Batch
+from flash_export.data.sources import Data, RandomSource, RecordedSource
 from flash_export.errors import ConfigError
-from flash_export.manifest import AxisRange, GraphSpec, TensorSpec
-from flash_export.models.flash import FlashConfig
+from flash_export.interface import TensorSpec
+from flash_export.manifest import AxisRange, GraphSpec
+from flash_export.models.token_model import describe_token_model
 from flash_export.validators.plan import (
     DEFAULT_CELL_TOKENS,
+    RECORDED,
     Cell,
-    build_cell_inputs,
-    build_graph_inputs,
+    build_batch,
     describe_default_omission,
-    get_axis,
     make_plan,
     plan_cells,
     plan_lengths,
@@ -26,16 +28,17 @@ from flash_export.validators.plan import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-CONFIG = FlashConfig(11, dim=4, depth=1, hidden_dim=8, chunk_size=8, qk_dim=4)
+INTERFACE = describe_token_model(11, needs_mask=False, is_causal=False, window=8)
+DATA = Data(RandomSource(INTERFACE))
 
 
 def make_graph(*, mask: bool, max_seq_len: int = 4096, shape: tuple[int | str, ...] = ("batch", "seq")) -> GraphSpec:
-    names = ("input_ids", "attention_mask") if mask else ("input_ids",)
+    specs = (*INTERFACE.inputs, INTERFACE.mask) if mask else INTERFACE.inputs
     return GraphSpec(
         "model.onnx",
         20,
         "fp32",
-        tuple(TensorSpec(name, "int64", shape) for name in names),
+        tuple(replace(spec, shape=shape) for spec in specs if spec is not None),
         (TensorSpec("logits", "float32", ("batch", "seq", 11)),),
         {"batch": AxisRange(1, 8), "seq": AxisRange(1, max_seq_len)},
     )
@@ -71,12 +74,11 @@ def test_cells_are_masked_where_there_is_room_for_padding() -> None:
 
 @given(batch=st.integers(1, 5), seq_len=st.integers(1, 60))
 def test_masked_inputs_are_ragged_and_repeatable(batch: int, seq_len: int) -> None:
-    inputs = build_cell_inputs(Cell(batch, seq_len, masked=True), vocab_size=7)
-    again = build_cell_inputs(Cell(batch, seq_len, masked=True), vocab_size=7)
+    inputs, again = (build_batch(Cell(batch, seq_len, masked=True), DATA) for _ in range(2))
 
-    assert np.array_equal(inputs.input_ids, again.input_ids)
+    assert np.array_equal(inputs.arrays["input_ids"], again.arrays["input_ids"])
     assert np.array_equal(inputs.lengths, again.lengths)
-    assert ((inputs.input_ids >= 0) & (inputs.input_ids < 7)).all()
+    assert ((inputs.arrays["input_ids"] >= 0) & (inputs.arrays["input_ids"] < 11)).all()
     assert (inputs.lengths >= 1).all()
     if batch > 1:
         assert inputs.lengths[0] == seq_len
@@ -86,13 +88,21 @@ def test_masked_inputs_are_ragged_and_repeatable(batch: int, seq_len: int) -> No
 
 
 def test_graph_inputs_have_a_mask_of_the_declared_dtype() -> None:
-    arrays = build_graph_inputs(make_graph(mask=True).inputs, build_cell_inputs(Cell(3, 9, masked=True), 7))
+    arrays = build_batch(Cell(3, 9, masked=True), DATA).to_inputs(make_graph(mask=True).inputs)
 
     assert arrays["attention_mask"].dtype == np.int64
     assert arrays["attention_mask"][0].tolist() == [1] * 9
-    assert set(build_graph_inputs(make_graph(mask=False).inputs, build_cell_inputs(Cell(3, 9, masked=False), 7))) == {
-        "input_ids"
-    }
+    unmasked = build_batch(Cell(3, 9, masked=False), DATA)
+    assert unmasked.to_inputs(make_graph(mask=False).inputs).keys() == {"input_ids"}
+
+
+def test_recorded_cells_are_cut_from_the_data() -> None:
+    rows = Batch.full(INTERFACE, {"input_ids": np.arange(10)[None]})
+    data = Data(DATA.random, RecordedSource(INTERFACE, "held-out text", rows))
+    found = build_batch(Cell(1, 4, masked=False, inputs=RECORDED), data).arrays["input_ids"][0]
+    assert (np.diff(found) == 1).all()
+    drawn = build_batch(Cell(1, 4, masked=False), data).arrays["input_ids"]
+    assert np.array_equal(drawn, DATA.random.draw(1, 4).arrays["input_ids"])
 
 
 @pytest.mark.parametrize(("batch", "seq_len", "left_out"), [(1, 1 << 20, False), (3, 16384, False), (3, 32768, True)])
@@ -101,12 +111,6 @@ def test_only_long_batches_are_left_out_by_default(batch: int, seq_len: int, lef
 
     assert bool(reason) == left_out == (batch > 1 and batch * seq_len > DEFAULT_CELL_TOKENS)
     assert not left_out or f"--seq-lens {seq_len} --batch {batch}" in str(reason)
-
-
-def test_axis_of_fixed_size_has_a_range_of_one_value() -> None:
-    graph = make_graph(mask=False, shape=(1, "seq"))
-    assert get_axis(graph, "batch") == AxisRange(1, 1)
-    assert get_axis(graph, "seq") == AxisRange(1, 4096)
 
 
 @pytest.mark.parametrize(
@@ -123,11 +127,11 @@ def test_axis_of_fixed_size_has_a_range_of_one_value() -> None:
 def test_a_file_that_is_no_plan_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(ConfigError, match=rf"plan\.json {message}"):
-        make_plan(str(tmp_path / "plan.json"), make_graph(mask=False), CONFIG)
+        make_plan(str(tmp_path / "plan.json"), make_graph(mask=False), INTERFACE)
 
 
 def test_a_graph_of_one_long_length_has_a_plan() -> None:
     """It is longer than what the quick plan goes to."""
     graph = make_graph(mask=False, max_seq_len=5000)
     graph = replace(graph, axes={**graph.axes, "seq": AxisRange(5000, 5000)})
-    assert make_plan("quick", graph, CONFIG).seq_lens == (5000,)
+    assert make_plan("quick", graph, INTERFACE).seq_lens == (5000,)

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from flash_export.bundle import Bundle
 from flash_export.config import QUANTIZATION_BUDGETS, SCHEMES, Tolerance
 from flash_export.files import hash_file, write_file
+from flash_export.models.token_model import describe_token_model
 from flash_export.runtime import ort as ort_module
 from flash_export.runtime.ort import OrtRunner
 from flash_export.validators.accuracy import compare_outputs
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from flash_export.validators.accuracy import AccuracyResult, Limit
     from flash_export.validators.results import Row, ValidationReport
 
     SchemeExporter = Callable[[str], Bundle]
@@ -96,17 +98,17 @@ def test_a_healthy_bundle_passes(int8_bundle: Bundle) -> None:
     report = validate_bundle(int8_bundle, PLAN)
     assert report, list_failed(report)
     assert {"accuracy", "repeat", "equal-rows", "row-alone", "future"} <= {row.check for row in report.rows}
-    assert report.bits_per_byte is not None
+    assert report.scores is not None
     record = int8_bundle.read_quantization()
     assert record is not None
-    assert report.bits_per_byte["ort-cpu"] == pytest.approx(record.bits, rel=1e-3)
+    assert report.scores.values["ort-cpu"] == pytest.approx(record.score, rel=1e-3)
     environment = report.environment
     assert environment["accepted_loss"] == f"{record.budget:.2%}"
     assert environment["loss_when_quantized"] == f"{record.loss:.2%} on held-out text"
-    assert environment["error_limit"] == "50% of the largest logit"
+    assert environment["error_limit"] == "50% of the largest output"
     assert all(row.noise is None for row in report.rows)
     accuracy = [row for row in report.rows if row.check == "accuracy"]
-    assert all(row.kl_bits is not None and 0 < row.kl_bits < 0.01 for row in accuracy)
+    assert all(0 < row.measures["kl_bits"] < 0.01 for row in accuracy)
     own = QUANTIZATION_BUDGETS["int8"].own_error
     for row in report.rows:
         assert row.tolerance is not None or row.check == "symbolic-shape"
@@ -139,17 +141,25 @@ def test_bits_beyond_the_budget_of_the_bundle_fail(int8_bundle: Bundle, tmp_path
     """A constant is added to the logit of one byte: less than the error that is accepted, and the text gets dearer."""
     change = edit_constant("head.bias", lambda bias: bias + 2.0 * (np.arange(len(bias)) == 250))
     worse = edit(int8_bundle, tmp_path, change)
-    exact, spoiled = (validate_bundle(bundle, OPTIONS).bits_per_byte for bundle in (int8_bundle, worse))
+    exact, spoiled = (validate_bundle(bundle, OPTIONS).scores for bundle in (int8_bundle, worse))
     assert exact is not None
     assert spoiled is not None
-    excess = spoiled["ort-cpu"] / spoiled["eager"] - 1
-    assert excess > exact["ort-cpu"] / exact["eager"] - 1
+    excess = spoiled.compute_loss("ort-cpu")
+    assert excess > exact.compute_loss("ort-cpu")
 
     strict = validate_bundle(edit(worse, tmp_path / "strict", budget=excess / 2), OPTIONS)
     reasons = [row.reason for row in list_failed(strict) if row.reason]
-    assert any("held-out text: it needs" in reason and "more bits than the eager model" in reason for reason in reasons)
+    assert any(
+        "held-out data: bits per byte" in reason and "worse than the eager model" in reason for reason in reasons
+    )
     loose = validate_bundle(edit(worse, tmp_path / "loose", budget=excess * 2), OPTIONS)
-    assert not [row for row in list_failed(loose) if "held-out text" in str(row.reason)]
+    assert not [row for row in list_failed(loose) if "held-out data" in str(row.reason)]
+
+
+def compare(expected: np.ndarray, actual: np.ndarray, limit: Limit) -> AccuracyResult:
+    interface = describe_token_model(expected.shape[-1], needs_mask=False, is_causal=True)
+    wanted, found = {"logits": expected}, {"logits": actual}
+    return compare_outputs(interface, wanted, wanted, found, np.ones(expected.shape[:2], bool), limit)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -157,17 +167,16 @@ def test_predictions_that_diverge_fail_though_the_error_is_accepted(scheme: str)
     budget = QUANTIZATION_BUDGETS[scheme]
     expected = np.zeros((1, 4, 8), np.float32)
     expected[..., 0] = 20.0
-    valid = np.ones((1, 4), bool)
     near, far = expected.copy(), expected.copy()
     near[..., 1] = 0.1
     expected[..., 2], near[..., 2], far[..., 2], far[..., 0] = 19.0, 19.0, 19.0, 16.0
-    assert compare_outputs(expected, expected, near, valid, budget)
-    result = compare_outputs(expected, expected, far, valid, budget)
+    assert compare(expected, near, budget)
+    result = compare(expected, far, budget)
     assert result.max_abs_error == 4.0 < (result.tolerance or 0)
     assert not result
-    assert "the predictions diverge by" in str(result.reason)
-    assert f"accepted are {budget.kl_bits:g}" in str(result.reason)
-    assert compare_outputs(expected, expected, far, valid, Tolerance(atol=5.0))
+    assert "divergence" in str(result.reason)
+    assert f"accepted are {budget.measures['kl_bits']:g}" in str(result.reason)
+    assert compare(expected, far, Tolerance(atol=5.0))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -185,7 +194,7 @@ def test_the_limit_is_the_budget_of_the_bundle_unless_one_is_given(int8_bundle: 
     assert record is not None
     stated = dataclasses.replace(record, budget=0.03)
     limit = ValidationOptions().get_limit("int8", stated)
-    assert limit == dataclasses.replace(QUANTIZATION_BUDGETS["int8"], bits_change=0.03)
+    assert limit == dataclasses.replace(QUANTIZATION_BUDGETS["int8"], score_change=0.03)
     assert ValidationOptions(rtol=0.1).get_limit("int8", stated) == Tolerance(0.0, 0.1)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from flash_export.bundle import Bundle
 from flash_export.errors import BundleError, ConfigError, InputError
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 from tests.validators.conftest import sign_files
@@ -14,7 +16,6 @@ from tests.validators.conftest import sign_files
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flash_export.bundle import Bundle
     from flash_export.validators.results import Row
 
     GraphEditor = Callable[[Callable[[onnx.ModelProto], None]], Bundle]
@@ -48,6 +49,14 @@ def ignore_mask(model: onnx.ModelProto) -> None:
 
 def select(rows: tuple[Row, ...], *, masked: bool) -> list[Row]:
     return [row for row in rows if row.masked == masked]
+
+
+def test_manifest_of_another_model_is_refused(bundle: Bundle) -> None:
+    interface = dataclasses.replace(bundle.manifest.interface, window=16)
+    manifest = dataclasses.replace(bundle.manifest, interface=interface)
+    (bundle.path / "manifest.json").write_text(manifest.to_json())
+    with pytest.raises(BundleError, match=r"manifest.json has the interface of another model than config.json; export"):
+        validate_bundle(Bundle.open(bundle.path))
 
 
 def test_good_bundle_passes_in_every_cell(pristine_bundle: Bundle) -> None:
@@ -153,7 +162,7 @@ def test_shape_outside_of_the_graph_is_refused_before_any_work(
 
 @pytest.mark.parametrize("name", ["ort", "tensorrt", "trt:missing", ""])
 def test_unknown_backend_is_refused(pristine_bundle: Bundle, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"unknown backend .*use one of ort-cpu, ort-cuda, trt"):
+    with pytest.raises(ConfigError, match=r"unknown backend .*use one of ort-cpu, ort-cuda, openvino, trt"):
         validate_bundle(pristine_bundle, ValidationOptions(backends=(name,)))
 
 

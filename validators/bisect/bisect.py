@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from flash_export.bundle import reads_bundles
 from flash_export.config import ERROR_BUDGETS, MAX_THREADS, check_count
 from flash_export.errors import BundleError, ConfigError
-from flash_export.probes import LOGITS
+from flash_export.runtime.backends import BACKENDS
 from flash_export.suggest import describe_unknown
-from flash_export.validators.backends import ENGINE_PREFIX, GRAPH, ORT_PROVIDERS
+from flash_export.validators.backends import ENGINE_PREFIX, GRAPH
 from flash_export.validators.bisect.budget import pick_coarser
+from flash_export.validators.bisect.quantities import check_probes
 from flash_export.validators.bisect.readings import GraphSource, ModelSource
 from flash_export.validators.bisect.results import BisectReport
 from flash_export.validators.bisect.runs import check_memory, compare_run, plan_runs
@@ -48,13 +49,14 @@ class BisectOptions:
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
         check_count("threads", self.threads, MAX_THREADS)
+        readable = [name for name, backend in BACKENDS.items() if backend.shows_inside]
         if self.backend.split(":")[0] == ENGINE_PREFIX:
             raise ConfigError(
                 f"backend {self.backend!r} cannot be read inside: an engine shows its outputs alone, and would have to "
-                f"be built anew with the probes as outputs; use one of {', '.join(ORT_PROVIDERS)}"
+                f"be built anew with the probes as outputs; use one of {', '.join(readable)}"
             )
-        if self.backend not in ORT_PROVIDERS:
-            raise ConfigError(describe_unknown("backend", self.backend, ORT_PROVIDERS))
+        if self.backend not in readable:
+            raise ConfigError(describe_unknown("backend", self.backend, readable))
 
 
 @reads_bundles
@@ -94,6 +96,7 @@ def bisect_bundle(
         precision = pick_coarser(precision, against.get_graph(GRAPH).precision)
 
     model = bundle.load_model()
+    check_probes(bundle, model.config, probes)
     cells = plan_runs(graph, model.config, options.seq_len, options.batch)
     for cell in cells:
         check_memory(model.config, cell)
@@ -132,16 +135,16 @@ def _open_graph(
     stack: contextlib.ExitStack, bundle: Bundle, config: ModelConfig, options: BisectOptions
 ) -> GraphSource:
     """Open the graph twice: as it is, and with its probes as outputs, as far as it has them."""
-    from flash_export.runtime.ort import OrtRunner, list_values
+    from flash_export.runtime.ort import list_values
 
     graph, path, probes = bundle.get_graph(GRAPH), bundle.get_graph_path(GRAPH), bundle.read_probes()
-    there = list_values(path)
-    wanted = [probe.tensor for probe in probes.probes if probe.tensor in there and probe.name != LOGITS]
+    there, outputs = list_values(path), {spec.name for spec in graph.outputs}
+    wanted = [probe.tensor for probe in probes.probes if probe.tensor in there and probe.tensor not in outputs]
     if not wanted:
         raise BundleError(f"{path} has none of the values that the bundle says it can be read at; export it again")
-    provider, threads = ORT_PROVIDERS[options.backend], options.threads
+    backend, threads = BACKENDS[options.backend], options.threads
     plain, probed = (
-        stack.enter_context(OrtRunner(graph, path, provider=provider, threads=threads, inner_values=names))
+        stack.enter_context(backend.open(graph, path, threads=threads, inner_values=names))
         for names in ((), tuple(wanted))
     )
     return GraphSource(bundle, probes, config, plain, probed)

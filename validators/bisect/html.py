@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flash_export.probes import QUANTITIES
 from flash_export.validators.bisect.plot import build_depth_plot
 from flash_export.validators.bisect.summary import describe_finding
 from flash_export.validators.report.html import make_environment
@@ -27,7 +26,6 @@ def render_bisection(report: BisectReport) -> str:
             run=run,
             finding=describe_finding(report),
             plot=build_depth_plot(run),
-            quantities=QUANTITIES,
             has_noise=any(row.noise is not None for row in run.rows),
         )
     )

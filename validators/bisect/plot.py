@@ -46,7 +46,7 @@ def build_depth_plot(run: Run) -> Plot | None:
         Series("graph", "s0", draw(lambda row: row.error), marks),
     ]
     fault = run.fault
-    marker = None if fault is None else Tick(places[fault.name], fault.point.label)
+    marker = None if fault is None else Tick(places[fault.name], fault.title)
     if marker is not None and marker.position > (LEFT + WIDTH) / 2:
         marker = Tick(marker.position, "")  # its label would leave the drawing; the heading has it
     return Plot(
@@ -66,8 +66,8 @@ def _build_block_ticks(run: Run, places: dict[str, float]) -> list[Tick]:
     """Return a tick where each block starts, or at as many of them as there is room for."""
     starts: dict[int, float] = {}
     for row in run.rows:
-        if row.point.block is not None:
-            starts.setdefault(row.point.block, places[row.name])
+        if row.block is not None:
+            starts.setdefault(row.block, places[row.name])
     every = math.ceil(len(starts) / _MAX_TICKS) or 1
     return [Tick(place, str(block)) for block, place in starts.items() if block % every == 0]
 
@@ -75,4 +75,4 @@ def _build_block_ticks(run: Run, places: dict[str, float]) -> list[Tick]:
 def _describe(row: ProbeRow) -> str:
     size = "not finite" if row.error is None else f"error {row.error:.1e}"
     limit = "" if row.limit is None else f", limit {row.limit:.1e}"
-    return f"{row.point.label}: {size}{limit}{f' ({row.note})' if row.note else ''}"
+    return f"{row.title}: {size}{limit}{f' ({row.note})' if row.note else ''}"

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from flash_export.probes import LOGITS, QUANTITIES, Point
 from flash_export.validators.backends import GRAPH
-from flash_export.validators.plan import build_graph_inputs
+from flash_export.validators.bisect.quantities import restore_layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,10 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_export.bundle import Bundle
+    from flash_export.data.batch import Batch, Outputs
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.probes import Probe, ProbeMap
     from flash_export.runtime.runner import Runner
-    from flash_export.validators.plan import Cell, CellInputs
+    from flash_export.validators.plan import Cell
 
 
 class Reading:
@@ -46,7 +46,7 @@ class Reading:
 class Source(Protocol):
     """Something that can be read at its probes."""
 
-    def read(self, cell: Cell, inputs: CellInputs) -> Reading:
+    def read(self, cell: Cell, inputs: Batch) -> Reading:
         """Run once."""
         ...
 
@@ -58,7 +58,7 @@ class ModelSource:
         """Take a model and the runner that runs it."""
         self._model, self._runner = model, runner
 
-    def read(self, cell: Cell, inputs: CellInputs) -> Reading:
+    def read(self, cell: Cell, inputs: Batch) -> Reading:
         """Run the model and keep what its probes show."""
         arrays: dict[str, np.ndarray] = {}
 
@@ -66,49 +66,43 @@ class ModelSource:
             arrays[name] = (values.float() if values.dtype.itemsize < 4 else values).cpu().numpy()  # numpy has no bf16
 
         with self._model.read_probes(store):
-            feeds = {"input_ids": inputs.input_ids}
-            if cell.masked:
-                feeds["attention_mask"] = inputs.valid.astype(np.int64)
-            arrays[LOGITS] = self._runner.run(feeds)[LOGITS]
-        return Reading(arrays, partial(_restore_layout, seq_len=cell.seq_len))
+            outputs = self._runner.run(inputs.to_model_inputs(masked=cell.masked))
+        return Reading({**arrays, **outputs}, partial(restore_layout, self._model.config, seq_len=cell.seq_len))
 
 
 class GraphSource:
     """The forward graph of a bundle in onnxruntime, with its probes as further outputs.
 
-    What is read cannot be fused away, so the logits are taken from a run of the graph as it is, and those that come
-    with the probes are kept as ``read_logits``.
+    What is read cannot be fused away, so the outputs are taken from a run of the graph as it is, and those that come
+    with the probes are kept as ``read_outputs``.
     """
 
     def __init__(self, bundle: Bundle, probes: ProbeMap, config: ModelConfig, plain: Runner, probed: Runner) -> None:
         """Take a bundle and the two runners of its graph."""
         self._specs, self._probes, self._config = bundle.get_graph(GRAPH).inputs, probes, config
         self._plain, self._probed = plain, probed
-        self.read_logits: np.ndarray | None = None
+        self.read_outputs: Outputs = {}
 
-    def read(self, cell: Cell, inputs: CellInputs) -> Reading:
+    def read(self, cell: Cell, inputs: Batch) -> Reading:
         """Run the graph once without and once with the probes."""
-        feeds = build_graph_inputs(self._specs, inputs)
-        logits = self._plain.run(feeds)[LOGITS]
-        outputs = self._probed.run(feeds)
-        self.read_logits = outputs[LOGITS]
+        feeds = inputs.to_inputs(self._specs)
+        outputs, read = self._plain.run(feeds), self._probed.run(feeds)
+        self.read_outputs = {name: read[name] for name in outputs}
         probes = self._probes.probes
-        found = {probe.name: outputs[probe.tensor] for probe in probes if probe.tensor in outputs}
-        return restore_reading({**found, LOGITS: logits}, self._probes, self._config, inputs)
+        found = {probe.name: read[probe.tensor] for probe in probes if probe.tensor in read}
+        return restore_reading({**found, **outputs}, self._probes, self._config, inputs)
 
 
-def restore_reading(
-    arrays: Mapping[str, np.ndarray], probes: ProbeMap, config: ModelConfig, inputs: CellInputs
-) -> Reading:
+def restore_reading(arrays: Mapping[str, np.ndarray], probes: ProbeMap, config: ModelConfig, inputs: Batch) -> Reading:
     """Return what a graph computed, by the names of its probes, as a reading in the reference's terms."""
-    seq_len = inputs.input_ids.shape[1]
     by_name = {probe.name: probe for probe in probes.probes}
     inverse_orders = {name: np.argsort(order) for name, order in probes.orders.items()}
-    divides_by_valid = getattr(config, "mask_divisor", "valid") == "valid"
-    counts = inputs.lengths if divides_by_valid else np.full_like(inputs.lengths, seq_len)
+    counts_padding = config.interface.padding == "counted"
+    counts = np.full_like(inputs.lengths, inputs.seq_len) if counts_padding else inputs.lengths
 
     def restore(name: str, values: np.ndarray) -> np.ndarray:
-        return _restore_layout(name, restore_terms(values, by_name[name], inverse_orders, counts), seq_len)
+        terms = restore_terms(values, by_name[name], inverse_orders, counts)
+        return restore_layout(config, name, terms, inputs.seq_len)
 
     return Reading(arrays, restore)
 
@@ -129,14 +123,3 @@ def restore_terms(
         divisors = counts.astype(np.float64) ** probe.length_power
         restored *= divisors.reshape(-1, *[1] * (values.ndim - 1))
     return np.take(restored, inverse_orders[probe.order], axis=probe.axis) if probe.order else restored
-
-
-def _restore_layout(name: str, values: np.ndarray, seq_len: int) -> np.ndarray:
-    """Return tokens as ``(b, n, w)`` without the padding to whole chunks, the others without an axis for the head."""
-    values, kind = values.astype(np.float64, copy=False), QUANTITIES[Point.parse(name).quantity].kind
-    if kind == "tokens":
-        joined = values.reshape(values.shape[0], -1, values.shape[-1])
-        return joined[:, :seq_len]
-    if kind == "sums" and values.ndim == len("bse"):  # of a bundle of an older version
-        return values[:, None]
-    return values.squeeze(2) if values.ndim == len("bghcw") else values

@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from flash_export.probes import Point
-
-if TYPE_CHECKING:
-    from flash_export.validators.plan import Cell
 
 ProbeStatus = Literal["clean", "wrong", "infinite", "missing"]
 
@@ -28,6 +25,7 @@ class ProbeRow:
             compared.
         limit: Largest accepted error.
         note: What is off, in a few words.
+        label: What the model calls it, such as ``linear key-value sum``.
     """
 
     name: str
@@ -37,14 +35,24 @@ class ProbeRow:
     noise: float | None = None
     limit: float | None = None
     note: str = ""
+    label: str = ""
 
     def __bool__(self) -> bool:
         return self.status in ("clean", "missing")
 
     @property
-    def point(self) -> Point:
-        """Block and quantity."""
-        return Point.parse(self.name)
+    def block(self) -> int | None:
+        """The block that it belongs to; None if it is around them."""
+        return Point.parse(self.name).block
+
+    @property
+    def title(self) -> str:
+        """Name it in the model's terms.
+
+        >>> ProbeRow("layers.7.kv", "kv", "clean", label="linear key-value sum").title
+        'block 7, linear key-value sum'
+        """
+        return self.label if self.block is None else f"block {self.block}, {self.label}"
 
     @property
     def ratio(self) -> float | None:
@@ -65,11 +73,6 @@ class Run:
     masked: bool
     rows: tuple[ProbeRow, ...]
     failure: str = ""
-
-    @classmethod
-    def of(cls, cell: Cell, rows: list[ProbeRow]) -> Run:
-        """Put the rows into the order of computation."""
-        return cls(cell.batch, cell.seq_len, cell.masked, tuple(sorted(rows, key=lambda row: row.point.order)))
 
     def __bool__(self) -> bool:
         return self.fault is None and not self.failure

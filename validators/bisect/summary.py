@@ -33,7 +33,7 @@ def describe_fault(run: Run, fault: ProbeRow) -> str:
     floor = "its limit" if fault.noise is None else "the noise floor"
     before = [row.error for row in run.rows[: run.rows.index(fault)] if row.error is not None]
     rest = f"everything before is {_describe_size(max(before))}" if before else "there is nothing before it"
-    return f"{fault.point.label}: {size}{note}; it is the first point above {floor}, {rest}"
+    return f"{fault.title}: {size}{note}; it is the first point above {floor}, {rest}"
 
 
 def describe_block(block: int | None, name: str) -> str:
@@ -50,7 +50,7 @@ def group_by_block(run: Run) -> list[list[ProbeRow]]:
     """Return the rows of each block in turn; what is around the blocks stands by itself."""
     groups: dict[str, list[ProbeRow]] = {}
     for row in run.rows:
-        key = row.name if row.point.block is None else str(row.point.block)
+        key = row.name if row.block is None else str(row.block)
         groups.setdefault(key, []).append(row)
     return list(groups.values())
 
@@ -59,7 +59,7 @@ def format_ratio(row: ProbeRow) -> str:
     """Format the error in units of its limit.
 
     >>> from flash_export.validators.bisect.results import ProbeRow
-    >>> format_ratio(ProbeRow("logits", "logits", "wrong", error=1.0, limit=1e-3))
+    >>> format_ratio(ProbeRow("kv", "kv", "wrong", error=1.0, limit=1e-3))
     '1000 times'
     """
     ratio = row.ratio or 0.0
@@ -83,7 +83,7 @@ def _describe_clean(report: BisectReport) -> str:
     missing = len({row.name for row in rows if row.status == "missing"})
     return (
         f"No fault found: {names} quantities are within their limits at {', '.join(map(str, report.runs))}; the "
-        f"nearest to its own is {worst.point.label} with {format_ratio(worst)} it"
+        f"nearest to its own is {worst.title} with {format_ratio(worst)} it"
         + (f"; {missing} quantities are not in the graph and were not compared" if missing else "")
     )
 

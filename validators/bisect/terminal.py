@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flash_export.probes import QUANTITIES
 from flash_export.terminal import make_table, make_text
 from flash_export.validators.bisect.summary import describe_finding, format_times, group_by_block, pick_worst
 
@@ -24,9 +23,9 @@ def print_bisection(report: BisectReport, console: Console) -> None:
     if blocks:
         console.print(make_text(f"At {run}, {report.backend} against the {report.reference}:"), soft_wrap=True)
         console.print(_build_table("worst quantity of the block", [pick_worst(rows) for rows in blocks]))
-    if run.fault is not None and run.fault.point.block is not None:
+    if run.fault is not None and run.fault.block is not None:
         (rows,) = (rows for rows in blocks if run.fault in rows)
-        console.print(make_text(f"\nBlock {run.fault.point.block}, in the order of computation:"))
+        console.print(make_text(f"\nBlock {run.fault.block}, in the order of computation:"))
         console.print(_build_table("quantity", rows))
     word = ("CLEAN", "bold green") if report else ("FOUND", "bold red")
     console.print()
@@ -40,8 +39,8 @@ def _build_table(title: str, rows: list[ProbeRow]) -> Table:
         ["block", title, "result", "error", "noise", "of limit"],
         [
             [
-                "" if row.point.block is None else str(row.point.block),
-                QUANTITIES[row.point.quantity].label,
+                "" if row.block is None else str(row.block),
+                row.label,
                 make_text((row.status, _STYLES[row.status])),
                 _format_number(row.error),
                 _format_number(row.noise),

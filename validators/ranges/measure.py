@@ -6,11 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.probes import Point
+
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
-    from flash_export.models.base import ReferenceModel
+    from flash_export.data.batch import Batch
+    from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.runtime.runner import Runner
 
 # The sum of squares that a norm forms of one token. What a norm reads is the embedding, or the block before it.
@@ -25,15 +27,15 @@ class Range:
     rms: float
 
 
-def measure_ranges(model: ReferenceModel, runner: Runner, input_ids: np.ndarray) -> dict[str, Range]:
+def measure_ranges(model: ReferenceModel, runner: Runner, batch: Batch) -> dict[str, Range]:
     """Return the range of each probe, and of the sums of squares in the norms.
 
     Args:
         model: The reference model.
         runner: What runs it.
-        input_ids: Token ids ``(batch, seq)``.
+        batch: What it reads, without padding.
     """
-    depth = int(model.config.to_dict()["depth"])
+    depth = model.config.num_blocks
     found: dict[str, Range] = {}
 
     def read(name: str, values: Tensor) -> None:
@@ -42,8 +44,16 @@ def measure_ranges(model: ReferenceModel, runner: Runner, input_ids: np.ndarray)
             found[norm] = _measure(values.square().sum(dim=-1))
 
     with model.read_probes(read):
-        runner.run({"input_ids": input_ids})
+        runner.run(batch.to_model_inputs(masked=False))
     return found
+
+
+def describe_quantity(config: ModelConfig, name: str) -> str:
+    """Name what was measured in the model's terms, without the block."""
+    point = Point.parse(name)
+    if point.quantity == SQUARES:
+        return "sum of squares in the last norm" if point.block is None else "sum of squares in the norm"
+    return config.quantities[point.quantity].label
 
 
 def _measure(values: Tensor) -> Range:

@@ -9,19 +9,23 @@ from typing import TYPE_CHECKING
 
 from flash_export.bundle import reads_bundles
 from flash_export.config import MAX_THREADS, MAX_WINDOWS, check_count
+from flash_export.data.heldout import load_data
+from flash_export.data.sources import count_rows
 from flash_export.errors import ConfigError, InputError
 from flash_export.printable import format_path
 from flash_export.ranges.growth import FP16_MAX, FP32_MAX, fit_growth
-from flash_export.ranges.text import Text
 from flash_export.validators.backends import GRAPH
 from flash_export.validators.memory import describe_lack_of_memory
-from flash_export.validators.plan import Cell, check_lengths, get_axis, get_probe_chunk
+from flash_export.validators.plan import Cell, check_lengths, get_probe_chunk
 from flash_export.validators.ranges.held import find_held
-from flash_export.validators.ranges.measure import Range, measure_ranges
+from flash_export.validators.ranges.measure import Range, describe_quantity, measure_ranges
 from flash_export.validators.ranges.results import RangePoint, RangeRow, RangesReport
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flash_export.bundle import Bundle
+    from flash_export.data.sources import Source
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.probes import Probe
     from flash_export.progress import ProgressCallback
@@ -41,7 +45,8 @@ class RangesOptions:
     Attributes:
         seq_lens: Lengths; None: twice the chunk and its doublings, as far as text, memory and time go.
         windows: Pieces of text of each length.
-        random: Whether random tokens are read even where there is a held-out text.
+        random: Whether random inputs are read even where there is held-out data.
+        data: A file to read in place of the bundle's held-out data.
         seconds: Time for the default lengths.
         threads: Threads of one operator; None: what PyTorch chooses.
     """
@@ -49,6 +54,7 @@ class RangesOptions:
     seq_lens: tuple[int, ...] | None = None
     windows: int = DEFAULT_WINDOWS
     random: bool = False
+    data: Path | None = None
     seconds: float = DEFAULT_SECONDS
     threads: int | None = None
 
@@ -56,6 +62,8 @@ class RangesOptions:
         """Check what does not depend on the bundle."""
         check_count("windows", self.windows, MAX_WINDOWS)
         check_count("threads", self.threads, MAX_THREADS)
+        if self.random and self.data is not None:
+            raise ConfigError("random and data were both given; leave one of them out")
         if not 0 < self.seconds < math.inf:
             raise ConfigError(f"seconds={self.seconds} is not usable; use a finite number above 0")
 
@@ -81,26 +89,30 @@ def profile_ranges(
     graph, probes = bundle.get_graph(GRAPH), bundle.read_probes()
     check_lengths(graph, options.seq_lens, None)
     model = bundle.load_model()
-    text = Text.load(bundle.path, int(model.config.to_dict()["vocab_size"]), random=options.random)
-    axis = get_axis(graph, "seq")
+    data = load_data(bundle, options.data)
+    source = data.random if options.random else data.preferred
+    axis = graph.axes["seq"]
     seq_lens = _plan_lengths(model.config, axis.max) if options.seq_lens is None else sorted(set(options.seq_lens))
     with EagerRunner(model, threads=options.threads) as runner:
-        found, stopped = _measure_lengths(model, runner, text, seq_lens, options, progress)
+        found, stopped = _measure_lengths(model, runner, source, seq_lens, options, progress)
     if not found:
         raise InputError(f"nothing was measured: {stopped}; choose shorter lengths with --lengths")
     scales = {probe.name: probe for probe in probes.probes}
     names = list(next(iter(found.values())))
     facts = bundle.manifest.precision
-    rows = [_build_row(name, found, scales.get(name), find_held(name, facts)) for name in names]
+    rows = [
+        _build_row(name, describe_quantity(model.config, name), found, scales.get(name), find_held(name, facts))
+        for name in names
+    ]
     rows.sort(key=lambda row: row.urgency)
     return RangesReport(
-        format_path(bundle.path), text.source, tuple(found), axis.max, tuple(rows), stopped, graph.precision
+        format_path(bundle.path), source.label, tuple(found), axis.max, tuple(rows), stopped, graph.precision
     )
 
 
 def _plan_lengths(config: ModelConfig, longest: int) -> list[int]:
     """Return twice the chunk, doubled as long as the graph allows: within one chunk nothing has a past to sum."""
-    lengths = [min(2 * get_probe_chunk(config), longest)]
+    lengths = [min(2 * get_probe_chunk(config.interface), longest)]
     while 2 * lengths[-1] <= longest:
         lengths.append(2 * lengths[-1])
     return lengths
@@ -109,7 +121,7 @@ def _plan_lengths(config: ModelConfig, longest: int) -> list[int]:
 def _measure_lengths(
     model: ReferenceModel,
     runner: Runner,
-    text: Text,
+    source: Source,
     seq_lens: list[int],
     options: RangesOptions,
     progress: ProgressCallback | None,
@@ -117,44 +129,45 @@ def _measure_lengths(
     """Measure the lengths in turn, until one of the default ones is too much."""
     found: dict[int, dict[str, Range]] = {}
     start = time.perf_counter()
-    factor = _DOUBLING if hasattr(model.config, "chunk_size") else _QUADRATIC_DOUBLING
+    factor = _DOUBLING if model.config.interface.window > 1 else _QUADRATIC_DOUBLING
     last = 0.0
     for index, seq_len in enumerate(seq_lens):
-        windows = text.count_windows(seq_len, options.windows)
+        windows = count_rows(source, seq_len, options.windows)
         while windows > 1 and describe_lack_of_memory(model.config, Cell(windows, seq_len, masked=False)):
             windows -= 1
-        refusal = _refuse_length(model.config, text, seq_len, windows)
+        refusal = _refuse_length(model.config, source, seq_len, windows)
         if refusal is not None and options.seq_lens is not None:
             raise InputError(refusal)
         expected = last * factor
         is_late = found and time.perf_counter() - start + expected > options.seconds
         if refusal is None and options.seq_lens is None and is_late:
-            refusal = f"{seq_len} tokens would take about {expected:.0f} s more; --seconds allows it"
+            refusal = f"{seq_len} {source.interface.unit} would take about {expected:.0f} s more; --seconds allows it"
         if refusal is not None:
             return found, refusal
         if progress:
             progress(index, len(seq_lens), f"{windows} x {seq_len}")
         before = time.perf_counter()
-        found[seq_len] = measure_ranges(model, runner, text.cut_windows(seq_len, windows))
+        found[seq_len] = measure_ranges(model, runner, source.take(windows, seq_len))
         last = time.perf_counter() - before
     return found, ""
 
 
-def _refuse_length(config: ModelConfig, text: Text, seq_len: int, windows: int) -> str | None:
+def _refuse_length(config: ModelConfig, source: Source, seq_len: int, windows: int) -> str | None:
     if windows < 1:
-        have = 0 if text.tokens is None else len(text.tokens)
-        return f"seq_len={seq_len} is more than the {have} tokens of the held-out text; use less, or --random"
+        return f"seq_len={seq_len} is more than the {source.label} has; use less, or --random"
     return describe_lack_of_memory(config, Cell(windows, seq_len, masked=False))
 
 
-def _build_row(name: str, found: dict[int, dict[str, Range]], probe: Probe | None, held: Held | None) -> RangeRow:
+def _build_row(
+    name: str, label: str, found: dict[int, dict[str, Range]], probe: Probe | None, held: Held | None
+) -> RangeRow:
     points = tuple(
         RangePoint(seq_len, ranges[name].max_abs, ranges[name].rms, ranges[name].max_abs * _scale(probe, seq_len))
         for seq_len, ranges in found.items()
     )
     limit = FP32_MAX if held else FP16_MAX
     growth = fit_growth([point.seq_len for point in points], [point.graph_max_abs for point in points], limit)
-    return RangeRow(name, points, growth, held)
+    return RangeRow(name, points, growth, label, held)
 
 
 def _scale(probe: Probe | None, seq_len: int) -> float:

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING
 from flash_export.probes import Point
 from flash_export.ranges.growth import FP16_MAX, FP32_MAX
 from flash_export.strict_json import format_json
-from flash_export.validators.ranges.measure import SQUARES
 
 if TYPE_CHECKING:
     from flash_export.ranges.growth import Growth
     from flash_export.validators.ranges.held import Held
-
-_SQUARES_LABEL, _LAST_SQUARES_LABEL = "sum of squares in the norm", "sum of squares in the last norm"
 
 
 @dataclass(frozen=True)
@@ -43,26 +40,20 @@ class RangeRow:
         name: Such as ``layers.3.kv``.
         points: By length, ascending.
         growth: How the largest magnitude in the graph grows, towards the end of fp16, or of fp32 where it is held.
+        label: What the model calls it, without the block.
         held: By what an fp16 graph holds it in fp32; None: it is fp16 there.
     """
 
     name: str
     points: tuple[RangePoint, ...]
     growth: Growth
+    label: str
     held: Held | None = None
 
     @property
     def block(self) -> int | None:
         """The block; None for what is around the blocks."""
         return Point.parse(self.name).block
-
-    @property
-    def label(self) -> str:
-        """Name it in the model's terms, without the block."""
-        quantity = Point.parse(self.name).quantity
-        if quantity == SQUARES:
-            return _LAST_SQUARES_LABEL if self.block is None else _SQUARES_LABEL
-        return Point(None, quantity).label
 
     @property
     def place(self) -> str:
@@ -92,7 +83,7 @@ class RangesReport:
 
     Attributes:
         bundle: The bundle.
-        text: What the model read: ``held-out text`` or ``random tokens``.
+        data: What the model read, such as ``held-out text`` or ``random tokens``.
         seq_lens: Measured lengths.
         max_seq_len: Longest that the graph promises.
         rows: The quantities, the worst first.
@@ -101,7 +92,7 @@ class RangesReport:
     """
 
     bundle: str
-    text: str
+    data: str
     seq_lens: tuple[int, ...]
     max_seq_len: int
     rows: tuple[RangeRow, ...]

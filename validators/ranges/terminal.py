@@ -26,7 +26,7 @@ def print_ranges(report: RangesReport, console: Console, max_rows: int | None = 
     if max_rows is not None and len(report.rows) > max_rows:
         console.print(make_text(f"and {len(report.rows) - max_rows} quantities with more room"))
     lengths = f"{report.seq_lens[0]} to {report.seq_lens[-1]} tokens"
-    lines = [f"Measured on {report.text}, {lengths}; |x| is the largest magnitude, in the scale of the graph."]
+    lines = [f"Measured on {report.data}, {lengths}; |x| is the largest magnitude, in the scale of the graph."]
     lines += [f"Not measured: {report.stopped}"] if report.stopped else []
     for line in (*lines, *describe_held(report)):
         console.print(make_text(line), soft_wrap=True)

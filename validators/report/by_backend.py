@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flash_export.validators.plan import TEXT
+from flash_export.validators.plan import RECORDED
 from flash_export.validators.report.measures import (
     find_timed,
     find_worst,
+    find_worst_measures,
     select_comparisons,
     select_invariances,
 )
@@ -31,13 +32,12 @@ class BackendSummary:
         skipped: Rows that were skipped.
         reason: Why the backend was skipped as a whole; None when it was not.
         worst: The comparison whose error is the largest fraction of its tolerance.
-        lowest_agreement: Smallest share of positions whose most likely token is the reference's; of a quantized
-            bundle on held-out text, if it was read: random tokens have near ties, which few bits decide otherwise.
-        highest_kl_bits: Largest divergence, in bits per position, of the same rows.
+        measures: The worst value of what the task measures, by name; of a quantized bundle on held-out data, if it was
+            read: random tokens have near ties, which few bits decide otherwise.
         invariances: The checks against itself.
         timed: The row whose times stand for the others: the smallest batch, its longest length.
         speedups: Smallest and largest speedup.
-        bits_per_byte: On the held-out text.
+        score: On the held-out data.
         footprint: What it costs in a process of its own.
     """
 
@@ -47,12 +47,11 @@ class BackendSummary:
     skipped: int
     reason: str | None
     worst: Row | None
-    lowest_agreement: float | None
-    highest_kl_bits: float | None
+    measures: dict[str, float]
     invariances: tuple[Row, ...]
     timed: Row | None
     speedups: tuple[float, float] | None
-    bits_per_byte: float | None
+    score: float | None
     footprint: Footprint | None
 
     @property
@@ -107,8 +106,8 @@ def summarize_backend(report: ValidationReport, name: str) -> BackendSummary:
     rows = [row for row in report.rows if row.backend == name]
     comparisons = [row for row in select_comparisons(report) if row.backend == name]
     statuses = [row.status for row in rows]
-    texts = [row for row in comparisons if row.inputs == TEXT and row.top1_agreement is not None]
-    judged = texts if report.is_quantized and texts else comparisons
+    recorded = [row for row in comparisons if row.inputs == RECORDED and row.measures]
+    judged = recorded if report.is_quantized and recorded else comparisons
     speedups = [row.speedup for row in rows if row.speedup is not None]
     return BackendSummary(
         name=name,
@@ -117,12 +116,11 @@ def summarize_backend(report: ValidationReport, name: str) -> BackendSummary:
         skipped=statuses.count("skipped"),
         reason=next((row.reason for row in comparisons if row.seq_len is None), None),
         worst=find_worst(comparisons),
-        lowest_agreement=min((row.top1_agreement for row in judged if row.top1_agreement is not None), default=None),
-        highest_kl_bits=max((row.kl_bits for row in judged if row.kl_bits is not None), default=None),
+        measures=find_worst_measures(report.measures, [row.measures for row in judged]),
         invariances=tuple(row for row in select_invariances(report) if row.backend == name),
         timed=find_timed(rows),
         speedups=(min(speedups), max(speedups)) if speedups else None,
-        bits_per_byte=(report.bits_per_byte or {}).get(name),
+        score=None if report.scores is None else report.scores.values.get(name),
         footprint=next((one for one in report.footprints if one.backend == name), None),
     )
 

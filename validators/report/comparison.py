@@ -1,4 +1,4 @@
-"""What changed from one validation to another: verdicts, errors, bits, latencies, memory, and where they ran.
+"""What changed from one validation to another: verdicts, errors, scores, latencies, memory, and where they ran.
 
 Only what the two reports can tell apart is a change. Errors are compared against the eager model's own error, latencies
 by the intervals that hold their medians; those of quantized bundles, which have no such error, in hundredths.
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     Key = tuple[str, str, str, int | None, int | None, bool]
 
-# Two runs of the same graph differ by less; of bits per byte four digits are shown.
+# Two runs of the same graph differ by less; of scores four digits are shown.
 _MEMORY_CHANGE = 0.1
-_BITS_CHANGE = 5e-5
+_SCORE_CHANGE = 5e-5
 # In place of the eager model's own error, where there is none: what two runs of a quantized graph may differ by.
 _UNKNOWN_NOISE = 0.02
 # Differs from run to run and says nothing.
@@ -92,7 +92,7 @@ class LatencyChange:
 
 @dataclass(frozen=True)
 class ValueChange:
-    """A named value that differs: a fact of the environment, bits per byte, bytes of memory; None: it is not there."""
+    """A named value that differs: a fact of the environment, a score, bytes of memory; None: it is not there."""
 
     name: str
     before: str | float | None
@@ -109,7 +109,7 @@ class Comparison:
         verdicts: Checks that came out differently, and failures of checks that are new.
         errors: Errors that moved beyond the noise, the largest growth first.
         latencies: Latencies that are certainly other than before.
-        bits_per_byte: By backend.
+        scores: On held-out data, by backend.
         memory: Peak memory of a run by backend, in bytes, where it moved by more than 10 %.
         environment: Facts that differ.
         dropped: Checks by backend that only the first run had.
@@ -122,7 +122,7 @@ class Comparison:
     verdicts: tuple[VerdictChange, ...]
     errors: tuple[ErrorChange, ...]
     latencies: tuple[LatencyChange, ...]
-    bits_per_byte: tuple[ValueChange, ...]
+    scores: tuple[ValueChange, ...]
     memory: tuple[ValueChange, ...]
     environment: tuple[ValueChange, ...]
     dropped: dict[str, int]
@@ -161,7 +161,7 @@ def compare_reports(before: ValidationReport, after: ValidationReport) -> Compar
         verdicts=tuple(sorted(verdicts, key=lambda change: not change.is_regression)),
         errors=tuple(sorted(errors, key=lambda change: -(change.after - change.before))),
         latencies=tuple(filter(None, (_compare_latencies(was, row) for was, row in pairs))),
-        bits_per_byte=_compare_values(before.bits_per_byte or {}, after.bits_per_byte or {}, _BITS_CHANGE, 0.0),
+        scores=_compare_values(_list_scores(before), _list_scores(after), _SCORE_CHANGE, 0.0),
         memory=_compare_values(_list_memory(before), _list_memory(after), 0.0, _MEMORY_CHANGE),
         environment=tuple(
             ValueChange(name, before.environment.get(name), after.environment.get(name))
@@ -212,10 +212,14 @@ def _compare_values(
     )
 
 
+def _list_scores(report: ValidationReport) -> dict[str, float]:
+    return {} if report.scores is None else report.scores.values
+
+
 def _list_memory(report: ValidationReport) -> dict[str, float]:
     """Return the peak memory of a run by backend and length: that of another length is another number."""
     return {
-        f"{one.backend} at {one.peak_seq_len} tokens": float(one.peak_bytes)
+        f"{one.backend} at {one.peak_seq_len} {report.unit}": float(one.peak_bytes)
         for one in report.footprints
         if one.peak_bytes is not None
     }

@@ -61,8 +61,8 @@ def list_sections(comparison: Comparison) -> list[Section]:
         Section("Errors", tuple((name_row(change.row), _phrase_error(change)) for change in comparison.errors)),
         Section("Latency", tuple((name_row(change.row), _phrase_latency(change)) for change in comparison.latencies)),
         Section(
-            "Bits per byte",
-            tuple((change.name, f"{change.before:.4f}, now {change.after:.4f}") for change in comparison.bits_per_byte),
+            "Held-out data",
+            tuple((change.name, f"{change.before:.4f}, now {change.after:.4f}") for change in comparison.scores),
         ),
         Section("Memory of a run", tuple((change.name, _phrase_memory(change)) for change in comparison.memory)),
         Section("Checks", tuple(_list_coverage(comparison))),

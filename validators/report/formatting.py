@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from flash_export.validators.plan import TEXT
+from flash_export.validators.plan import RECORDED
 from flash_export.validators.report.measures import compute_error_ratio
 
 if TYPE_CHECKING:
+    from flash_export.tasks.base import Measure
     from flash_export.validators.latency import Percentiles
     from flash_export.validators.results import Row
 
@@ -54,6 +55,29 @@ def format_agreement(fraction: float) -> str:
     ('100%', '99.9%', '50%')
     """
     return f"{math.floor(1000 * fraction) / 10:g}%"
+
+
+def format_measure(measure: Measure, value: float) -> str:
+    """Format what a task measured, without its unit: shares rounded down, bits as errors, all else in three digits."""
+    if measure.unit == "share":
+        return format_agreement(value)
+    return format_error(value) if measure.unit.startswith("bits") else f"{value:.3g}"
+
+
+def capitalize(text: str) -> str:
+    """Return text that starts with a capital letter, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def name_measure(measure: Measure) -> str:
+    """Name a column of what a task measured: the label, with the unit that the cells do not have."""
+    label = capitalize(measure.label)
+    return label if measure.unit == "share" else f"{label} ({measure.unit.partition(' ')[0]})"
+
+
+def format_score(measure: Measure, value: float) -> str:
+    """Format a score on held-out data without its unit: bits in four decimals."""
+    return f"{value:.4f}" if measure.unit == "bits" else f"{value:.2f}"
 
 
 def format_change(change: float) -> str:
@@ -108,13 +132,13 @@ def format_count(count: float) -> str:
     return f"{round(count, digits):,.0f}"
 
 
-def format_tokens(count: int) -> str:
+def format_length(count: int, unit: str) -> str:
     """Format a length.
 
-    >>> format_tokens(1), format_tokens(1024)
-    ('1 token', '1,024 tokens')
+    >>> format_length(1, "tokens"), format_length(1024, "samples")
+    ('1 token', '1,024 samples')
     """
-    return "1 token" if count == 1 else f"{count:,} tokens"
+    return f"1 {unit.removesuffix('s')}" if count == 1 else f"{count:,} {unit}"
 
 
 def format_bytes(count: int) -> str:
@@ -138,6 +162,6 @@ def format_shape(row: Row) -> str:
 
 
 def format_inputs(row: Row, separator: str = "") -> str:
-    """Name what is special about the inputs of a row: ``masked``, ``text``, or nothing."""
-    words = [word for word, holds in (("text", row.inputs == TEXT), ("masked", row.masked)) if holds]
+    """Name what is special about the inputs of a row: ``masked``, ``held-out``, or nothing."""
+    words = [word for word, holds in (("held-out", row.inputs == RECORDED), ("masked", row.masked)) if holds]
     return "".join(f"{separator}{word}" for word in words)

@@ -18,7 +18,7 @@ from flash_export.validators.report.measures import (
     select_comparisons,
 )
 from flash_export.validators.report.plots import build_error_plot
-from flash_export.validators.report.summary import describe_agreement, summarize
+from flash_export.validators.report.summary import name_agreement, summarize
 
 if TYPE_CHECKING:
     from flash_export.validators.results import ValidationReport
@@ -31,7 +31,7 @@ def render_html(report: ValidationReport) -> str:
     """Return the text of ``report.html``."""
     environment = make_environment()
     environment.filters.update(
-        agreement=formatting.format_agreement,
+        capital=formatting.capitalize,
         bytes=formatting.format_bytes,
         change=formatting.format_change,
         count=formatting.format_count,
@@ -40,12 +40,15 @@ def render_html(report: ValidationReport) -> str:
         inputs=formatting.format_inputs,
         interval=formatting.format_interval,
         limit=compute_relative_limit,
+        measured=lambda value, measure: formatting.format_measure(measure, value),
+        named=formatting.name_measure,
         ms=formatting.format_ms,
         multiple=compute_noise_multiple,
         percent=formatting.format_percent,
         ratio=compute_error_ratio,
+        score=lambda value, measure: formatting.format_score(measure, value),
         shape=formatting.format_shape,
-        tokens=formatting.format_tokens,
+        length_of=lambda count: formatting.format_length(count, report.unit),
     )
     comparisons = [row for row in select_comparisons(report) if row.seq_len is not None]
     return environment.get_template(TEMPLATE_FILE).render(
@@ -54,7 +57,7 @@ def render_html(report: ValidationReport) -> str:
         claims=tabulate_claims(report),
         comparisons=comparisons,
         shows_noise=has_noise(comparisons),
-        agreement_heading=describe_agreement(report),
+        agreement_heading=name_agreement(report),
         timings=[row for row in comparisons if row.latency_ms],
         plots=[plot for plot in (build_error_plot(report), build_latency_plot(report)) if plot],
     )

@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING
 from flash_export.printable import escape_unprintable
 from flash_export.validators.report.claims import tabulate_claims
 from flash_export.validators.report.formatting import (
-    format_agreement,
+    capitalize,
     format_bytes,
     format_count,
     format_error,
     format_factor,
     format_interval,
+    format_measure,
     format_ms,
     format_percent,
+    format_score,
     format_shape,
 )
 from flash_export.validators.report.measures import compute_error_ratio, compute_noise_multiple, has_noise
-from flash_export.validators.report.summary import describe_agreement, summarize
+from flash_export.validators.report.summary import name_agreement, summarize
+from flash_export.validators.results import EAGER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,14 +72,17 @@ def _list_lines(report: ValidationReport, summary: Summary) -> Iterator[str]:
         yield from ("", f"> **{escape(sentence)}**")
     yield ""
     headings = ["Backend", "Result", "Checks", "Error"] + (["x PyTorch's own"] if has_noise(report.rows) else [])
-    headings += ["Of limit", describe_agreement(report)]
-    headings += ["Bits per byte"] if report.bits_per_byte else []
-    headings += ["Tokens", "Time (95% interval)", "Tokens/s", "Speed x PyTorch's"] if summary.fastest else []
+    scores = report.scores
+    headings += ["Of limit", name_agreement(report)]
+    headings += [capitalize(scores.measure.label)] if scores else []
+    unit = capitalize(report.unit)
+    headings += [unit, "Time (95% interval)", f"{unit}/s", "Speed x PyTorch's"] if summary.fastest else []
     yield from build_table(headings, [_format_backend(one, report, summary) for one in summary.backends])
-    if report.bits_per_byte:
+    if scores:
         accepted = report.environment.get("accepted_loss")
-        limit = f"; {escape(str(accepted))} more is accepted" if accepted and report.is_quantized else ""
-        yield from ("", f"PyTorch itself: {report.bits_per_byte['eager']:.4f} bits per byte{limit}.")
+        limit = f"; {escape(str(accepted))} worse is accepted" if accepted and report.is_quantized else ""
+        own = format_score(scores.measure, scores.values[EAGER])
+        yield from ("", f"PyTorch itself: {own} {scores.measure.label}{limit}.")
     for reason in summary.reasons:
         if reason.status == "skipped":
             yield from ("", f"{SIGNS['skipped']} {escape(reason.who)} skipped: {escape(reason.text)}")
@@ -86,7 +92,7 @@ def _list_lines(report: ValidationReport, summary: Summary) -> Iterator[str]:
         headings = ["Claim", *map(escape, claims.backends)]
         yield from fold("What must hold of any model", list(build_table(headings, rows, left=len(headings))))
     if report.footprints:
-        headings = ["Backend", "Opens in", "First call", "Cost of a new length", "Memory of a run", "of tokens"]
+        headings = ["Backend", "Opens in", "First call", "Cost of a new length", "Memory of a run", f"of {report.unit}"]
         footprints = list(build_table(headings, list(map(_format_footprint, report.footprints)), left=1))
         yield from fold("In a fresh process", footprints)
     pairs = [[escape(name.replace("_", " ")), escape(str(value))] for name, value in report.environment.items()]
@@ -97,7 +103,8 @@ def _format_backend(backend: BackendSummary, report: ValidationReport, summary: 
     worst, timed = backend.worst, backend.timed
     multiple, share = (None, None) if worst is None else (compute_noise_multiple(worst), compute_error_ratio(worst))
     error = None if worst is None else worst.max_rel_error
-    agreement = backend.lowest_agreement
+    measure = report.measures[0]
+    agreement = backend.measures.get(measure.name)
     cells = [
         escape(backend.name),
         f"{SIGNS[backend.status]} {backend.status}",
@@ -105,10 +112,10 @@ def _format_backend(backend: BackendSummary, report: ValidationReport, summary: 
         _NONE if error is None else format_error(error),
         *([_NONE if multiple is None else f"{format_factor(multiple)}x"] if has_noise(report.rows) else []),
         _NONE if share is None else format_percent(share),
-        _NONE if agreement is None else format_agreement(agreement),
+        _NONE if agreement is None else format_measure(measure, agreement),
     ]
-    if report.bits_per_byte:
-        cells.append(_NONE if backend.bits_per_byte is None else f"{backend.bits_per_byte:.4f}")
+    if report.scores:
+        cells.append(_NONE if backend.score is None else format_score(report.scores.measure, backend.score))
     if summary.fastest:
         cells += [_NONE] * 4 if timed is None else _format_timing(timed)
     return cells
@@ -117,10 +124,10 @@ def _format_backend(backend: BackendSummary, report: ValidationReport, summary: 
 def _format_timing(row: Row) -> list[str]:
     if row.latency_ms is None or row.speedup is None:
         return [_NONE] * 4
-    tokens = str(row.seq_len) if row.batch == 1 else f"{row.batch} x {row.seq_len}"
-    rate = _NONE if row.tokens_per_s is None else format_count(row.tokens_per_s)
+    length = str(row.seq_len) if row.batch == 1 else f"{row.batch} x {row.seq_len}"
+    rate = _NONE if row.units_per_s is None else format_count(row.units_per_s)
     time = f"{format_ms(row.latency_ms.p50)} ({format_interval(row.latency_ms)})"
-    return [tokens, time, rate, f"{format_factor(row.speedup)}x"]
+    return [length, time, rate, f"{format_factor(row.speedup)}x"]
 
 
 def _list_failures(report: ValidationReport) -> Iterator[str]:

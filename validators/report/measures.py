@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from flash_export.validators.results import ACCURACY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from flash_export.tasks.base import Measure
     from flash_export.validators.results import Row, ValidationReport
 
 
@@ -58,3 +59,12 @@ def find_timed(rows: Iterable[Row]) -> Row | None:
     """Return the timed row that stands for the others: of the smallest batch the longest; None without any."""
     timed = [row for row in rows if row.latency_ms is not None and row.speedup is not None]
     return min(timed, key=lambda row: (row.batch or 0, -(row.seq_len or 0)), default=None)
+
+
+def find_worst_measures(measures: Sequence[Measure], found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the worst value of each measure that was taken at all."""
+    worst = {}
+    for measure in measures:
+        if values := [one[measure.name] for one in found if measure.name in one]:
+            worst[measure.name] = min(values) if measure.better == "higher" else max(values)
+    return worst

@@ -72,7 +72,7 @@ class Plot:
     y_ticks: list[Tick]
     series: list[Series]
     marker: Tick | None
-    x_label: str = "sequence length (tokens)"
+    x_label: str = "length"
 
 
 def build_error_plot(report: ValidationReport) -> Plot | None:
@@ -123,7 +123,7 @@ def build_error_plot(report: ValidationReport) -> Plot | None:
         "Error by length",
         f"Largest difference from exact arithmetic, over all batch sizes. {floor}The dashed line is the limit, and a "
         "cross a check that failed.",
-        "largest error / largest logit",
+        "largest error / largest output",
         x_ticks,
         y_ticks,
         series,

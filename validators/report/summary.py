@@ -6,10 +6,15 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flash_export.validators.plan import TEXT
+from flash_export.validators.plan import RECORDED
 from flash_export.validators.report.by_backend import BackendSummary, summarize_backend
-from flash_export.validators.report.formatting import format_shape
-from flash_export.validators.report.measures import compute_error_ratio, find_worst, select_comparisons
+from flash_export.validators.report.formatting import format_shape, name_measure
+from flash_export.validators.report.measures import (
+    compute_error_ratio,
+    find_worst,
+    find_worst_measures,
+    select_comparisons,
+)
 from flash_export.validators.report.verdict import phrase_verdict
 
 if TYPE_CHECKING:
@@ -65,14 +70,16 @@ class Summary:
         skipped: Rows that were skipped.
         backends: The same and more for each backend, in the order of the report.
         worst: The comparison whose error is the largest fraction of its tolerance.
-        dearest: The backend that needs the most bits per byte; None without such bits.
-        random_agreement: The smallest agreement on random tokens, where that of the backends is of held-out text alone.
+        measures: The worst of what the task measures, over all backends, by name.
+        dearest: The backend with the worst score on held-out data; None without such scores.
+        random_measures: The worst of what the task measures on random inputs, where that of the backends is of held-out
+            data alone; else empty.
         reasons: Why rows failed or were skipped, failures first; the first few of each.
         hidden_reasons: Number of further reasons.
         batches: Batch sizes that were compared.
         lengths: Lengths that were compared.
         any_masked: Whether any of them was masked.
-        any_text: Whether any of them was held-out text.
+        any_recorded: Whether any of them was held-out data.
     """
 
     verdict: str
@@ -83,13 +90,14 @@ class Summary:
     backends: tuple[BackendSummary, ...]
     worst: Row | None
     dearest: BackendSummary | None
-    random_agreement: float | None
+    measures: dict[str, float]
+    random_measures: dict[str, float]
     reasons: tuple[Reason, ...]
     hidden_reasons: int
     batches: tuple[int, ...]
     lengths: tuple[int, ...]
     any_masked: bool
-    any_text: bool
+    any_recorded: bool
 
     @property
     def total(self) -> int:
@@ -113,23 +121,14 @@ class Summary:
         ranked = [((not one.failed, row.seq_len or 0, row.speedup or 0.0), one) for row, one in timed]
         return max(ranked, key=lambda pair: pair[0])[1] if ranked else None
 
-    @property
-    def lowest_agreement(self) -> float | None:
-        """Smallest share of positions, over all comparisons, whose most likely token is the reference's."""
-        return min((one.lowest_agreement for one in self.backends if one.lowest_agreement is not None), default=None)
-
-    @property
-    def highest_kl_bits(self) -> float | None:
-        """Largest divergence over all comparisons."""
-        return max((one.highest_kl_bits for one in self.backends if one.highest_kl_bits is not None), default=None)
-
 
 def summarize(report: ValidationReport) -> Summary:
     """Boil a report down."""
     comparisons = select_comparisons(report)
     compared = [row for row in comparisons if compute_error_ratio(row) is not None]
     backends = tuple(summarize_backend(report, name) for name in dict.fromkeys(row.backend for row in report.rows))
-    measured = [one for one in backends if one.bits_per_byte is not None and "eager" in (report.bits_per_byte or {})]
+    scores = report.scores
+    scored = [one for one in backends if one.score is not None]
     reasons = _collect_reasons(report)
     shown = [
         reason
@@ -145,29 +144,28 @@ def summarize(report: ValidationReport) -> Summary:
         skipped=report.count("skipped"),
         backends=backends,
         worst=find_worst(comparisons),
-        dearest=max(measured, key=lambda one: one.bits_per_byte or 0.0, default=None),
-        random_agreement=_find_random_agreement(report, comparisons),
+        measures=find_worst_measures(report.measures, [one.measures for one in backends]),
+        dearest=None if scores is None else max(scored, key=lambda one: scores.compute_loss(one.name), default=None),
+        random_measures=_find_random_measures(report, comparisons),
         reasons=tuple(shown),
         hidden_reasons=len(reasons) - len(shown),
         batches=tuple(sorted({row.batch for row in compared if row.batch})),
         lengths=tuple(sorted({row.seq_len for row in compared if row.seq_len})),
         any_masked=any(row.masked for row in compared),
-        any_text=any(row.inputs == TEXT for row in compared),
+        any_recorded=any(row.inputs == RECORDED for row in compared),
     )
 
 
-def describe_agreement(report: ValidationReport) -> str:
-    """Return the heading of what :attr:`BackendSummary.lowest_agreement` holds."""
-    is_of_text = _find_random_agreement(report, select_comparisons(report)) is not None
-    return "Same top token, text" if is_of_text else "Same top token"
+def name_agreement(report: ValidationReport) -> str:
+    """Return the heading of the first of the task's measures, and of what data it is."""
+    is_of_data = bool(_find_random_measures(report, select_comparisons(report)))
+    return f"{name_measure(report.measures[0])}{', held-out' if is_of_data else ''}"
 
 
-def _find_random_agreement(report: ValidationReport, comparisons: list[Row]) -> float | None:
-    has_text = any(row.inputs == TEXT and row.top1_agreement is not None for row in comparisons)
-    if not (report.is_quantized and has_text):
-        return None
-    random = (row.top1_agreement for row in comparisons if row.inputs != TEXT and row.top1_agreement is not None)
-    return min(random, default=None)
+def _find_random_measures(report: ValidationReport, comparisons: list[Row]) -> dict[str, float]:
+    if not (report.is_quantized and any(row.inputs == RECORDED and row.measures for row in comparisons)):
+        return {}
+    return find_worst_measures(report.measures, [row.measures for row in comparisons if row.inputs != RECORDED])
 
 
 def _collect_reasons(report: ValidationReport) -> list[Reason]:

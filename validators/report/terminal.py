@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from flash_export.terminal import make_table, make_text
 from flash_export.validators.report.by_backend import group_by_length
 from flash_export.validators.report.formatting import (
-    format_agreement,
+    capitalize,
     format_bytes,
     format_count,
     format_error,
@@ -16,6 +16,7 @@ from flash_export.validators.report.formatting import (
     format_interval,
     format_ms,
     format_percent,
+    format_score,
     format_shape,
     format_share,
 )
@@ -26,7 +27,7 @@ from flash_export.validators.report.measures import (
     select_comparisons,
 )
 from flash_export.validators.report.summary import summarize
-from flash_export.validators.report.verdict import phrase_change
+from flash_export.validators.report.verdict import phrase_loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from flash_export.validators.footprint import Footprint
     from flash_export.validators.report.by_backend import BackendSummary
     from flash_export.validators.report.summary import Summary
-    from flash_export.validators.results import Row, Status, ValidationReport
+    from flash_export.validators.results import HeldoutScores, Row, Status, ValidationReport
 
 STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 # More rows than this are shown by groups of lengths.
@@ -78,7 +79,7 @@ def _print_backend(report: ValidationReport, backend: BackendSummary, console: C
     headings = [*(_ERRORS if shows_noise else _ERRORS[::2]), *(_TIMES if is_timed else ())]
     lines: list[list[str | Text]]
     if is_grouped:
-        headings = ["tokens", "checks", "result", *headings]
+        headings = [report.unit, "checks", "result", *headings]
         lines = [
             [group.label, str(len(group.rows)), _format_status(group.status), *list_cells(group.worst, group.timed)]
             for group in group_by_length(rows)
@@ -141,22 +142,18 @@ def _format_footprint(footprint: Footprint | None) -> Text | None:
 def _list_facts(report: ValidationReport, summary: Summary) -> Iterator[str]:
     if report.caveat:
         yield report.caveat
-    bits = report.bits_per_byte or {}
-    if bits and report.is_quantized:
-        yield _describe_bits(report, bits)
+    if report.scores and report.is_quantized:
+        yield _describe_scores(report, report.scores)
     if summary.worst is not None:
         yield f"Largest error: {_describe_worst(summary.worst)}"
-    if summary.lowest_agreement is not None and summary.highest_kl_bits is not None:
-        agreement, divergence = format_agreement(summary.lowest_agreement), format_error(summary.highest_kl_bits)
-        random = summary.random_agreement
-        text = "" if random is None else f" of held-out text ({format_agreement(random)} of random tokens)"
-        yield f"Same top token: at {agreement} of the positions{text} or more; KL divergence up to {divergence} bits"
-    if bits and not report.is_quantized:
-        yield _describe_bits(report, bits)
+    if summary.measures:
+        yield f"At the worst: {_describe_measures(report, summary.measures)}{_describe_random(report, summary)}"
+    if report.scores and not report.is_quantized:
+        yield _describe_scores(report, report.scores)
     fastest = summary.fastest
     row = None if fastest is None else fastest.timed
     if fastest is not None and row is not None and row.latency_ms and row.speedup:
-        rate = "" if row.tokens_per_s is None else f", {format_count(row.tokens_per_s)} tokens/s"
+        rate = "" if row.units_per_s is None else f", {format_count(row.units_per_s)} {report.unit}/s"
         is_chance = row.eager_latency_ms is not None and row.latency_ms.overlaps(row.eager_latency_ms)
         chance = "; their intervals overlap" if is_chance else ""
         yield (
@@ -169,14 +166,28 @@ def _list_facts(report: ValidationReport, summary: Summary) -> Iterator[str]:
 
 def _describe_worst(row: Row) -> str:
     multiple = compute_noise_multiple(row)
-    size = "" if row.max_rel_error is None else f", {format_error(row.max_rel_error)} of the largest logit"
+    size = "" if row.max_rel_error is None else f", {format_error(row.max_rel_error)} of the largest output"
     own = "" if multiple is None else f", {format_factor(multiple)}x the eager model's own"
     return f"{format_share(row)}{size}{own}, at {format_shape(row)}"
 
 
-def _describe_bits(report: ValidationReport, bits: Mapping[str, float]) -> str:
-    values = ", ".join(f"{name} {value:.4f}" for name, value in bits.items())
-    change, accepted = report.bits_change, report.environment.get("accepted_loss")
-    loss = "" if change is None or not report.is_quantized else f"; {phrase_change(change)}"
-    limit = f", {accepted} is accepted" if loss and accepted else ""
-    return f"Bits per byte on held-out text: {values}{loss}{limit}"
+def _describe_scores(report: ValidationReport, scores: HeldoutScores) -> str:
+    values = ", ".join(f"{name} {format_score(scores.measure, value)}" for name, value in scores.values.items())
+    loss, accepted = report.score_loss, report.environment.get("accepted_loss")
+    change = ""
+    if report.is_quantized and loss is not None:
+        change = f" ({phrase_loss(scores.measure, loss)}{f', {accepted} is accepted' if accepted else ''})"
+    return f"{capitalize(scores.measure.label)}: {values}{change}"
+
+
+def _describe_measures(report: ValidationReport, measures: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{measure.label} {measure.format(measures[measure.name])}"
+        for measure in report.measures
+        if measure.name in measures
+    )
+
+
+def _describe_random(report: ValidationReport, summary: Summary) -> str:
+    random = summary.random_measures
+    return f", on held-out data ({_describe_measures(report, random)} on random inputs)" if random else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flash_export.tasks.base import Measure  # noqa: TC001 (doctests)
 from flash_export.validators.report.formatting import format_change
 from flash_export.validators.results import ACCURACY
 
@@ -41,19 +42,23 @@ def phrase_verdict(report: ValidationReport, backends: tuple[BackendSummary, ...
     return f"{subject} {one_is_bad if is_one else several_are_bad}."
 
 
-def phrase_change(change: float) -> str:
-    """Say how many more bits per byte a backend needs than the eager model.
+def phrase_loss(measure: Measure, loss: float) -> str:
+    """Say how much worse a score is than the eager model's.
 
-    >>> phrase_change(0.0034), phrase_change(-0.012), phrase_change(0.0)
+    >>> bits = Measure("bits", "bits per byte", "bits", "lower")
+    >>> phrase_loss(bits, 0.0034), phrase_loss(bits, -0.012), phrase_loss(bits, 0.0)
     ('0.34% more bits per byte', '1.2% fewer bits per byte', 'as many bits per byte')
+    >>> phrase_loss(Measure("si_sdr_db", "SI-SDR", "dB", "higher"), 0.01)
+    '1.0% less SI-SDR'
     """
-    if change == 0:
-        return "as many bits per byte"
-    return f"{format_change(change).lstrip('+-')} {'more' if change > 0 else 'fewer'} bits per byte"
+    more, fewer = ("more", "fewer") if measure.better == "lower" else ("less", "more")
+    if loss == 0:
+        return f"as {'many' if measure.better == 'lower' else 'much'} {measure.label}"
+    return f"{format_change(loss).lstrip('+-')} {more if loss > 0 else fewer} {measure.label}"
 
 
 def _phrase_loss(report: ValidationReport) -> str:
-    accepted, change = report.environment.get("accepted_loss"), report.bits_change
-    if not report.is_quantized or accepted is None or change is None:
+    accepted, loss = report.environment.get("accepted_loss"), report.score_loss
+    if not report.is_quantized or accepted is None or loss is None or report.scores is None:
         return ""
-    return f": {phrase_change(change)}, {accepted} is accepted"
+    return f": {phrase_loss(report.scores.measure, loss)}, {accepted} is accepted"

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 
 from flash_export.bundle import reads_bundles
 from flash_export.config import MAX_THREADS, MAX_WINDOWS, check_count
+from flash_export.data.heldout import open_heldout
+from flash_export.data.sources import RandomSource
 from flash_export.errors import ConfigError
-from flash_export.heldout import Heldout
 from flash_export.progress import Steps
+from flash_export.tasks.registry import get_task
 from flash_export.validators.backends import GRAPH, list_backends
 from flash_export.validators.cells import describe_exception
 from flash_export.validators.environment import describe_environment
 from flash_export.validators.footprint import BUDGET_S, Footprint, FootprintRequest, measure_footprint
-from flash_export.validators.plan import Cell, check_lengths, get_axis
+from flash_export.validators.plan import Cell, check_lengths
 from flash_export.validators.trade_off.candidates import (
     Candidate,
     check_same_model,
@@ -24,12 +26,13 @@ from flash_export.validators.trade_off.candidates import (
     name_bundles,
     order_bundles,
 )
-from flash_export.validators.trade_off.quality import QualityMeter, list_random_pieces, list_text_pieces
+from flash_export.validators.trade_off.quality import QualityMeter, list_random_samples
 from flash_export.validators.trade_off.results import Entry, TradeOff
 from flash_export.validators.trade_off.speed import has_decode, time_decode, time_forward
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from flash_export.bundle import Bundle
     from flash_export.manifest import GraphSpec
@@ -50,7 +53,8 @@ class CompareOptions:
         seq_lens: Lengths at which the forward graphs are timed; None: 512 and 2048, as far as the graphs go.
         batch: Rows of a timed run; None: 1, or the one batch that the reference's graph takes.
         threads: Threads of one operator; None: what each backend chooses.
-        windows: Pieces of text that are read; None: all of the held-out text, or 8 of random tokens.
+        windows: Samples that are read; None: all of the held-out data, or 8 random ones.
+        data: A file to read in place of the held-out data of the reference.
         latency_budget_s: Time for one bundle at one length; 0: measure neither latency nor memory.
     """
 
@@ -58,6 +62,7 @@ class CompareOptions:
     batch: int | None = None
     threads: int | None = None
     windows: int | None = None
+    data: Path | None = None
     latency_budget_s: float = DEFAULT_BUDGET_S
 
     def __post_init__(self) -> None:
@@ -103,33 +108,34 @@ def compare_bundles(
     check_same_model(ordered)
     first = ordered[0]
     cells = _plan_cells(first.get_graph(GRAPH), options)
-    heldout = Heldout.load(first.path)
-    model = first.load_model()
-    vocab_size = int(model.config.to_dict()["vocab_size"])
+    model, interface = first.load_model(), first.manifest.interface
+    heldout, source = open_heldout(first, options.data), RandomSource(interface)
     names = name_bundles([bundle.path for bundle in ordered])
     candidates = [Candidate(bundle, name) for bundle, name in zip(ordered, names, strict=True)]
     if heldout is not None:
-        pieces = list(list_text_pieces(heldout, options.windows))
+        samples = list(heldout.samples[: options.windows])
     else:
-        pieces = list(list_random_pieces(candidates, vocab_size, options.windows))
+        samples = list(list_random_samples(candidates, source, options.windows))
     timed = bool(options.latency_budget_s)
-    steps = Steps(progress, len(pieces) + (len(cells) + 1 + len(candidates) if timed else 0))
+    steps = Steps(progress, len(samples) + (len(cells) + 1 + len(candidates) if timed else 0))
     with contextlib.ExitStack() as stack:
         _open(stack, candidates, options.threads)
         with _open_reference(first, options.threads) as runner:
-            meter = QualityMeter(runner, candidates, heldout)
-            for index, piece in enumerate(pieces):
-                steps.begin(f"text {index + 1} of {len(pieces)}")
-                meter.read(piece)
+            meter = QualityMeter(runner, interface, candidates)
+            for index, sample in enumerate(samples):
+                steps.begin(f"sample {index + 1} of {len(samples)}")
+                meter.read(sample)
         qualities = meter.summarise()
-        speeds = (
-            _measure_speed(candidates, cells, vocab_size, options, steps) if timed else [_Speed()] * len(candidates)
-        )
+        speeds = _measure_speed(candidates, cells, source, options, steps) if timed else [_Speed()] * len(candidates)
+    task = get_task(interface.task)
     return TradeOff(
         _build_entries(candidates, qualities, speeds),
-        "random tokens" if heldout is None else "held-out text",
+        source.label if heldout is None else heldout.label,
+        interface.unit,
+        task.measures,
+        None if meter.reference_score is None else task.describe_score(interface),
         meter.predictions,
-        meter.reference_bits_per_byte,
+        meter.reference_score,
         cells[0].batch,
         describe_environment(first, model, options.threads),
     )
@@ -137,8 +143,8 @@ def compare_bundles(
 
 def _plan_cells(graph: GraphSpec, options: CompareOptions) -> list[Cell]:
     """Choose the shapes that are timed."""
-    axis = get_axis(graph, "seq")
-    batch = get_axis(graph, "batch").min if options.batch is None else options.batch
+    axis = graph.axes["seq"]
+    batch = graph.axes["batch"].min if options.batch is None else options.batch
     check_lengths(graph, options.seq_lens, (batch,))
     seq_lens = options.seq_lens
     if seq_lens is None:
@@ -163,42 +169,41 @@ def _open_reference(bundle: Bundle, threads: int | None) -> EagerRunner:
 
 
 def _measure_speed(
-    candidates: Sequence[Candidate], cells: Sequence[Cell], vocab_size: int, options: CompareOptions, steps: Steps
+    candidates: Sequence[Candidate], cells: Sequence[Cell], source: RandomSource, options: CompareOptions, steps: Steps
 ) -> list[_Speed]:
     budget_s = options.latency_budget_s
     by_length = []
     for cell in cells:
         steps.begin(f"timing {cell}")
-        by_length.append(time_forward(candidates, cell, vocab_size, budget_s, options.threads))
+        by_length.append(time_forward(candidates, cell, source, budget_s, options.threads))
     steps.begin("timing decode steps")
     decode: Sequence[Timing | None] = [None] * len(candidates)
     if any(map(has_decode, candidates)):
-        decode = time_decode(candidates, cells[0].batch, vocab_size, budget_s, options.threads)
+        decode = time_decode(candidates, cells[0].batch, source, budget_s, options.threads)
     footprints = []
     for candidate in candidates:
         steps.begin(f"memory of {candidate.name}")
-        footprints.append(_measure_footprint(candidate, cells, vocab_size, options.threads))
+        footprints.append(_measure_footprint(candidate, cells, options.threads))
     return [
         _Speed(tuple(timings), step, footprint)
         for timings, step, footprint in zip(zip(*by_length, strict=True), decode, footprints, strict=True)
     ]
 
 
-def _measure_footprint(candidate: Candidate, cells: Sequence[Cell], vocab_size: int, threads: int | None) -> Footprint:
+def _measure_footprint(candidate: Candidate, cells: Sequence[Cell], threads: int | None) -> Footprint:
     if candidate.reason is not None:
         return Footprint(BACKEND, candidate.reason)
     if candidate.bundle.get_graph(GRAPH).is_half:
         return Footprint(
             BACKEND, "its memory was not measured: on a CPU its predictions are computed in fp32 and rounded"
         )
-    axis = get_axis(candidate.bundle.get_graph(GRAPH), "seq")
+    axis = candidate.bundle.get_graph(GRAPH).axes["seq"]
     return measure_footprint(
         FootprintRequest(
             os.path.abspath(candidate.bundle.path),
             BACKEND,
             (),
             threads,
-            vocab_size,
             cells[0].batch,
             tuple(cell.seq_len for cell in cells if cell.seq_len in axis),
             BUDGET_S,

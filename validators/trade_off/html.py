@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flash_export.validators.report.formatting import format_interval
@@ -27,7 +28,11 @@ def render_trade_off(trade: TradeOff) -> str:
     """Return the text of the page."""
     environment = make_environment()
     environment.filters.update(
-        interval=format_interval, ratio=format_ratio, run=describe_run, spread=format_spread, time=format_time
+        interval=format_interval,
+        ratio=format_ratio,
+        run=partial(describe_run, unit=trade.unit),
+        spread=format_spread,
+        time=format_time,
     )
     headings, rows = tabulate_quality(trade)
     return environment.get_template(TEMPLATE_FILE).render(

@@ -27,7 +27,7 @@ def render_trade_off_markdown(trade: TradeOff) -> str:
 
 def _list_lines(trade: TradeOff) -> Iterator[str]:
     headings, rows = tabulate_quality(trade)
-    runs = [describe_run(timing) for timing in trade.reference.all_timings]
+    runs = [describe_run(timing, trade.unit) for timing in trade.reference.all_timings]
     yield from build_table(
         [*headings, *runs],
         [

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from flash_export.tasks.base import Measure
     from flash_export.validators.trade_off.results import Entry, TradeOff
 
 
@@ -15,20 +16,22 @@ _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A number of a bundle of which less is better.
+class Coordinate:
+    """A number of a bundle, to be plotted against another.
 
     Attributes:
         title: What it is, in a few words.
         unit: Its unit; empty where the title has it.
         pick: Take it from a bundle; None where it was not measured.
         is_logarithmic: Whether it spans powers of ten.
+        is_better_high: Whether more of it is better.
     """
 
     title: str
     unit: str
     pick: Callable[[Entry], float | None]
     is_logarithmic: bool = False
+    is_better_high: bool = False
 
     @property
     def label(self) -> str:
@@ -42,27 +45,34 @@ class Measure:
         return f"{self.title} {number} {self.unit}".rstrip()
 
 
-BITS_PER_BYTE = Measure("bits per byte", "", lambda entry: entry.quality.bits_per_byte)
-DIVERGENCE = Measure("KL divergence", "bits", lambda entry: entry.quality.kl_bits, is_logarithmic=True)
-SIZE = Measure("size of the graph", "MiB", lambda entry: entry.size_bytes / _MIB)
+SIZE = Coordinate("size of the graph", "MiB", lambda entry: entry.size_bytes / _MIB)
 
 
-def list_losses(trade: TradeOff) -> tuple[Measure, ...]:
-    """Return how much worse predictions become: bits per byte where there is a text, and the divergence."""
-    found = (BITS_PER_BYTE, DIVERGENCE) if trade.reference_bits_per_byte is not None else (DIVERGENCE,)
-    return tuple(measure for measure in found if any(measure.pick(entry) is not None for entry in trade.entries))
+def list_losses(trade: TradeOff) -> tuple[Coordinate, ...]:
+    """Return how much worse predictions become: the score where there is one, and what the task measures last."""
+    measure = trade.measures[-1]
+    found = [_make_coordinate(measure, lambda entry: entry.quality.measures.get(measure.name))]
+    if trade.score is not None:
+        found.insert(0, Coordinate(trade.score.label, "", lambda entry: entry.quality.score))
+    return tuple(axis for axis in found if any(axis.pick(entry) is not None for entry in trade.entries))
 
 
-def list_costs(trade: TradeOff) -> tuple[Measure, ...]:
+def _make_coordinate(measure: Measure, pick: Callable[[Entry], float | None]) -> Coordinate:
+    """Return an axis of a measure; decibels and shares span no powers of ten."""
+    is_logarithmic = measure.better == "lower" and measure.unit != "share"
+    return Coordinate(measure.label, measure.unit, pick, is_logarithmic, measure.better == "higher")
+
+
+def list_costs(trade: TradeOff) -> tuple[Coordinate, ...]:
     """Return what is paid: time at the longest length, time of a decode step, size; what was measured of it."""
     lengths = sorted({timing.seq_len for entry in trade.entries for timing in entry.timings if timing.seq_len})
-    times = [Measure(f"time of {length} tokens", "ms", _pick_latency(length)) for length in lengths[-1:]]
-    decode = Measure("time of a decode step", "ms", _pick_decode)
+    times = [Coordinate(f"time of {length} {trade.unit}", "ms", _pick_latency(length)) for length in lengths[-1:]]
+    decode = Coordinate("time of a decode step", "ms", _pick_decode)
     found = (*times, decode, SIZE)
-    return tuple(measure for measure in found if any(measure.pick(entry) is not None for entry in trade.entries))
+    return tuple(axis for axis in found if any(axis.pick(entry) is not None for entry in trade.entries))
 
 
-def find_front(entries: Sequence[Entry], loss: Measure, cost: Measure) -> tuple[Entry, ...]:
+def find_front(entries: Sequence[Entry], loss: Coordinate, cost: Coordinate) -> tuple[Entry, ...]:
     """Return the bundles that no other one beats: none is at least as good in both, and better in one.
 
     A bundle that lacks one of the two is not among them, and beats none.
@@ -78,10 +88,12 @@ def find_front(entries: Sequence[Entry], loss: Measure, cost: Measure) -> tuple[
     )
 
 
-def _place(entry: Entry, loss: Measure, cost: Measure) -> list[tuple[float, float]]:
+def _place(entry: Entry, loss: Coordinate, cost: Coordinate) -> list[tuple[float, float]]:
     """Return the one point of a bundle; none if it lacks a coordinate."""
     own_loss, own_cost = loss.pick(entry), cost.pick(entry)
-    return [] if own_loss is None or own_cost is None else [(own_loss, own_cost)]
+    if own_loss is None or own_cost is None:
+        return []
+    return [(-own_loss if loss.is_better_high else own_loss, own_cost)]
 
 
 def _pick_latency(seq_len: int) -> Callable[[Entry], float | None]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flash_export.validators.report.axes import LinearAxis, LogAxis, Tick
-    from flash_export.validators.trade_off.measures import Measure
+    from flash_export.validators.trade_off.measures import Coordinate
     from flash_export.validators.trade_off.results import Entry, TradeOff
 
     Axis = LinearAxis | LogAxis
@@ -40,7 +40,7 @@ def build_trade_off_plots(trade: TradeOff) -> list[Plot]:
     return [plot for loss, cost in pairs if (plot := build_trade_off_plot(trade, loss, cost)) is not None]
 
 
-def build_trade_off_plot(trade: TradeOff, loss: Measure, cost: Measure) -> Plot | None:
+def build_trade_off_plot(trade: TradeOff, loss: Coordinate, cost: Coordinate) -> Plot | None:
     """Plot one loss against one cost; None when no bundle has both."""
     entries = [entry for entry in trade.entries if loss.pick(entry) is not None and cost.pick(entry) is not None]
     if not entries:
@@ -66,10 +66,11 @@ def build_trade_off_plot(trade: TradeOff, loss: Measure, cost: Measure) -> Plot 
     ]
     if beaten := tuple(mark(entry, "ring") for entry in entries if entry not in front):
         series.append(Series("another one is", "eager", marks=beaten, swatch="ring"))
+    better = "Higher" if loss.is_better_high else "Lower"
     title = f"{loss.title} against {cost.title}"
     return Plot(
         title[0].upper() + title[1:],
-        f"Lower is better, and so is further left. {_describe_missing(trade, entries)}",
+        f"{better} is better, and so is further left. {_describe_missing(trade, entries)}",
         loss.label,
         x_ticks,
         y_ticks,
@@ -107,7 +108,7 @@ def _leave_room(characters: int) -> float:
     return 1 / (1 - share)
 
 
-def _build_loss_axis(loss: Measure, values: Sequence[float]) -> tuple[Axis, list[Tick]]:
+def _build_loss_axis(loss: Coordinate, values: Sequence[float]) -> tuple[Axis, list[Tick]]:
     if loss.is_logarithmic and (positive := [value for value in values if value > 0]):
         return build_error_axis(positive)
     return build_linear_axis(min(values), max(values), HEIGHT - BOTTOM, TOP, _format_tick)
@@ -118,7 +119,7 @@ def _describe_missing(trade: TradeOff, entries: Sequence[Entry]) -> str:
     return f"Not measured: {', '.join(missing)}." if missing else ""
 
 
-def _get(measure: Measure, entry: Entry) -> float:
+def _get(measure: Coordinate, entry: Entry) -> float:
     value = measure.pick(entry)
     assert value is not None  # entries that lack it were left out
     return value

@@ -1,77 +1,65 @@
-"""What the predictions of each bundle are worth: the same text through the model in float64 and all of the bundles."""
+"""What the predictions of each bundle are worth: the same data through the model in float64 and all of the bundles."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from flash_export.config import Tolerance
+from flash_export.data.samples import Sample
+from flash_export.interface import BATCH, SEQ
+from flash_export.tasks.base import Comparison, Score, join_comparisons
+from flash_export.tasks.registry import get_task
 from flash_export.validators.accuracy import compare_outputs
 from flash_export.validators.backends import GRAPH
-from flash_export.validators.bits_per_byte import sum_window_bits
 from flash_export.validators.cells import describe_exception
-from flash_export.validators.plan import Cell, CellInputs, build_cell_inputs, build_graph_inputs, get_axis
 from flash_export.validators.trade_off.results import Quality
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from jaxtyping import Bool, Float, Int
-
-    from flash_export.heldout import Heldout
+    from flash_export.data.batch import Outputs
+    from flash_export.data.sources import RandomSource
+    from flash_export.interface import Interface
     from flash_export.runtime.runner import Runner
     from flash_export.validators.trade_off.candidates import Candidate
 
-RANDOM_PIECES, RANDOM_SEQ_LEN = 8, 1024
+RANDOM_SAMPLES, RANDOM_SEQ_LEN = 8, 1024
 # Nothing is refused here: how far a bundle may be off is the reader's to say.
 _ANY = Tolerance(atol=float("inf"), rtol=0.0)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Tokens that every bundle reads.
-
-    Attributes:
-        input_ids: The tokens.
-        compared: Whose logits count.
-        window: Which window of the held-out text it is; None for random tokens.
-    """
-
-    input_ids: Int[np.ndarray, "1 seq"]
-    compared: Bool[np.ndarray, "1 seq"]
-    window: int | None = None
-
-
 @dataclass
 class _Sums:
-    """What adds up over the pieces; ``reason`` ends it."""
+    """What adds up over the samples; ``reason`` ends it."""
 
-    bits: float = 0.0
-    agreeing: float = 0.0
-    kl_bits: float = 0.0
+    scores: list[Score] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
     reason: str | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The mean score; None where no sample has a target."""
+        return sum(self.scores[1:], start=self.scores[0]).mean if self.scores else None
 
 
 class QualityMeter:
-    """Feeds one piece after the other to the model in float64 and to every candidate, and adds up what comes out."""
+    """Feeds one sample after the other to the model in float64 and to every candidate, and adds up what comes out."""
 
-    def __init__(self, reference: Runner, candidates: Sequence[Candidate], heldout: Heldout | None) -> None:
+    def __init__(self, reference: Runner, interface: Interface, candidates: Sequence[Candidate]) -> None:
         """Start with nothing.
 
         Args:
             reference: The model in float64.
+            interface: What it takes and gives.
             candidates: The bundles, the one that the others are compared with first.
-            heldout: The text that the pieces are windows of; None for random tokens.
         """
         self._reference = reference
+        self._interface, self._task = interface, get_task(interface.task)
         self._candidates = candidates
-        self._heldout = heldout
         self._sums = [_Sums(reason=candidate.reason) for candidate in candidates]
+        self._own = _Sums()
         self._predictions = 0
-        self._predicted_bytes = 0
-        self._reference_bits = 0.0
 
     @property
     def predictions(self) -> int:
@@ -79,86 +67,66 @@ class QualityMeter:
         return self._predictions
 
     @property
-    def reference_bits_per_byte(self) -> float | None:
-        """Bits per byte of the model in float64; None without a held-out text."""
-        return self._reference_bits / self._predicted_bytes if self._predicted_bytes else None
+    def reference_score(self) -> float | None:
+        """Score of the model in float64; None where no sample has a target."""
+        return self._own.score
 
-    def read(self, piece: Piece) -> None:
-        """Compare what the model and every candidate predict for a piece."""
-        expected = self._reference.run({"input_ids": piece.input_ids})["logits"]
-        count = int(piece.compared.sum())
-        self._predictions += count
-        if self._heldout is not None and piece.window is not None:
-            self._predicted_bytes += int(self._heldout.targets[piece.window].sum())
-            self._reference_bits += sum_window_bits(self._heldout, piece.window, expected[0])
+    def read(self, sample: Sample) -> None:
+        """Compare what the model and every candidate predict for a sample."""
+        expected = self._reference.run(sample.batch.to_model_inputs(masked=False))
+        self._predictions += int(sample.counted.sum())
+        if (score := self._task.score(self._interface, expected, sample)) is not None:
+            self._own.scores.append(score)
         for candidate, sums in zip(self._candidates, self._sums, strict=True):
             if sums.reason is None:
                 try:
-                    self._add(candidate, sums, piece, expected, count)
+                    self._add(candidate, sums, sample, expected)
                 except Exception as error:  # whatever a bundle raises, the others still have something to tell
                     sums.reason = describe_exception(error, candidate.bundle.path)
 
     def summarise(self) -> list[Quality]:
         """Return what was found, a candidate each."""
-        first = self._sums[0]
-        found = []
+        first, found = self._sums[0], []
         for sums in self._sums:
             if sums.reason is not None:
                 found.append(Quality(sums.reason))
                 continue
-            has_text = self._predicted_bytes > 0
-            comparable = has_text and first.reason is None and first.bits > 0
+            known = sums.score is not None and first.reason is None and bool(first.score)
             found.append(
                 Quality(
-                    bits_per_byte=sums.bits / self._predicted_bytes if has_text else None,
-                    change=sums.bits / first.bits - 1 if comparable else None,
-                    top1_agreement=sums.agreeing / self._predictions,
-                    kl_bits=sums.kl_bits / self._predictions,
+                    score=sums.score,
+                    change=(sums.score or 0.0) / (first.score or 1.0) - 1 if known else None,
+                    measures=join_comparisons(sums.comparisons).measures,
                 )
             )
         return found
 
-    def _add(
-        self,
-        candidate: Candidate,
-        sums: _Sums,
-        piece: Piece,
-        expected: Float[np.ndarray, "1 seq vocab"],
-        count: int,
-    ) -> None:
-        actual = _predict(candidate, piece)
-        result = compare_outputs(expected, expected, actual, piece.compared, _ANY, dtype=str(actual.dtype))
+    def _add(self, candidate: Candidate, sums: _Sums, sample: Sample, expected: Outputs) -> None:
+        actual, compared = _predict(candidate, sample), sample.counted
+        specs = candidate.bundle.get_graph(GRAPH).outputs
+        result = compare_outputs(self._interface, expected, expected, actual, compared, _ANY, specs=specs)
         if not result:
-            sums.reason = f"{result.reason} at {piece.input_ids.shape[1]} tokens"
+            sums.reason = f"{result.reason} at {sample.batch.seq_len} {self._interface.unit}"
             return
-        sums.agreeing += count * (result.top1_agreement or 0.0)
-        sums.kl_bits += count * (result.kl_bits or 0.0)
-        if self._heldout is not None and piece.window is not None:
-            sums.bits += sum_window_bits(self._heldout, piece.window, actual[0])
+        sums.comparisons.append(self._task.compare(self._interface, expected, actual, compared))
+        if (score := self._task.score(self._interface, actual, sample)) is not None:
+            sums.scores.append(score)
 
 
-def list_text_pieces(heldout: Heldout, windows: int | None) -> Iterator[Piece]:
-    """Yield the windows of the held-out text, or the first of them; what counts is what predicts a byte."""
-    for window in range(len(heldout.inputs))[:windows]:
-        compared = np.zeros(heldout.inputs.shape[1], dtype=bool)
-        compared[heldout.find_predictors(window)] = True
-        yield Piece(heldout.inputs[window][None], compared[None], window)
+def list_random_samples(candidates: Sequence[Candidate], source: RandomSource, count: int | None) -> Iterator[Sample]:
+    """Yield samples of random inputs that all graphs can take, of which everything counts."""
+    longest = min(candidate.bundle.get_graph(GRAPH).axes[SEQ].max for candidate in candidates)
+    shortest = max(candidate.bundle.get_graph(GRAPH).axes[SEQ].min for candidate in candidates)
+    for seed in range(count or RANDOM_SAMPLES):
+        yield Sample(source.draw(1, max(min(longest, RANDOM_SEQ_LEN), shortest), seed=seed))
 
 
-def list_random_pieces(candidates: Sequence[Candidate], vocab_size: int, windows: int | None) -> Iterator[Piece]:
-    """Yield pieces of random tokens that all graphs can take, of which everything counts."""
-    longest = min(get_axis(candidate.bundle.get_graph(GRAPH), "seq").max for candidate in candidates)
-    cell = Cell(1, min(longest, RANDOM_SEQ_LEN), masked=False)
-    for seed in range(windows or RANDOM_PIECES):
-        inputs = build_cell_inputs(cell, vocab_size, seed=seed)
-        yield Piece(inputs.input_ids, inputs.valid)
-
-
-def _predict(candidate: Candidate, piece: Piece) -> Float[np.ndarray, "1 seq vocab"]:
-    """Run a piece; a graph for one larger batch gets it in every row."""
+def _predict(candidate: Candidate, sample: Sample) -> Outputs:
+    """Run a sample; a graph for one larger batch gets it in every row."""
     assert candidate.runner is not None  # a candidate without one has a reason, and is not run
     graph = candidate.bundle.get_graph(GRAPH)
-    rows = get_axis(graph, "batch").min
-    input_ids = np.repeat(piece.input_ids, rows, axis=0)
-    inputs = CellInputs(input_ids, np.full(rows, input_ids.shape[1]))
-    return candidate.runner.run(build_graph_inputs(graph.inputs, inputs))[graph.outputs[0].name][:1]
+    rows = sample.batch.take_rows([0] * graph.axes[BATCH].min)
+    outputs = candidate.runner.run(rows.to_inputs(graph.inputs))
+    return {
+        spec.name: outputs[spec.name].take([0], axis=spec.shape.index(BATCH)) for spec in sample.batch.interface.outputs
+    }

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from flash_export.config import FORWARD
 
 if TYPE_CHECKING:
+    from flash_export.tasks.base import Measure
     from flash_export.validators.footprint import Footprint
     from flash_export.validators.latency import Percentiles, Ratio
 
@@ -23,17 +24,15 @@ class Quality:
 
     Attributes:
         reason: Why there are no figures; None when there are.
-        bits_per_byte: On the held-out text; None without one.
+        score: On the held-out data, such as bits per byte; None where nothing says what should be predicted.
         change: How much more that is than the reference bundle's, as a fraction of it.
-        top1_agreement: Fraction of the predictions whose most likely token is the model's.
-        kl_bits: Mean divergence of the predicted distribution from the model's, in bits a prediction.
+        measures: What the task measures of the difference from the model, by name.
     """
 
     reason: str | None = None
-    bits_per_byte: float | None = None
+    score: float | None = None
     change: float | None = None
-    top1_agreement: float | None = None
-    kl_bits: float | None = None
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Timing:
     """How long a run takes, measured in turn with the other bundles.
 
     Attributes:
-        seq_len: Tokens that the forward graph reads; None for a decode step.
+        seq_len: Length that the forward graph reads; None for a decode step.
         reason: Why there are no figures; None when there are.
         latency_ms: Of one run.
         ratio: How many times as long as the reference bundle's; None where that was not measured.
@@ -109,17 +108,23 @@ class TradeOff:
 
     Attributes:
         entries: The bundles, the reference first.
-        text: What they read: ``held-out text`` or ``random tokens``.
+        data: What they read, such as ``held-out text`` or ``random tokens``.
+        unit: What lengths count, such as ``tokens``.
+        measures: What the task measures, in the order in which it is shown.
+        score: What the score is; None where there is none.
         predictions: How many predictions were compared.
-        reference_bits_per_byte: Of the model in float64; None without a held-out text.
+        reference_score: Of the model in float64; None where there is none.
         batch: Rows of a timed run.
         environment: Facts of the model, versions, hardware.
     """
 
     entries: tuple[Entry, ...]
-    text: str
+    data: str
+    unit: str
+    measures: tuple[Measure, ...]
+    score: Measure | None
     predictions: int
-    reference_bits_per_byte: float | None
+    reference_score: float | None
     batch: int
     environment: dict[str, str | int]
 

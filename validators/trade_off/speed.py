@@ -8,20 +8,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from flash_export.config import DECODE
 from flash_export.errors import InputError
 from flash_export.runtime.inputs import check_axis
 from flash_export.validators.backends import GRAPH
 from flash_export.validators.cells import describe_exception
 from flash_export.validators.latency import Percentiles, Ratio, time_in_turn
-from flash_export.validators.plan import Cell, build_cell_inputs, build_graph_inputs, get_axis
 from flash_export.validators.trade_off.results import Timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from flash_export.data.sources import RandomSource
+    from flash_export.validators.plan import Cell
     from flash_export.validators.trade_off.candidates import Candidate
 
     Prepare = Callable[[Candidate], Callable[[], object]]
@@ -40,49 +39,49 @@ class _Run:
 
 
 def time_forward(
-    candidates: Sequence[Candidate], cell: Cell, vocab_size: int, budget_s: float, threads: int | None
+    candidates: Sequence[Candidate], cell: Cell, source: RandomSource, budget_s: float, threads: int | None
 ) -> list[Timing]:
     """Time the forward graphs at one shape.
 
     Args:
         candidates: The bundles, the one that the others are compared with first.
-        cell: The shape; its tokens are random.
-        vocab_size: Tokens are below this.
+        cell: The shape.
+        source: Where its inputs come from.
         budget_s: Time, a bundle.
         threads: Threads of one operator; None: what onnxruntime chooses.
     """
-    inputs = build_cell_inputs(cell, vocab_size)
+    inputs = source.draw(cell.batch, cell.seq_len)
 
     def prepare(candidate: Candidate) -> Callable[[], object]:
         assert candidate.runner is not None
         graph = candidate.bundle.get_graph(GRAPH)
-        check_axis("seq", cell.seq_len, get_axis(graph, "seq"))
-        check_axis("batch", cell.batch, get_axis(graph, "batch"))
+        check_axis("seq", cell.seq_len, graph.axes["seq"])
+        check_axis("batch", cell.batch, graph.axes["batch"])
         runner = candidate.runner
         if graph.is_half:  # not as it rounds here, but as it is shipped
             from flash_export.runtime.ort import OrtRunner
 
             path = candidate.bundle.get_graph_path(GRAPH)
             runner = stack.enter_context(OrtRunner(graph, path, threads=threads, rounds=False))
-        return partial(runner.run, build_graph_inputs(graph.inputs, inputs))
+        return partial(runner.run, inputs.to_inputs(graph.inputs))
 
     with contextlib.ExitStack() as stack:
         return _time(candidates, prepare, cell.seq_len, budget_s)
 
 
 def time_decode(
-    candidates: Sequence[Candidate], batch: int, vocab_size: int, budget_s: float, threads: int | None
+    candidates: Sequence[Candidate], batch: int, source: RandomSource, budget_s: float, threads: int | None
 ) -> list[Timing]:
     """Time decode steps, from the beginning of a text on; the state, and so a step, does not grow with it.
 
     Args:
         candidates: The bundles, the one that the others are compared with first.
         batch: Rows.
-        vocab_size: Tokens are below this.
+        source: Where the tokens come from.
         budget_s: Time, a bundle.
         threads: Threads of one operator; None: what onnxruntime chooses.
     """
-    tokens = np.random.default_rng(0).integers(0, vocab_size, batch)
+    (tokens,) = source.draw(batch, 1).arrays.values()
 
     def prepare(candidate: Candidate) -> Callable[[], object]:
         from flash_export.runtime.ort_state import OrtStateRunner
@@ -94,7 +93,7 @@ def time_decode(
         graph, path = bundle.get_graph(DECODE), bundle.get_graph_path(DECODE)
         decoder = stack.enter_context(OrtStateRunner(graph, path, threads=threads, rounds=False))
         decoder.load_state(State.zeros(graph, batch))
-        return partial(decoder.step, tokens)
+        return partial(decoder.step, tokens[:, 0])
 
     with contextlib.ExitStack() as stack:
         return _time(candidates, prepare, None, budget_s)

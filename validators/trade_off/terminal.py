@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 
 # Numbers are narrower than these, and a terminal of 80 columns should do.
-_FOLDED = {"bits per byte": "bits per\nbyte", "same top token": "same top\ntoken"}
+_FOLDED = {
+    "bits per byte": "bits per\nbyte",
+    "same top token": "same top\ntoken",
+    "divergence (bits)": "divergence\n(bits)",
+}
 
 
 def print_trade_off(trade: TradeOff, console: Console) -> None:
@@ -57,7 +61,7 @@ def _list_timings(trade: TradeOff) -> list[list[str]]:
             interval = NONE if timing.latency_ms is None else format_interval(timing.latency_ms)
             rows.append(
                 [
-                    "" if index else describe_run(timing),
+                    "" if index else describe_run(timing, trade.unit),
                     entry.name,
                     format_time(timing),
                     interval,

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flash_export.validators.report.formatting import (
-    format_agreement,
-    format_bytes,
-    format_change,
-    format_error,
-    format_ms,
-)
+from flash_export.validators.report.formatting import format_bytes, format_change, format_measure, format_ms
 from flash_export.validators.trade_off.measures import find_front, list_costs, list_losses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from flash_export.tasks.base import Measure
     from flash_export.validators.latency import Ratio
     from flash_export.validators.trade_off.results import Entry, Timing, TradeOff
 
@@ -57,19 +52,23 @@ def format_memory(entry: Entry) -> str:
     return format_bytes(footprint.session_bytes + footprint.peak_bytes)
 
 
-def describe_run(timing: Timing) -> str:
+def describe_run(timing: Timing, unit: str) -> str:
     """Name what was timed: ``512 tokens`` or ``decode step``."""
-    return "decode step" if timing.seq_len is None else f"{timing.seq_len} tokens"
+    return "decode step" if timing.seq_len is None else f"{timing.seq_len} {unit}"
 
 
 def tabulate_quality(trade: TradeOff) -> tuple[list[str], list[list[str]]]:
-    """Return headings and rows of what each bundle is; bits per byte only where there is a text, memory if measured."""
-    has_text = trade.reference_bits_per_byte is not None
+    """Return headings and rows of what each bundle is; a score only where there is one, memory if measured."""
     has_memory = any(entry.footprint is not None for entry in trade.entries)
     headings = ["bundle", "precision", "size", "ratio"]
-    headings += ["bits per byte", "change"] if has_text else []
-    headings += ["same top token", "KL (bits)"] + (["memory"] if has_memory else [])
-    return headings, [_list_cells(entry, has_text=has_text, has_memory=has_memory) for entry in trade.entries]
+    headings += [trade.score.label, "change"] if trade.score is not None else []
+    headings += [name_column(measure) for measure in trade.measures] + (["memory"] if has_memory else [])
+    return headings, [_list_cells(trade, entry, has_memory=has_memory) for entry in trade.entries]
+
+
+def name_column(measure: Measure) -> str:
+    """Name a column: the label, and the unit where the cells have none."""
+    return measure.label if measure.unit == "share" else f"{measure.label} ({measure.unit.partition(' ')[0]})"
 
 
 def describe_fronts(trade: TradeOff) -> Iterator[str]:
@@ -88,22 +87,21 @@ def describe_gaps(trade: TradeOff) -> Iterator[str]:
 
 def describe_text(trade: TradeOff) -> str:
     """Say what the bundles read, and how good the model itself is at it."""
-    own = trade.reference_bits_per_byte
-    model = "" if own is None else f"; the model itself in float64: {own:.4f} bits per byte"
-    return f"{trade.predictions:,} predictions on {trade.text}{model}"
+    own, model = trade.reference_score, ""
+    if own is not None and trade.score is not None:
+        model = f"; the model itself in float64: {own:.4f} {trade.score.label}"
+    return f"{trade.predictions:,} predictions on {trade.data}{model}"
 
 
-def _list_cells(entry: Entry, *, has_text: bool, has_memory: bool) -> list[str]:
+def _list_cells(trade: TradeOff, entry: Entry, *, has_memory: bool) -> list[str]:
     quality = entry.quality
     cells = [entry.name, entry.precision, format_bytes(entry.size_bytes), f"{entry.size_ratio:.2f}"]
-    if has_text:
-        bits = quality.bits_per_byte
+    if trade.score is not None:
         cells += [
-            NONE if bits is None else f"{bits:.4f}",
+            NONE if quality.score is None else f"{quality.score:.4f}",
             NONE if quality.change is None else format_change(quality.change),
         ]
-    cells += [
-        NONE if quality.top1_agreement is None else format_agreement(quality.top1_agreement),
-        NONE if quality.kl_bits is None else format_error(quality.kl_bits),
-    ]
+    for measure in trade.measures:
+        value = quality.measures.get(measure.name)
+        cells.append(NONE if value is None else format_measure(measure, value))
     return [*cells, format_memory(entry)] if has_memory else cells

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from flash_export.probes import QUANTITIES
+from flash_export.models.flash import FlashConfig
 from flash_export.validators.bisect.deviation import Deviation, build_region, describe_deviation, measure_deviation
 
+QUANTITIES = FlashConfig(23, 4, 1, 6).quantities
 TOKENS = np.random.default_rng(0).normal(size=(2, 6, 4))
 EVERYWHERE = np.ones((1, 1, 1), dtype=bool)
 

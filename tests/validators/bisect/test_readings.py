@@ -11,20 +11,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flash_export.data.sources import Data, RandomSource
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
 from flash_export.probes import Probe, ProbeMap
 from flash_export.runtime.eager import EagerRunner
+from flash_export.validators.bisect.quantities import rank_probe
 from flash_export.validators.bisect.readings import ModelSource, Reading, restore_reading, restore_terms
 from flash_export.validators.bisect.runs import compare_run
-from flash_export.validators.plan import Cell, build_cell_inputs
+from flash_export.validators.plan import Cell, build_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flash_export.data.batch import Batch
     from flash_export.models.base import ReferenceModel
-    from flash_export.validators.plan import CellInputs
 
 dialects = st.fixed_dictionaries(
     {
@@ -55,7 +57,7 @@ class LoweredSource:
     def __init__(self, model: ReferenceModel) -> None:
         self._model, self._config, self.probes = lower_model(model), model.config, ProbeMap("forward", {}, ())
 
-    def read(self, cell: Cell, inputs: CellInputs) -> Reading:
+    def read(self, cell: Cell, inputs: Batch) -> Reading:
         arrays: dict[str, np.ndarray] = {}
         found: list[Probe] = []
 
@@ -72,9 +74,9 @@ class LoweredSource:
             for family in ("flash", "gau"):
                 patch.setattr(f"flash_export.exporters.lowering.{family}.mark", record)
             mask = torch.from_numpy(inputs.valid).long() if cell.masked else None
-            arrays["logits"] = self._model(torch.from_numpy(inputs.input_ids), mask).numpy()
+            arrays["logits"] = self._model(torch.from_numpy(inputs.arrays["input_ids"]), mask).numpy()
         found.append(Probe("logits", "logits"))
-        orders = {name: tuple(order) for name, order in self._model.orders.items()}  # type: ignore[operator,union-attr]
+        orders = {name: tuple(order) for name, order in self._model.orders.items()}
         self.probes = ProbeMap("forward", orders, tuple(found))
         return restore_reading(arrays, self.probes, self._config, inputs)
 
@@ -89,7 +91,7 @@ def randomise(model: ReferenceModel, seed: int) -> ReferenceModel:
 def check_every_probe(model: ReferenceModel, cell: Cell) -> None:
     double = copy.deepcopy(model)
     lowered = LoweredSource(model)
-    lowered.read(cell, build_cell_inputs(cell, 23))  # tells what is marked
+    lowered.read(cell, build_batch(cell, Data(RandomSource(model.config.interface))))  # tells what is marked
     reference, eager = EagerRunner(double, precision="fp64"), EagerRunner(model)
     sources = (ModelSource(double, reference), lowered, ModelSource(model, eager))
     run = compare_run(cell, model.config, lowered.probes.probes, sources, "fp32")
@@ -116,6 +118,13 @@ def test_every_mark_of_flash_is_the_reference_s_quantity(config: FlashConfig, ce
 @given(gau_configs, cells, st.integers(0, 2**16))
 def test_every_mark_of_gau_is_the_reference_s_quantity(config: GauConfig, cell: Cell, seed: int) -> None:
     check_every_probe(randomise(GauModel(config), seed), cell)
+
+
+def test_probes_are_in_the_order_of_computation() -> None:
+    names = ["embedding", "layers.0.normed", "layers.0.out", "layers.1.normed", "layers.1.kv", "logits"]
+    shuffled = {names[index] for index in (3, 0, 5, 1, 4, 2)}
+    config = FlashConfig(vocab_size=23, dim=4, depth=2, hidden_dim=4, qk_dim=2)
+    assert sorted(shuffled, key=lambda name: rank_probe(config, name)) == names
 
 
 def test_terms_are_scaled_ordered_and_multiplied_by_the_length() -> None:

@@ -4,13 +4,12 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+from flash_export.data.sources import RandomSource
 from flash_export.errors import ConfigError, InputError
-from flash_export.probes import QUANTITIES
 from flash_export.ranges.growth import fit_growth
 from flash_export.validators.ranges.profile import RangesOptions, profile_ranges
 from flash_export.validators.ranges.results import RangePoint, RangeRow, RangesReport
@@ -34,9 +33,9 @@ def test_every_quantity_is_measured_at_every_length(pristine_bundle: Bundle) -> 
     report = profile_ranges(pristine_bundle, RangesOptions(LENGTHS, threads=1))
     names = {row.name.rpartition(".")[2] for row in report.rows}
 
-    assert report.text == "random tokens"
+    assert report.data == "random tokens"
     assert report.seq_lens == LENGTHS
-    assert names == QUANTITIES.keys() - {"q", "k", "mixed", "logits"} | {"norm_squares"}
+    assert names == pristine_bundle.load_model().config.quantities.keys() | {"norm_squares"}
     assert all([point.seq_len for point in row.points] == list(LENGTHS) for row in report.rows)
     assert all(0 <= point.rms <= point.max_abs for row in report.rows for point in row.points)
     urgencies = [row.urgency for row in report.rows]
@@ -50,7 +49,7 @@ def test_ranges_are_those_of_the_model_and_of_the_graph_s_scale(pristine_bundle:
     rows = {row.name: row.points[0] for row in report.rows}
     model = pristine_bundle.load_model()
     seen: dict[str, torch.Tensor] = {}
-    tokens = np.random.default_rng([96, 1]).integers(0, 257, (1, 96), dtype=np.int64)
+    tokens = RandomSource(model.config.interface).take(1, 96).arrays["input_ids"]
     with model.read_probes(seen.__setitem__):
         model(torch.from_numpy(tokens))
 
@@ -70,8 +69,8 @@ def test_held_out_text_is_read_where_there_is_one(bundle: Bundle) -> None:
     (bundle.path / "heldout.json").write_text(json.dumps(settings))
 
     report = profile_ranges(bundle, RangesOptions(threads=1))
-    assert (report.text, report.seq_lens, report.stopped) == ("held-out text", (16, 32, 64), "")
-    assert profile_ranges(bundle, RangesOptions((8,), random=True, threads=1)).text == "random tokens"
+    assert (report.data, report.seq_lens, report.stopped) == ("held-out text", (16, 32, 64), "")
+    assert profile_ranges(bundle, RangesOptions((8,), random=True, threads=1)).data == "random tokens"
     assert "Measured on held-out text, 16 to 64 tokens;" in show(report)
 
 
@@ -79,11 +78,11 @@ def test_length_beyond_the_text_is_refused(bundle: Bundle) -> None:
     (bundle.path / "heldout.txt").write_bytes(TEXT[:52])
     settings = {"objective": "causal", "tokenizer": "bytes", "seq_len": 26, "mask_token_id": None}
     (bundle.path / "heldout.json").write_text(json.dumps(settings))
-    with pytest.raises(InputError, match=r"seq_len=64 is more than the 52 tokens of the held-out text; use less"):
+    with pytest.raises(InputError, match="seq_len=64 is more than the held-out text has; use less"):
         profile_ranges(bundle, RangesOptions((64,), threads=1))
     report = profile_ranges(bundle, RangesOptions(threads=1))
     assert report.seq_lens == (16, 32)
-    assert "seq_len=64 is more than the 52 tokens" in report.stopped
+    assert "seq_len=64 is more than the held-out text has" in report.stopped
 
 
 def test_default_lengths_stop_when_time_is_short(pristine_bundle: Bundle) -> None:
@@ -129,6 +128,7 @@ def make_report(*sizes: tuple[float, ...]) -> RangesReport:
             f"layers.{block}.kv",
             tuple(RangePoint(length, size, size, size) for length, size in zip(lengths, row, strict=True)),
             fit_growth(lengths, row),
+            "linear key-value sum",
         )
         for block, row in enumerate(sizes)
     ]
@@ -180,7 +180,13 @@ def test_sums_of_norms_are_held_and_no_overflow(bundle: Bundle) -> None:
 
 def test_island_of_an_fp16_bundle_is_told() -> None:
     report = make_report((2.0, 9e4, 9e4), (1.0, 1.0, 1.0))
-    held = RangeRow("layers.7.kv", report.rows[0].points, fit_growth((256, 512, 1024), (2.0, 9e4, 9e4), 3e38), "island")
+    held = RangeRow(
+        "layers.7.kv",
+        report.rows[0].points,
+        fit_growth((256, 512, 1024), (2.0, 9e4, 9e4), 3e38),
+        "linear key-value sum",
+        "island",
+    )
     report = replace(report, rows=(*report.rows[1:], held), precision="fp16")
     assert describe_horizon(report) == (
         "Nothing grows towards an overflow of fp16; the least room is 6.6e+04-fold, in block 1, linear key-value sum."

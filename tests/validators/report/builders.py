@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from flash_export.models.token_model import describe_token_model
+from flash_export.tasks.registry import get_task
 from flash_export.validators.footprint import Footprint, ShapeCost
 from flash_export.validators.latency import Percentiles
-from flash_export.validators.results import Row, ValidationReport
+from flash_export.validators.results import HeldoutScores, Row, ValidationReport
 
+MEASURES = get_task("tokens").measures
+BITS = get_task("tokens").describe_score(describe_token_model(256, needs_mask=False, is_causal=True))
 ENVIRONMENT: dict[str, str | int] = {
     "model_type": "flash",
     "chunk_size": 128,
@@ -38,8 +42,7 @@ def make_passed(seq_len: int = 257, *, masked: bool = False, backend: str = "ort
         max_rel_error=1e-6,
         noise=4e-7,
         tolerance=1.6e-5,
-        top1_agreement=1.0,
-        kl_bits=1e-9,
+        measures={"top1_agreement": 1.0, "kl_bits": 1e-9},
     )
     if not masked:
         row = replace(
@@ -48,7 +51,7 @@ def make_passed(seq_len: int = 257, *, masked: bool = False, backend: str = "ort
             eager_latency_ms=make_latency(6.0),
             first_latency_ms=9.0,
             speedup=3.0,
-            tokens_per_s=seq_len / 2.0 * 1e3,
+            units_per_s=seq_len / 2.0 * 1e3,
         )
     return replace(row, **changes)
 
@@ -71,7 +74,8 @@ def make_invariance(check: str, *, backend: str = "ort-cpu", reason: str | None 
 
 
 def make_report(*rows: Row, bits: dict[str, float] | None = None, **changes: Any) -> ValidationReport:
-    return ValidationReport("bundle", ENVIRONMENT, rows, bits, **changes)
+    scores = None if bits is None else HeldoutScores(BITS, bits)
+    return ValidationReport("bundle", ENVIRONMENT, rows, MEASURES, "tokens", scores, **changes)
 
 
 FAILED = Row(
@@ -86,8 +90,7 @@ FAILED = Row(
     max_rel_error=0.1,
     noise=4e-7,
     tolerance=2.5e-4,
-    top1_agreement=0.61239,
-    kl_bits=0.25,
+    measures={"top1_agreement": 0.61239, "kl_bits": 0.25},
 )
 CRASHED = Row("ort-cpu", "forward", 1, 301, False, "failed", "Fail: <b>bad</b> & worse")
 SKIPPED = Row("trt:big", "forward", None, None, False, "skipped", "no CUDA device here")
@@ -108,7 +111,7 @@ MIXED = make_report(make_passed(), make_passed(masked=True), make_passed(1024), 
 FULL = make_report(
     *MIXED.rows,
     make_passed(600, backend="trt:small", compiled_latency_ms=make_latency(4.0)),
-    make_passed(600, inputs="text", backend="trt:small", latency_ms=None, eager_latency_ms=None, speedup=None),
+    make_passed(600, inputs="recorded", backend="trt:small", latency_ms=None, eager_latency_ms=None, speedup=None),
     make_invariance("repeat"),
     make_invariance("padding", reason="masked tokens on the right must change nothing; it differs by 1"),
     make_invariance("repeat", backend="trt:small"),
@@ -122,8 +125,8 @@ FULL = make_report(
 QUANTIZED_ENVIRONMENT: dict[str, str | int] = {
     **ENVIRONMENT,
     "precision": "int8",
-    "error_limit": "50% of the largest logit",
-    "divergence_limit": "0.2 bits per position",
+    "error_limit": "50% of the largest output",
+    "kl_bits_limit": "0.2",
     "accepted_loss": "0.50%",
     "loss_when_quantized": "0.31% on held-out text",
 }
@@ -136,8 +139,7 @@ def make_few_bits(seq_len: int, error: float, agreement: float, kl_bits: float, 
         max_abs_error=10 * error,
         max_rel_error=error,
         tolerance=5.0,
-        top1_agreement=agreement,
-        kl_bits=kl_bits,
+        measures={"top1_agreement": agreement, "kl_bits": kl_bits},
         **changes,
     )
 
@@ -148,10 +150,12 @@ QUANTIZED = ValidationReport(
     (
         make_few_bits(2, 0.25, 0.5, 0.07),
         make_few_bits(389, 0.3, 0.9, 0.03, masked=True),
-        make_few_bits(515, 0.2, 0.976, 0.008, inputs="text"),
+        make_few_bits(515, 0.2, 0.976, 0.008, inputs="recorded"),
         make_invariance("repeat"),
         replace(SKIPPED, backend="ort-cuda"),
         replace(SKIPPED, backend="stream:ort-cuda"),
     ),
-    {"eager": 0.9823, "ort-cpu": 0.9856},
+    MEASURES,
+    "tokens",
+    HeldoutScores(BITS, {"eager": 0.9823, "ort-cpu": 0.9856}),
 )

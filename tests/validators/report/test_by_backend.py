@@ -30,7 +30,7 @@ def test_backends_are_summed_up_one_by_one() -> None:
     assert ours.timed is not None
     assert ours.timed.seq_len == 1024
     assert ours.speedups == (3.0, 3.0)
-    assert ours.bits_per_byte == 0.9823
+    assert ours.score == 0.9823
     assert ours.footprint == FOOTPRINT
     assert [row.check for row in ours.invariances] == ["repeat", "padding"]
     assert (skipped.status, skipped.reason, skipped.is_tried) == ("skipped", "no CUDA device here", False)

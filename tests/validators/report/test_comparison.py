@@ -65,7 +65,7 @@ def test_verdicts_that_changed_are_told_the_worst_first() -> None:
 
 
 def test_of_two_rows_that_check_the_same_the_failed_one_counts() -> None:
-    unread = replace(make_passed(), status="failed", reason="held-out text: no", max_abs_error=None)
+    unread = replace(make_passed(), status="failed", reason="held-out data: no", max_abs_error=None)
     assert compare_reports(make_report(make_passed()), make_report(make_passed(), unread)).regressions
     assert compare_reports(make_report(make_passed()), make_report(unread, make_passed())).regressions
 

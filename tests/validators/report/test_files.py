@@ -55,15 +55,19 @@ def edit(**changes: Any) -> str:
         ("[]", "holds list, not a JSON object; give the report.json of 'flash-export validate'"),
         ('{"a": 1}', "is no validation report"),
         ('{"format_version": true, "rows": []}', "is no validation report"),
-        (edit(format_version=1), "has format_version 1, this version reads 2; validate the bundle again"),
+        (edit(format_version=1), "has format_version 1, this version reads 3; validate the bundle again"),
         (edit(rows=None), "is damaged: rows is NoneType, wanted tuple"),
         (edit(rows=[{"backend": "ort-cpu"}]), "is damaged: rows[0].graph is missing"),
         (edit(rows=[{**FULL.to_dict()["rows"][0], "status": "fine"}]), "rows[0].status is 'fine', wanted passed or"),
         (edit(rows=[{**FULL.to_dict()["rows"][0], "latency_ms": {"p50": 1}}]), "rows[0].latency_ms.p90 is missing"),
         (edit(footprints=[{"backend": 1}]), "footprints[0].backend is int, wanted str"),
-        (edit(bits_per_byte={"ort-cpu": 1.5}), "is damaged: bits_per_byte.eager is missing; validate the bundle again"),
+        (
+            edit(scores={**FULL.to_dict()["scores"], "values": {"a": 1.5}}),
+            "scores: values.eager is missing; val",
+        ),
+        (edit(measures=[]), "is damaged: measures is empty"),
         (edit(surprise=1), "has the unknown field 'surprise'"),
-        (edit(bits_per_byte={"eager": float("nan")}), "it has the number NaN"),
+        (edit(scores={"eager": float("nan")}), "it has the number NaN"),
     ],
 )
 def test_what_is_no_report_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:

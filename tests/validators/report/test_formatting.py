@@ -26,7 +26,7 @@ def test_interval_names_its_unit_once_if_it_is_one(low: float, high: float, text
 
 def test_shapes_and_shares() -> None:
     assert format_shape(FAILED) == "batch 3, length 300, masked"
-    assert format_shape(make_passed(9, inputs="text")) == "batch 1, length 9, text"
+    assert format_shape(make_passed(9, inputs="recorded")) == "batch 1, length 9, held-out"
     assert format_shape(SKIPPED) == "not tried"
     assert format_shape(DECLARED) == "any shape"
     assert format_share(FAILED) == "2,000 times the limit"

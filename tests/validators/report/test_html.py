@@ -61,9 +61,9 @@ def test_page_of_a_good_bundle_tells_error_and_speed_at_a_glance() -> None:
     assert "gives the same answers" in text
     assert "plan quick" in text
     assert "Largest error 16% of the limit" in text
-    assert "2.5x PyTorch's own error in fp32, 1.0e-06 of the largest logit, at batch 1, length 257" in text
+    assert "2.5x PyTorch's own error in fp32, 1.0e-06 of the largest output, at batch 1, length 257" in text
     assert "Same top token 100%" in text
-    assert "Bits per byte, ort-cpu 2.1235 PyTorch has 2.1234 on the same held-out text" in text
+    assert "Bits per byte, ort-cpu 2.1235 PyTorch has 2.1234 on the same held-out data" in text
     assert "Speed at 4,096 tokens 3.0x PyTorch's" in text
     assert "2,050,000 tokens/s" in text
 
@@ -164,12 +164,12 @@ def test_page_of_a_quantized_bundle_has_its_own_headline_limits_and_explanations
     text = read_text(QUANTIZED)
     for part in (
         "The int8 model loses no more than it may: 0.34% more bits per byte, 0.50% is accepted.",
-        "Bits per byte, ort-cpu +0.34% 0.9856 ; PyTorch has 0.9823 on the same held-out text; +0.50% is accepted",
-        "Largest error 60% of the limit 3.0e-01 of the largest logit, at batch 1, length 389, masked",
-        "Same top token 97.6% of the positions of held-out text, in the worst check",
-        "50% of random tokens",
+        "Bits per byte, ort-cpu +0.34% 0.9856 ; PyTorch has 0.9823 on the same held-out data; +0.50% is accepted",
+        "Largest error 60% of the limit 3.0e-01 of the largest output, at batch 1, length 389, masked",
+        "Same top token 97.6% of held-out data, in the worst check",
+        "50% of random inputs",
         "measured a loss of 0.31% on held-out text when it made the model",
-        "limit of a single check is wide: 50% of the largest logit, and a divergence of 0.2 bits per position",
+        "limit of a single check is wide: 50% of the largest output, and divergence up to 0.2",
     ):
         assert part in text
     for claim in ("same answers", "PyTorch's own error", "the original's own error", "grey edge", "cost nothing"):
@@ -178,15 +178,15 @@ def test_page_of_a_quantized_bundle_has_its_own_headline_limits_and_explanations
 
 def test_a_quantized_page_without_its_facts_is_a_page() -> None:
     """As of a report that an older version wrote, of a bundle without held-out text."""
-    text = read_text(replace(QUANTIZED, environment={"precision": "int8"}, bits_per_byte=None))
+    text = read_text(replace(QUANTIZED, environment={"precision": "int8"}, scores=None))
     assert "The int8 model loses no more than it may." in text
     assert "is accepted" not in text
 
 
 def test_user_s_tolerance_is_named_as_the_limit() -> None:
     report = make_report(make_passed())
-    given = replace(report, environment={**report.environment, "tolerance": "0.1 and 0 of the largest logit"})
-    assert "--rtol : 0.1 and 0 of the largest logit." in read_text(given)
+    given = replace(report, environment={**report.environment, "tolerance": "0.1 and 0 of the largest output"})
+    assert "--rtol : 0.1 and 0 of the largest output." in read_text(given)
     assert "a fixed multiple of the original's own error" not in read_text(given)
 
 
@@ -210,6 +210,6 @@ def test_remarks_stand_below_their_row_and_not_in_a_column_that_leaves_the_page(
 
 def test_one_check_is_told_in_the_singular() -> None:
     text = read_text(make_report(make_passed(1)))
-    assert "random tokens, 1 token long, in batches of 1" in text
+    assert "random inputs, 1 token long, in batches of 1" in text
     assert "Of 1 check 1 passed" in text
     assert "Speed at 1 token " in text

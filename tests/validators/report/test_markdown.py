@@ -65,8 +65,8 @@ def test_reason_cannot_break_out_of_its_cell() -> None:
 def test_quantized_bundle_has_its_own_words_and_columns() -> None:
     text = render_markdown(QUANTIZED)
     assert text.startswith("## ✅ The int8 model loses no more than it may: 0.34% more bits per byte, 0.50% is acc")
-    assert "PyTorch itself: 0.9823 bits per byte; 0.50% more is accepted." in text
-    assert "| Error | Of limit | Same top token, text | Bits per byte |" in text
+    assert "PyTorch itself: 0.9823 bits per byte; 0.50% worse is accepted." in text
+    assert "| Error | Of limit | Same top token, held-out | Bits per byte |" in text
     assert "| 3.0e-01 | 60% | 97.6% | 0.9856 |" in text
     assert "PyTorch's own" not in text
     assert text.count("no CUDA device here") == 1

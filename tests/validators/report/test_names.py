@@ -86,7 +86,7 @@ def make_named_bisection(name: str) -> BisectReport:
 
 def make_named_ranges(name: str) -> RangesReport:
     points = tuple(RangePoint(length, 1.0, 1.0, 1.0) for length in (8, 16, 32))
-    row = RangeRow("layers.0.kv", points, fit_growth((8, 16, 32), (1.0, 1.0, 1.0)))
+    row = RangeRow("layers.0.kv", points, fit_growth((8, 16, 32), (1.0, 1.0, 1.0)), "sum")
     return RangesReport(name, name, (8, 16, 32), 96, (row,), name)
 
 

@@ -25,9 +25,10 @@ from flash_export.validators.report.html import render_html
 from flash_export.validators.report.junit import render_junit
 from flash_export.validators.report.markdown import render_markdown
 from flash_export.validators.report.terminal import print_report
-from flash_export.validators.results import Row, ValidationReport
+from flash_export.validators.results import HeldoutScores, Row, ValidationReport
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 from tests.validators.report.builders import (
+    BITS,
     ENVIRONMENT,
     FAILED,
     FULL,
@@ -50,8 +51,8 @@ CHECKS = st.sampled_from(["accuracy", *(invariance.name for invariance in INVARI
 LATENCIES = st.none() | st.builds(Percentiles, POSITIVE, POSITIVE, POSITIVE, POSITIVE, POSITIVE, st.integers(1, 1000))
 SIZES = st.integers(1, 1 << 20)
 SHAPES = {"backend": BACKENDS, "graph": st.just("forward"), "masked": st.booleans(), "check": CHECKS,
-          "inputs": st.sampled_from(["random", "text"])}  # fmt: skip
-FRACTIONS = st.none() | st.floats(0, 1)
+          "inputs": st.sampled_from(["random", "recorded"])}  # fmt: skip
+TASK_MEASURES = st.fixed_dictionaries({}, optional={"top1_agreement": st.floats(0, 1), "kl_bits": MEASURES})
 OPTIONAL = st.none() | MEASURES
 PASSED = st.builds(
     partial(Row, status="passed"),
@@ -63,14 +64,13 @@ PASSED = st.builds(
     max_rel_error=OPTIONAL,
     noise=OPTIONAL,
     tolerance=MEASURES,
-    top1_agreement=FRACTIONS,
-    kl_bits=OPTIONAL,
+    measures=TASK_MEASURES,
     latency_ms=LATENCIES,
     eager_latency_ms=LATENCIES,
     compiled_latency_ms=LATENCIES,
     first_latency_ms=OPTIONAL,
     speedup=OPTIONAL,
-    tokens_per_s=OPTIONAL,
+    units_per_s=OPTIONAL,
 )
 FAILURES = st.builds(
     partial(Row, status="failed"),
@@ -82,8 +82,7 @@ FAILURES = st.builds(
     max_rel_error=OPTIONAL,
     noise=OPTIONAL,
     tolerance=OPTIONAL,
-    top1_agreement=FRACTIONS,
-    kl_bits=OPTIONAL,
+    measures=TASK_MEASURES,
 )
 SKIPS = st.builds(
     partial(Row, status="skipped"),
@@ -110,7 +109,9 @@ REPORTS = st.builds(
     st.text(),
     st.just(ENVIRONMENT),
     st.lists(PASSED | FAILURES | SKIPS, max_size=6).map(tuple),
-    st.none() | st.dictionaries(BACKENDS, MEASURES).map(lambda bits: {"eager": 1.0, **bits}),
+    st.just(MIXED.measures),
+    st.sampled_from(["tokens", "samples"]),
+    st.none() | st.dictionaries(BACKENDS, MEASURES).map(lambda bits: HeldoutScores(BITS, {"eager": 1.0, **bits})),
     st.lists(st.text(), max_size=2).map(tuple),
     st.lists(FOOTPRINTS, max_size=2).map(tuple),
 )
@@ -158,8 +159,8 @@ def test_any_report_follows_it_comes_back_and_can_be_shown(report: ValidationRep
         ("speedup", "3"),
         ("backend", "eager"),
         ("check", "luck"),
-        ("top1_agreement", 1.5),
-        ("tokens_per_s", -1),
+        ("measures", {"kl_bits": "none"}),
+        ("units_per_s", -1),
         ("latency_ms", {"p50": 1.0}),
     ],
 )
@@ -212,7 +213,7 @@ def test_real_validation_with_a_foreign_graph_follows_it(pristine_bundle: Bundle
     check(report)
     assert [one.backend for one in report.footprints] == ["ort-cpu", "onnx:other"]
     assert all(one.reason is None and one.open_ms and one.peak_seq_len == 9 for one in report.footprints)
-    assert any(row.tokens_per_s for row in report.rows)
+    assert any(row.units_per_s for row in report.rows)
 
 
 def test_real_validation_of_streams_follows_it(causal_byte_bundle: Bundle) -> None:

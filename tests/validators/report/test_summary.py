@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flash_export.validators.report.summary import summarize
+from flash_export.validators.results import HeldoutScores
 from tests.validators.report.builders import (
+    BITS,
     CRASHED,
     DECLARED,
     FAILED,
@@ -52,10 +54,9 @@ def test_what_was_compared() -> None:
     summary = summarize(FULL)
     assert (summary.lengths[0], summary.lengths[-1], summary.batches) == (257, 1024, (1, 3))
     assert summary.any_masked
-    assert summary.any_text
+    assert summary.any_recorded
     assert summary.worst == FAILED
-    assert summary.lowest_agreement == FAILED.top1_agreement
-    assert summary.highest_kl_bits == FAILED.kl_bits
+    assert summary.measures == FAILED.measures
     assert summary.counts == "7 passed, 3 failed, 1 skipped"
     assert summary.total == 11
 
@@ -99,10 +100,10 @@ def test_verdict_of_a_quantized_bundle_is_of_what_it_loses() -> None:
     assert summarize(QUANTIZED).verdict == (
         "The int8 model loses no more than it may: 0.34% more bits per byte, 0.50% is accepted."
     )
-    assert summarize(replace(QUANTIZED, bits_per_byte=None)).verdict == "The int8 model loses no more than it may."
-    better = replace(QUANTIZED, bits_per_byte={"eager": 1.0, "ort-cpu": 0.99})
+    assert summarize(replace(QUANTIZED, scores=None)).verdict == "The int8 model loses no more than it may."
+    better = replace(QUANTIZED, scores=HeldoutScores(BITS, {"eager": 1.0, "ort-cpu": 0.99}))
     assert "may: 1.0% fewer bits per byte, 0.50% is accepted" in summarize(better).verdict
-    worse = replace(QUANTIZED, rows=(*QUANTIZED.rows, replace(FAILED, reason="held-out text: it needs 0.9% more bits")))
+    worse = replace(QUANTIZED, rows=(*QUANTIZED.rows, replace(FAILED, reason="held-out data: bits per byte 0.99")))
     assert summarize(worse).verdict == "The int8 model loses more than it may."
     broken = replace(QUANTIZED, rows=(*QUANTIZED.rows, make_invariance("padding", reason="it differs")))
     assert summarize(broken).verdict == "The int8 model breaks what must hold of any model."
@@ -113,18 +114,19 @@ def test_verdict_of_a_quantized_bundle_is_of_what_it_loses() -> None:
 @pytest.mark.parametrize("report", [QUANTIZED, make_report(make_passed())])
 def test_verdict_under_a_tolerance_of_the_user_claims_nothing_else(report: ValidationReport) -> None:
     precision = report.environment["precision"]
-    given = replace(report, environment={"precision": precision, "tolerance": "0.1 and 0 of the largest logit"})
+    given = replace(report, environment={"precision": precision, "tolerance": "0.1 and 0 of the largest output"})
     assert summarize(given).verdict.endswith("model stays within the tolerance that was given.")
     failed = replace(given, rows=(FAILED,))
     assert summarize(failed).verdict.endswith("model does not stay within the tolerance that was given.")
 
 
-def test_agreement_of_a_quantized_bundle_is_that_of_text_where_there_is_one() -> None:
+def test_measures_of_a_quantized_bundle_are_those_of_held_out_data_where_there_is_any() -> None:
     summary = summarize(QUANTIZED)
-    assert (summary.lowest_agreement, summary.highest_kl_bits, summary.random_agreement) == (0.976, 0.008, 0.5)
+    assert summary.measures == {"top1_agreement": 0.976, "kl_bits": 0.008}
+    assert summary.random_measures == {"top1_agreement": 0.5, "kl_bits": 0.07}
     no_text = summarize(replace(QUANTIZED, rows=QUANTIZED.rows[:2]))
-    assert (no_text.lowest_agreement, no_text.random_agreement) == (0.5, None)
-    assert summarize(FULL).random_agreement is None
+    assert (no_text.measures["top1_agreement"], no_text.random_measures) == (0.5, {})
+    assert summarize(FULL).random_measures == {}
 
 
 def test_a_skip_of_several_backends_for_one_reason_is_told_once() -> None:

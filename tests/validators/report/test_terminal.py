@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
@@ -69,10 +69,10 @@ def test_facts_stand_above_the_verdict() -> None:
         make_passed(4096, compiled_latency_ms=compiled), bits={"eager": 0.9823, "ort-cpu": 0.9824}
     )  # fmt: skip
     assert show(report)[-6:] == [
-        "Largest error: 16% of the limit, 1.0e-06 of the largest logit, 2.5x the eager model's own, at batch 1, "
+        "Largest error: 16% of the limit, 1.0e-06 of the largest output, 2.5x the eager model's own, at batch 1, "
         "length 4096",
-        "Same top token: at 100% of the positions or more; KL divergence up to 1.0e-09 bits",
-        "Bits per byte on held-out text: eager 0.9823, ort-cpu 0.9824",
+        "At the worst: same top token 100%, divergence 1e-09 bits per prediction",
+        "Bits per byte: eager 0.9823, ort-cpu 0.9824",
         "Speed: ort-cpu takes 2 ms (1.9 to 2.1 ms), 2,050,000 tokens/s, 3.0x as fast as eager, at batch 1, length 4096",
         "torch.compile takes 4 ms there",
         "PASSED  1 passed, 0 failed, 0 skipped",
@@ -90,8 +90,13 @@ def test_diagnosis_is_right_above_the_verdict() -> None:
 
 @pytest.mark.parametrize("count", [1, 50])
 def test_tables_fit_80_columns(count: int) -> None:
-    slow = {"latency_ms": make_latency(0.1234), "eager_latency_ms": make_latency(0.4321), "speedup": 0.123}
-    rows = [make_passed(65536, backend="trt:forward", batch=64, masked=True, inputs="text", **slow)] * count
+    slow: dict[str, Any] = {
+        "latency_ms": make_latency(0.1234),
+        "eager_latency_ms": make_latency(0.4321),
+        "speedup": 0.123,
+    }
+    special: tuple[dict[str, Any], ...] = ({"masked": True}, {"inputs": "recorded"})
+    rows = [make_passed(65536, backend="trt:forward", batch=64, **one, **slow) for one in special] * count
     wrong = make_passed(65535, status="failed", reason="no", max_abs_error=1e30, noise=1e-12, max_rel_error=1e30)
     lines = show(make_report(*rows, wrong, make_invariance("repeat")), width=80)
 
@@ -110,12 +115,12 @@ def test_quantized_bundle_is_told_by_what_it_loses_and_not_by_an_error_that_is_n
     lines = show(QUANTIZED)
     assert lines[-6:] == [
         "skipped ort-cuda and stream:ort-cuda: no CUDA device here",
-        "Bits per byte on held-out text: eager 0.9823, ort-cpu 0.9856; 0.34% more bits per byte, 0.50% is accepted",
-        "Largest error: 60% of the limit, 3.0e-01 of the largest logit, at batch 1, length 389, masked",
-        "Same top token: at 97.6% of the positions of held-out text (50% of random tokens) or more; KL divergence up "
-        "to 8.0e-03 bits",
+        "Bits per byte: eager 0.9823, ort-cpu 0.9856 (0.34% more bits per byte, 0.50% is accepted)",
+        "Largest error: 60% of the limit, 3.0e-01 of the largest output, at batch 1, length 389, masked",
+        "At the worst: same top token 97.6%, divergence 0.008 bits per prediction, on held-out data (same top token "
+        "50%, divergence 0.07 bits per prediction on random inputs)",
         "Speed: ort-cpu takes 2 ms (1.9 to 2.1 ms), 258,000 tokens/s, 3.0x as fast as eager, at batch 1, length 515, "
-        "text",
+        "held-out",
         "PASSED  4 passed, 0 failed, 2 skipped",
     ]
     heading = next(line for line in lines if line.startswith("shape"))

@@ -8,6 +8,7 @@ from typing import Any
 from flash_export.validators.footprint import Footprint
 from flash_export.validators.latency import Percentiles, Ratio
 from flash_export.validators.trade_off.results import Entry, Quality, Timing, TradeOff
+from tests.validators.report.builders import BITS, MEASURES
 
 MIB = 1 << 20
 REASON = "it cannot be run here: no kernel of <float8> & co"
@@ -26,7 +27,7 @@ def make_entry(name: str, mib: float, bits: float, kl: float, ratio: float = 1.0
         name,
         {"forward": round(mib * MIB), "decode": round(mib * MIB)},
         mib / 4,
-        Quality(bits_per_byte=bits, change=bits / 1.5 - 1, top1_agreement=0.98765, kl_bits=kl),
+        Quality(score=bits, change=bits / 1.5 - 1, measures={"top1_agreement": 0.98765, "kl_bits": kl}),
         (make_timing(512, 20 * ratio, ratio), make_timing(2048, 80 * ratio, ratio)),
         make_timing(None, ratio, ratio),
         Footprint("ort-cpu", session_bytes=10 * MIB, peak_bytes=20 * MIB),
@@ -51,7 +52,8 @@ FP8 = make_entry(
 
 
 def make_trade_off(*entries: Entry, **changes: Any) -> TradeOff:
-    trade = TradeOff(entries, "held-out text", 66_000, 1.5, 1, {"torch": "2.13", "cpu": "a processor"})
+    environment: dict[str, str | int] = {"torch": "2.13", "cpu": "a processor"}
+    trade = TradeOff(entries, "held-out text", "tokens", MEASURES, BITS, 66_000, 1.5, 1, environment)
     return replace(trade, **changes)
 
 

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from flash_export.data.heldout import open_heldout
 from flash_export.errors import ConfigError, InputError
-from flash_export.heldout import Heldout
 from flash_export.models.base import WEIGHTS_FILE
 from flash_export.runtime.eager import EagerRunner
 from flash_export.runtime.ort import OrtRunner
-from flash_export.validators.bits_per_byte import measure_bits_per_byte
-from flash_export.validators.plan import CellInputs, build_graph_inputs
+from flash_export.validators.heldout_score import measure_score
 from flash_export.validators.trade_off.compare import CompareOptions, compare_bundles
 from tests.validators.conftest import sign_files
 from tests.validators.trade_off.conftest import limit_seq_len, scale_weights, use_unknown_operator
 
 if TYPE_CHECKING:
     from flash_export.bundle import Bundle
+    from flash_export.data.batch import Batch, Outputs
     from tests.validators.trade_off.conftest import BundleMaker
 
 UNTIMED = CompareOptions(threads=1, latency_budget_s=0.0)
@@ -33,13 +33,13 @@ def test_quality_is_that_of_each_graph(make_bundle: BundleMaker) -> None:
 
     good, bad, awful = (entry.quality for entry in trade.entries)
     assert [entry.name for entry in trade.entries] == ["first", "worse", "worst"]
-    assert good.top1_agreement == 1
-    assert None not in (good.kl_bits, bad.kl_bits, awful.kl_bits)
-    assert 0 <= (good.kl_bits or 0) < 1e-9 < (bad.kl_bits or 0) < (awful.kl_bits or 0)
+    assert good.measures["top1_agreement"] == 1
+    divergences = [quality.measures["kl_bits"] for quality in (good, bad, awful)]
+    assert 0 <= divergences[0] < 1e-9 < divergences[1] < divergences[2]
     assert good.change == 0
-    assert bad.bits_per_byte is not None
-    assert bad.change == pytest.approx(bad.bits_per_byte / (good.bits_per_byte or 0) - 1)
-    assert (awful.top1_agreement or 0) < 0.9
+    assert bad.score is not None
+    assert bad.change == pytest.approx(bad.score / (good.score or 0) - 1)
+    assert awful.measures["top1_agreement"] < 0.9
     assert trade
     assert trade.entries[1].timings == ()
     assert trade.entries[1].footprint is None
@@ -48,35 +48,35 @@ def test_quality_is_that_of_each_graph(make_bundle: BundleMaker) -> None:
 def test_figures_are_those_of_the_definitions(make_bundle: BundleMaker) -> None:
     bundle = make_bundle("bundle", scale_weights(1.2), seq_len=64)
     trade = compare_bundles([bundle], UNTIMED)
-    heldout = Heldout.load(bundle.path)
+    heldout = open_heldout(bundle)
     assert heldout is not None
 
-    def predict(inputs: CellInputs) -> np.ndarray:
-        return EagerRunner(bundle.load_model(), precision="fp64").run({"input_ids": inputs.input_ids})["logits"]
+    def predict(batch: Batch) -> Outputs:
+        return EagerRunner(bundle.load_model(), precision="fp64").run({"input_ids": batch.arrays["input_ids"]})
 
-    assert trade.predictions == heldout.targets.sum()
-    assert trade.reference_bits_per_byte == pytest.approx(measure_bits_per_byte(heldout, predict), rel=1e-12)
+    assert trade.predictions == sum(sample.counted.sum() for sample in heldout.samples)
+    score = measure_score(heldout, bundle.manifest.interface, predict)
+    assert trade.reference_score == pytest.approx(score, rel=1e-12)
 
     graph, divergences, agreeing = OrtRunner(bundle.get_graph(), bundle.get_graph_path()), [], 0
-    for seen, targets in zip(heldout.inputs, heldout.targets, strict=True):
-        inputs = CellInputs(seen[None], np.array([len(seen)]))
-        arrays = build_graph_inputs(bundle.get_graph().inputs, inputs)
-        actual = graph.run(arrays)["logits"][0][targets].astype(np.float64)
-        expected = predict(inputs)[0][targets]
+    for sample in heldout.samples:
+        arrays = sample.batch.to_inputs(bundle.get_graph().inputs)
+        actual = graph.run(arrays)["logits"][sample.counted].astype(np.float64)
+        expected = predict(sample.batch)["logits"][sample.counted]
         p, q = (np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True) for logits in (expected, actual))
         divergences += (p * np.log2(p / q)).sum(axis=-1).tolist()
         agreeing += int((p.argmax(axis=-1) == q.argmax(axis=-1)).sum())
     (entry,) = trade.entries
-    assert entry.quality.kl_bits == pytest.approx(np.mean(divergences), rel=1e-6)
-    assert entry.quality.top1_agreement == pytest.approx(agreeing / trade.predictions)
+    assert entry.quality.measures["kl_bits"] == pytest.approx(np.mean(divergences), rel=1e-6)
+    assert entry.quality.measures["top1_agreement"] == pytest.approx(agreeing / trade.predictions)
 
 
 def test_without_text_random_tokens_are_read(make_bundle: BundleMaker) -> None:
     trade = compare_bundles([make_bundle("first"), limit_seq_len(make_bundle("short"), 50)], UNTIMED)
-    assert trade.text == "random tokens"
+    assert trade.data == "random tokens"
     assert trade.predictions == 8 * 50  # what all of them can take
-    assert trade.reference_bits_per_byte is None
-    assert all(entry.quality.bits_per_byte is None and entry.quality.kl_bits is not None for entry in trade.entries)
+    assert (trade.reference_score, trade.score) == (None, None)
+    assert all(entry.quality.score is None and "kl_bits" in entry.quality.measures for entry in trade.entries)
 
 
 def test_everything_is_timed_beside_the_reference(make_bundle: BundleMaker) -> None:
@@ -110,7 +110,7 @@ def test_bundle_that_cannot_be_run_keeps_its_row_with_the_reason(make_bundle: Bu
 def test_reference_that_cannot_be_run_leaves_figures_without_ratios(make_bundle: BundleMaker) -> None:
     trade = compare_bundles([make_bundle("odd", use_unknown_operator, seq_len=64), make_bundle("good")], TIMED)
     good = trade.entries[1]
-    assert good.quality.bits_per_byte == pytest.approx(trade.reference_bits_per_byte)
+    assert good.quality.score == pytest.approx(trade.reference_score)
     assert good.quality.change is None
     assert good.timings[0].latency_ms is not None
     assert good.timings[0].ratio is None
@@ -118,8 +118,8 @@ def test_reference_that_cannot_be_run_leaves_figures_without_ratios(make_bundle:
 
 def test_output_that_is_not_finite_is_a_reason(make_bundle: BundleMaker) -> None:
     trade = compare_bundles([make_bundle("first"), make_bundle("nan", scale_weights(math.nan))], UNTIMED)
-    assert (trade.entries[1].quality.reason or "").startswith("the output has NaN or infinity in")
-    assert trade.entries[1].quality.kl_bits is None
+    assert (trade.entries[1].quality.reason or "").startswith("logits has NaN or infinity in")
+    assert trade.entries[1].quality.measures == {}
 
 
 def test_length_that_only_the_reference_takes_is_a_reason(make_bundle: BundleMaker) -> None:
@@ -143,7 +143,7 @@ def test_progress_counts_to_the_end(make_bundle: BundleMaker) -> None:
     compare_bundles([make_bundle("first", seq_len=64)], TIMED, lambda *step: seen.append(step))
     assert [done for done, _, _ in seen] == list(range(5))
     assert {total for _, total, _ in seen} == {5}
-    assert [label for _, _, label in seen][:2] == ["text 1 of 1", "timing 1 x 17"]
+    assert [label for _, _, label in seen][:2] == ["sample 1 of 1", "timing 1 x 17"]
 
 
 def test_other_models_are_refused(make_bundle: BundleMaker) -> None:

@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 
 from flash_export.validators.report.axes import HEIGHT, LEFT, RIGHT, WIDTH, build_linear_axis
 from flash_export.validators.trade_off.measures import (
-    BITS_PER_BYTE,
-    DIVERGENCE,
     SIZE,
     find_front,
     list_costs,
@@ -27,6 +25,8 @@ from tests.validators.trade_off.builders import (
     make_trade_off,
     make_untimed,
 )
+
+BITS_PER_BYTE, DIVERGENCE = list_losses(FULL)
 
 
 def test_front_leaves_out_what_is_beaten_and_what_was_not_measured() -> None:
@@ -56,9 +56,9 @@ def test_losses_and_costs_are_those_that_were_measured() -> None:
         "time of a decode step",
         "size of the graph",
     ]
-    untimed = make_trade_off(*map(make_untimed, (FP32, INT8)), reference_bits_per_byte=None)
+    untimed = make_trade_off(*map(make_untimed, (FP32, INT8)), reference_score=None, score=None)
     assert list_costs(untimed) == (SIZE,)
-    assert list_losses(untimed) == (DIVERGENCE,)
+    assert [loss.title for loss in list_losses(untimed)] == [DIVERGENCE.title]
     assert build_trade_off_plots(make_trade_off(FP8)) == []
 
 
@@ -76,7 +76,7 @@ def test_worse_is_higher_dearer_is_further_right_and_the_beaten_are_rings() -> N
 
 
 def test_divergence_of_zero_is_drawn_on_its_logarithmic_axis() -> None:
-    exact = replace(FP32, quality=replace(FP32.quality, kl_bits=0.0))
+    exact = replace(FP32, quality=replace(FP32.quality, measures={"kl_bits": 0.0}))
     plot = build_trade_off_plot(make_trade_off(exact, INT8), DIVERGENCE, SIZE)
     assert plot is not None
     assert plot.y_ticks[0].label.startswith("10")

@@ -72,15 +72,14 @@ def test_markdown_has_a_row_a_bundle_and_stands_for_itself() -> None:
 
 def test_without_text_and_without_timing_there_are_no_such_columns() -> None:
     entries = [
-        replace(make_untimed(entry), quality=replace(entry.quality, bits_per_byte=None, change=None))
-        for entry in (FP32, INT8)
+        replace(make_untimed(entry), quality=replace(entry.quality, score=None, change=None)) for entry in (FP32, INT8)
     ]
-    trade = make_trade_off(*entries, text="random tokens", reference_bits_per_byte=None)
+    trade = make_trade_off(*entries, data="random tokens", reference_score=None, score=None)
     for text in (print_text(trade), render_trade_off_markdown(trade), render_trade_off(trade)):
         body = text.rpartition("<body>")[2].partition("How to read this")[0]
         assert "66,000 predictions on random tokens" in body
         assert [word for word in ("byte", "memory", "interval", "512") if word in body] == []
-    assert "KL divergence, size of the graph: fp32, int8" in print_text(trade)
+    assert "divergence, size of the graph: fp32, int8" in print_text(trade)
 
 
 def test_page_needs_nothing_else_and_escapes() -> None:

@@ -1,0 +1,69 @@
+"""What the lowering of a family says of itself, beside the module that it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flash_export.exporters.lowering.precision import Precision
+    from flash_export.interface import TensorSpec
+    from flash_export.models.base import ModelConfig
+
+
+class LoweredModel(nn.Module):
+    """Base of the export forms.
+
+    ``forward`` takes the inputs of the forward graph by position, in the order of the interface and then the mask, if
+    the graph has one, and returns its outputs.
+
+    Attributes:
+        config: Config of the reference model.
+        orders: By the name that marks use, where index i of the graph stands in the reference.
+    """
+
+    config: ModelConfig
+    orders: Mapping[str, list[int]]
+
+
+@dataclass(frozen=True)
+class StateGraphs:
+    """The graphs that carry the past from run to run.
+
+    Attributes:
+        modules: By the name of the graph, what makes its module of the lowered model.
+        describe: Returns the tensors of the state, given config, size or name of the batch axis, prefix of the names,
+            and precision.
+    """
+
+    modules: Mapping[str, Callable[[Any], nn.Module]]
+    describe: Callable[[Any, int | str, str, Precision], tuple[TensorSpec, ...]]
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """How a family is written for export.
+
+    Attributes:
+        model: Makes the export form of a reference model in a precision.
+        growing: Values of a block that grow with the length or are squares: what ``--islands all`` keeps in fp32.
+        growing_around: The same of the values outside of the blocks.
+        bounded: Values that do not grow with the length, and that the weights bound. All others are at most sums over
+            all positions, which grow in proportion.
+        state: The graphs that carry a state; None: there are none, see ``state_refusal`` of the config.
+    """
+
+    model: Callable[[Any, Precision], LoweredModel]
+    growing: tuple[str, ...]
+    growing_around: tuple[str, ...] = ()
+    bounded: frozenset[str] = field(default_factory=frozenset)
+    state: StateGraphs | None = None
+
+    def name_growing(self, num_blocks: int) -> frozenset[str]:
+        """Return the full names of all that may grow."""
+        blocks = (f"layers.{index}.{name}" for index in range(num_blocks) for name in self.growing)
+        return frozenset({*blocks, *self.growing_around})

@@ -1,0 +1,1 @@
+"""What models predict and what their users feel: comparing outputs, scoring held-out data, measuring a loss."""

@@ -1,0 +1,71 @@
+"""What a family says of its quantities, by the full names that probes have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flash_export.errors import BundleError
+from flash_export.interface import SEQ
+from flash_export.probes import PROBES_FILE, Point, Quantity
+from flash_export.structure import show
+
+if TYPE_CHECKING:
+    from flash_export.bundle import Bundle
+    from flash_export.interface import TensorSpec
+    from flash_export.models.base import ModelConfig
+    from flash_export.probes import ProbeMap
+
+_PLACES = ("before", "block", "after")
+
+
+def get_quantity(config: ModelConfig, name: str) -> Quantity:
+    """Return the quantity of a probe; the outputs of a model are quantities too, after all others."""
+    if find_output(config, name) is not None:
+        return Quantity(name, place="after")
+    return config.quantities[Point.parse(name).quantity]
+
+
+def check_probes(bundle: Bundle, config: ModelConfig, probes: ProbeMap) -> None:
+    """Refuse probes of what the model does not compute.
+
+    Raises:
+        BundleError: There is such a probe.
+    """
+    for probe in probes.probes:
+        point = Point.parse(probe.name)
+        is_block = point.block is not None and point.block < config.num_blocks
+        known = config.quantities.get(point.quantity)
+        if find_output(config, probe.name) is None and (known is None or is_block != (known.place == "block")):
+            raise BundleError(
+                f"{bundle.path / PROBES_FILE} is damaged: {show(probe.name)} is no quantity of this model; export the "
+                "bundle again"
+            )
+
+
+def find_output(config: ModelConfig, name: str) -> TensorSpec | None:
+    """Return the output of a name; None if there is none."""
+    return next((spec for spec in config.interface.outputs if spec.name == name), None)
+
+
+def rank_probe(config: ModelConfig, name: str) -> tuple[int, int, int]:
+    """Return where a probe stands in the order of computation."""
+    if find_output(config, name) is not None:
+        return len(_PLACES), 0, [spec.name for spec in config.interface.outputs].index(name)
+    point = Point.parse(name)
+    place = _PLACES.index(config.quantities[point.quantity].place)
+    return place, point.block or 0, list(config.quantities).index(point.quantity)
+
+
+def restore_layout(config: ModelConfig, name: str, values: np.ndarray, seq_len: int) -> np.ndarray:
+    """Return tokens as ``(b, n, w)`` without the padding to whole chunks, the others without an axis for the head."""
+    values, output = values.astype(np.float64, copy=False), find_output(config, name)
+    if output is not None and (axis := output.find_axis(SEQ)) is not None:
+        values = np.moveaxis(values, axis, 1)
+    kind = get_quantity(config, name).kind
+    if kind == "tokens":
+        return values.reshape(values.shape[0], -1, values.shape[-1])[:, :seq_len]
+    if kind == "sums" and values.ndim == len("bse"):
+        return values[:, None]
+    return values.squeeze(2) if values.ndim == len("bghcw") else values
