@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.peer
-pytest.importorskip("onnxslim")
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -58,7 +57,9 @@ def run_quick(
     return run
 
 
+@pytest.mark.slow
 def test_compare(run_quick: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxslim")
     (comparison,) = run_quick("compare", "--causal", "--no-compile", "--lengths", "20")["comparisons"]
     (length,) = comparison["lengths"]
     assert set(length["median_ms"]) == {
@@ -74,6 +75,7 @@ def test_compare(run_quick: Callable[..., dict[str, Any]], capsys: pytest.Captur
     assert "geometric mean" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bisection(run_quick: Callable[..., dict[str, Any]]) -> None:
     (finding,) = run_quick("bisection")["findings"]
     assert (finding["found"], finding["verdict"]) == ("layers.3.value", "in place")
@@ -96,6 +98,7 @@ def test_compare_refuses_another_model(load_module: Callable[[str], Any], monkey
         compare._check_agreement(model, tokens, None, compare.Sessions(*[Wrong()] * 5))
 
 
+@pytest.mark.slow
 def test_long_sequences(run_quick: Callable[..., dict[str, Any]]) -> None:
     results = run_quick("long_sequences", "--causal", "--lengths", "40,80")["long_sequences"]
     assert [result["way"] for result in results] == ["one pass", "segments"]
@@ -104,12 +107,14 @@ def test_long_sequences(run_quick: Callable[..., dict[str, Any]]) -> None:
         assert result["lengths"][0]["time_ratio"] == 1
 
 
+@pytest.mark.slow
 def test_mixed_lengths(run_quick: Callable[..., dict[str, Any]]) -> None:
     results = run_quick("mixed_lengths", "--causal")
     assert len(results["lengths"]) == 5
     assert [len(model["settings"]) for model in results["mixed_lengths"]] == [4]
 
 
+@pytest.mark.slow
 def test_decode(run_quick: Callable[..., dict[str, Any]]) -> None:
     results = run_quick("decode", "--steps", "30")
     rows = {row["name"]: row["value"] for row in results["decode"]}
@@ -181,12 +186,14 @@ def test_precision_tables_need_their_markers(load_module: Callable[[str], Any], 
         assert page.read_text() == text
 
 
+@pytest.mark.slow
 def test_export_cost(run_quick: Callable[..., dict[str, Any]]) -> None:
     rows = {row["name"]: row["value"] for row in run_quick("export_cost", "--no-build")["export_cost"]}
     assert rows["causal: parameters, millions"] == pytest.approx(0.0103, abs=1e-4)
     assert rows["causal: export, s"] > 0
 
 
+@pytest.mark.slow
 def test_profile_graph(run_quick: Callable[..., dict[str, Any]]) -> None:
     (profile,) = run_quick("profile_graph", "--causal", "--seq-len", "20")["profiles"]
     names = [node["name"] for node in profile["nodes"]]
@@ -252,6 +259,7 @@ def test_peak_memory_is_that_of_the_process(load_module: Callable[[str], Any]) -
     assert memory.run_in_process(len, "abc") == 3
 
 
+@pytest.mark.slow
 def test_islands(run_quick: Callable[..., dict[str, Any]]) -> None:
     taken_back, provoked, texts = run_quick("islands").values()
     assert all(ratio > 0 for *_, ratio in texts)

@@ -65,7 +65,12 @@ def build_model(config: ModelConfig) -> ReferenceModel:
     return model.requires_grad_(requires_grad=False).eval()
 
 
-@pytest.fixture(scope="module", params=CASES)
+SLOW = {"gau-laplace"}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES]
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, ReferenceModel]:
     config, options = CASES[request.param]
     folder = tmp_path_factory.mktemp(request.param)

@@ -44,7 +44,12 @@ CASES: dict[str, tuple[FlashConfig | GauConfig, ExportOptions]] = {
 TOLERANCES = {"fp32": 1e-5, "fp16": 1e-2, "bf16": 1e-1}  # of the output's scale
 
 
-@pytest.fixture(scope="module", params=CASES)
+SLOW = {"no shift, fp16"}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES]
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, ReferenceModel]:
     torch.manual_seed(0)
     config, options = CASES[request.param]
