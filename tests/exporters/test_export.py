@@ -163,14 +163,15 @@ def test_ir_version_is_the_lowest_that_the_opset_has(exported: tuple[Bundle, Ref
         assert (model.opset_import[0].version, model.ir_version) == (graph.opset, IR_VERSIONS[graph.opset])
 
 
-def test_fixed_batch_and_short_limits_are_exported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("max_seq_len", [1, 5])
+def test_fixed_batch_and_short_limits_are_exported(tmp_path: Path, max_seq_len: int) -> None:
     model = build_model(CASES["flash"][0])
     model.save_pretrained(tmp_path / "checkpoint")
-    options = ExportOptions(max_batch=1, max_seq_len=5)
+    options = ExportOptions(max_batch=1, max_seq_len=max_seq_len)
     bundle = export_onnx(tmp_path / "checkpoint", tmp_path / "bundle", options=options)
     session = onnxruntime.InferenceSession(bundle.get_graph_path(), providers=["CPUExecutionProvider"])
-    assert bundle.get_graph().inputs[0].shape == (1, "seq")
-    for seq_len in range(1, 6):
+    assert bundle.get_graph().inputs[0].shape == (1, 1 if max_seq_len == 1 else "seq")
+    for seq_len in range(1, max_seq_len + 1):
         input_ids = np.arange(seq_len, dtype=np.int64)[None]
         actual = session.run(None, {"input_ids": input_ids, "attention_mask": np.ones_like(input_ids)})[0]
         np.testing.assert_allclose(actual, model(torch.from_numpy(input_ids)).numpy(), rtol=0, atol=1e-4)
