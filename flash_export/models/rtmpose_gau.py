@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 THETA = 10000
 HEAD_QUANTITIES = {
-    "maps": Quantity("feature maps of the keypoints"),
-    "embedding": Quantity("vectors of the keypoints"),
+    "maps": Quantity("feature maps of the keypoints", place="before"),
+    "embedding": Quantity("vectors of the keypoints", place="before"),
 }
 BLOCK_QUANTITIES = {
     "normed": Quantity("input after the norm"),

@@ -13,19 +13,39 @@ from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import CheckpointError, ConfigError
 from flash_export.layers.norm import SCALE_NORM_EPS
+from flash_export.models.importers.arguments import ImportedModel
 from flash_export.models.rtmpose_gau import RtmposeGauConfig, SimccHead
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flash_export.models.importers.arguments import GivenArguments
+
     Tensors = Mapping[str, Tensor]
 
 # What is asked for of a head; mmpose has defaults for some of it, which no published config relies on.
 HIDDEN_ARGUMENTS = ("gau_cfg.act_fn", "gau_cfg.pos_enc", "in_featuremap_size", "input_size")
+ANCHOR = "gau.uv.weight"  # in every head once
 HEAD, BLOCK, GAU_CONFIG = "head.", "gau.", "gau_cfg."
 OTHER_PARTS = ("backbone.", "neck.", "data_preprocessor.")  # of a pose estimator
 IGNORED = ("type", "loss", "decoder", "init_cfg", "dropout_rate", "drop_path")  # they do not change what is predicted
 ACTIVATION_NAMES = {"SiLU": "silu", "ReLU": "relu"}
+
+
+def import_mmpose(tensors: Tensors, arguments: GivenArguments) -> ImportedModel:
+    """Translate a state dict of mmpose, see :func:`import_rtmpose`; nothing is assumed.
+
+    Raises:
+        ConfigError: An argument is missing, unknown, or contradicts the weights; or a release or defaults are named.
+        CheckpointError: The tensors that tell the sizes are missing, or are of another kind of head or block.
+    """
+    if arguments.library_version is not None or arguments.assume_defaults:
+        raise ConfigError(
+            "mmpose's weights are read without a release or defaults; leave --library-version and --assume-defaults "
+            "out, and give the arguments of the model's mmpose config"
+        )
+    config, own = import_rtmpose(tensors, arguments.values)
+    return ImportedModel(config, own, {})
 
 
 def import_rtmpose(tensors: Tensors, arguments: Mapping[str, Any]) -> tuple[RtmposeGauConfig, dict[str, Tensor]]:
