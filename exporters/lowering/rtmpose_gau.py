@@ -19,7 +19,7 @@ from flash_export.exporters.lowering.fold import compute_norm_gain
 from flash_export.exporters.lowering.pieces import RESIDUAL, LoweredScaleNorm, apply_attention_fn, apply_silu
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.marks import mark
-from flash_export.exporters.primitives import join_heads
+from flash_export.exporters.primitives import reshape
 from flash_export.models.rtmpose_gau import compute_turns, spread_bias
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class KeypointMaps(nn.Module):
         """Return the vectors."""
         precision, outer = self.precision, self.conv_precision
         maps = outer.combine(self._convolve, outer.narrow(features, "features"), self.conv_weight, "maps")
-        normed = precision.narrow(self.norm(mark(join_heads(maps), "maps")), "normed")
+        normed = precision.narrow(self.norm(mark(reshape(maps, [0, 0, -1]), "maps")), "normed")
         return mark(precision.multiply(normed, self.weight, RESIDUAL), "embedding")
 
     def _convolve(self, features: Tensor, weight: Tensor) -> Tensor:
