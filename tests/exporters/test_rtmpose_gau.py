@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flash_export.config import BuildOptions, ExportOptions
-from flash_export.data.sources import RandomSource
+from flash_export.data.sources import Data, RandomSource
 from flash_export.errors import ConfigError
 from flash_export.exporters.engine import build_engine
 from flash_export.exporters.export import export_onnx
@@ -228,12 +228,14 @@ def test_half_graph_is_the_reference_up_to_rounding(name: str, precision: str, r
     facts = bundle.manifest.precision
     assert facts is not None
     assert (facts.islands, facts.horizon) == ((), None)
-    assert (facts.text, facts.seq_lens) == (("random inputs", (17,)) if precision == "fp16" else (None, ()))
+    assert (facts.data, facts.seq_lens) == (("random inputs", (17,)) if precision == "fp16" else (None, ()))
 
 
 def test_all_islands_leave_the_convolution_in_half() -> None:
     model = build_model(CONFIGS["head"])
-    precision = choose_islands(model, None, ExportOptions(precision="fp16", islands="all")).precision
+    precision = choose_islands(
+        model, Data(RandomSource(model.config.interface)), ExportOptions(precision="fp16", islands="all")
+    ).precision
     lowered = lower_model(model, precision)
     half = {name for name, weight in lowered.state_dict().items() if weight.dtype == torch.float16}
     assert half == {"maps.conv_weight", "maps.conv_bias"}
@@ -292,14 +294,18 @@ def test_what_overflows_becomes_an_island(scale: Any, island: str) -> None:
     features = draw_features(model.config, 2)
     expected = model(features)
     assert not all(values.isfinite().all() for values in lower_model(model, Precision("fp16"))(features))
-    choice = choose_islands(model, None, ExportOptions(precision="fp16", max_seq_len=4))
+    choice = choose_islands(
+        model, Data(RandomSource(model.config.interface)), ExportOptions(precision="fp16", max_seq_len=4)
+    )
     reasons = {found.name: found.reason for found in choice.facts.islands}
     assert "at 17 keypoints, more than a quarter of fp16's 65504" in reasons[island]
     assert compute_error(expected, lower_model(model, choice.precision)(features)) < 2 * HALF_ROUNDING
     with pytest.raises(
         ConfigError, match=r"17 keypoints are beyond the overflow horizon .*; use --islands auto, or bf16"
     ):
-        choose_islands(model, None, ExportOptions(precision="fp16", islands="minimal"))
+        choose_islands(
+            model, Data(RandomSource(model.config.interface)), ExportOptions(precision="fp16", islands="minimal")
+        )
 
 
 def test_norm_is_taken_in_fp32_whatever_is_half() -> None:
