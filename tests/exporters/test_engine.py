@@ -411,9 +411,8 @@ def test_unusable_options_are_refused(options: dict[str, Any], message: str) -> 
         BuildOptions(**options)
 
 
-@pytest.mark.parametrize(
-    ("precision", "dtype"), [("fp16", "float16"), pytest.param("bf16", "bfloat16", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16")])
 def test_exported_half_precision_is_compiled_as_such(
     precision: str, dtype: str, causal_byte_bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -49,9 +49,9 @@ def serialize(traced: TracedGraph) -> bytes:
 @pytest.mark.parametrize(
     ("name", "graph"),
     [
-        ("causal", "forward"),
         ("causal", "prefill"),
         ("gau", "forward"),
+        pytest.param("causal", "forward", marks=pytest.mark.slow),
         pytest.param("laplace", "forward", marks=pytest.mark.slow),
     ],
 )
