@@ -83,7 +83,7 @@ def test_installed_demo_runs_with_what_the_metadata_asks_for(wheel: Path, tmp_pa
     done = subprocess.run(command, cwd=neutral, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr
-    assert "No engine: TensorRT-RTX is not installed" in " ".join(done.stderr.split())  # no extra but [cpu] is there
+    assert "No engine: TensorRT-RTX is not installed" in " ".join(done.stdout.split())  # no extra but [cpu] is there
     assert (neutral / "demo" / model / "reports" / "report.html").is_file()
 
 
