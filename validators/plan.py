@@ -227,7 +227,7 @@ def build_noise_batch(cell: Cell, data: Data) -> tuple[Cell, Batch] | None:
     """
     if cell.tokens >= NOISE_POSITIONS:
         return None
-    more = replace(cell, batch=-(-NOISE_POSITIONS // cell.seq_len), masked=False)
+    more = replace(cell, batch=-(-NOISE_POSITIONS // cell.seq_len), masked=False, is_timed=False)
     return more, build_batch(more, data, seed=1)
 
 

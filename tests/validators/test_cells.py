@@ -163,3 +163,11 @@ def test_slow_runs_are_not_timed_and_the_row_says_so(monkeypatch: pytest.MonkeyP
     assert row.status == "passed"
     assert row.latency_ms is None
     assert "latency not measured" in str(row.reason)
+
+
+def test_noise_of_small_cells_is_drawn_once_a_length() -> None:
+    eager = FakeRunner()
+    checker, backend = make_checker(eager), open_backend(FakeRunner(), eager)
+    for batch in (1, 2, 3):
+        checker.check(Cell(batch, 9, masked=False), [backend])
+    assert sum(asked["input_ids"].size >= NOISE_POSITIONS for asked in eager.asked) == 1
