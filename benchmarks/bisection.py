@@ -21,7 +21,7 @@ from flash_export.exporters.export import export_onnx
 from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 ASSETS = Path(flash_export.__file__).parent / "assets"
 NO_RUN = "no run"

@@ -36,8 +36,8 @@ from sessions import THREADS, bind_run, make_token_feeds, make_tokens, open_sess
 from timing import DEFAULT_BLOCK_MS, DEFAULT_ROUNDS, Timings, compute_geometric_mean, time_alternating
 from transformer import build_transformer, export_transformer
 
-from flash_export.bundle import Bundle
-from flash_export.runtime.generate import Generator
+from flash_export.bundle.bundle import Bundle
+from flash_export.generation.generate import Generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

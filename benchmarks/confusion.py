@@ -28,7 +28,7 @@ from flash_export.models.gau import GauConfig, GauModel
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.models.base import ReferenceModel
     from flash_export.validators.results import ValidationReport
 

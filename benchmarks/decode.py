@@ -31,11 +31,11 @@ from sessions import THREADS, bind_run, make_tokens, open_session
 from timing import DEFAULT_BLOCK_MS, DEFAULT_ROUNDS, Timings, time_alternating
 from transformer import Transformer, build_transformer
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.config import DECODE
-from flash_export.runtime.generate import Generator
-from flash_export.runtime.ort_state import OrtStateRunner
-from flash_export.runtime.state import State
+from flash_export.generation.generate import Generator
+from flash_export.generation.ort_state import OrtStateRunner
+from flash_export.generation.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

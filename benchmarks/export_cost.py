@@ -22,7 +22,7 @@ from peers import TINY, PeerConfig, build_original, name_attention
 from report import MIB, judge, make_parser, print_table, write_json
 from transformer import count_parameters
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.config import TENSORRT_RTX, BuildOptions
 from flash_export.errors import BackendUnavailableError
 from flash_export.exporters.engine import build_engine

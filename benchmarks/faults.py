@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from flash_export.bundle import MANIFEST_FILE, Bundle
+from flash_export.bundle.bundle import MANIFEST_FILE, Bundle
 from flash_export.files import hash_file, write_file
 
 if TYPE_CHECKING:

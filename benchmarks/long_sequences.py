@@ -24,9 +24,9 @@ from peers import PeerConfig, add_model_options, export_ours, name_attention, se
 from report import MIB, judge, make_parser, print_table, write_json
 from sessions import THREADS, bind_run, make_options, make_token_feeds, make_tokens, open_session
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.config import DEFAULT_MAX_SEQ_LEN, ExportOptions
-from flash_export.runtime.generate import Generator
+from flash_export.generation.generate import Generator
 
 if TYPE_CHECKING:
     from collections.abc import Callable

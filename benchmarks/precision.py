@@ -27,7 +27,7 @@ from variants import PRECISIONS, make_variants
 from wide_models import time_wide_models
 
 import flash_export
-from flash_export.bundle import HELDOUT_FILES, SETTINGS_FILE, Bundle
+from flash_export.bundle.bundle import HELDOUT_FILES, SETTINGS_FILE, Bundle
 from flash_export.config import TENSORRT_RTX, BuildOptions
 from flash_export.errors import FlashExportError
 from flash_export.exporters.engine import build_engine

@@ -13,8 +13,8 @@ from timing import time_alternating
 from variants import FP32, make_variants
 
 from flash_export.config import DECODE, FORWARD, QuantizeOptions
-from flash_export.runtime.ort_state import OrtStateRunner
-from flash_export.runtime.state import State
+from flash_export.generation.ort_state import OrtStateRunner
+from flash_export.generation.state import State
 from flash_export.validators.cells import describe_exception
 from flash_export.validators.trade_off.candidates import measure_graph_bytes
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
     Bind = Callable[[Bundle], tuple[Callable[[], object], np.ndarray]]
 

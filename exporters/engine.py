@@ -6,7 +6,8 @@ import hashlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from flash_export.bundle import reads_bundles
+from flash_export.bundle.bundle import reads_bundles
+from flash_export.bundle.manifest import EngineManifest
 from flash_export.config import BuildOptions, Flavour
 from flash_export.errors import EngineBuildError
 from flash_export.exporters.engine_facts import count_layer_dtypes, read_tensors
@@ -15,14 +16,13 @@ from flash_export.exporters.engine_progress import BuildWatch, create_monitor
 from flash_export.exporters.flavour import CURRENT_TARGET, choose_flavour, choose_targets, import_flavour
 from flash_export.exporters.parser_errors import format_complaints, read_complaints
 from flash_export.exporters.profile import DEFAULT_CHUNK_SIZE, derive_profile, parse_profile
-from flash_export.manifest import EngineManifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
-    from flash_export.manifest import GraphSpec, ProfileShapes
+    from flash_export.bundle.bundle import Bundle
+    from flash_export.bundle.manifest import GraphSpec, ProfileShapes
     from flash_export.progress import ProgressCallback
 
 _TURING_REFUSAL = "FP32 GEMM is not supported"

@@ -11,8 +11,8 @@ from flash_export.errors import EngineBuildError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.interface import TensorSpec
-    from flash_export.manifest import GraphSpec
 
 _DTYPE_NAMES = {
     "FLOAT": "float32",

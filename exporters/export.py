@@ -9,12 +9,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flash_export.bundle import (
+from flash_export.bundle.bundle import (
     GRAPH_FILE,
     MANIFEST_FILE,
     SETTINGS_FILE,
     Bundle,
 )
+from flash_export.bundle.manifest import Manifest, ModelFacts
+from flash_export.bundle.origin import read_origin
 from flash_export.config import FORWARD, ExportOptions
 from flash_export.data.heldout import load_heldout, read_data
 from flash_export.data.sources import Data, RandomSource
@@ -27,20 +29,18 @@ from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
 from flash_export.exporters.variants import choose_variant
 from flash_export.files import hash_file, hash_files, replace_folder
-from flash_export.manifest import Manifest, ModelFacts
 from flash_export.models.checkpoint import load_checkpoint
 from flash_export.models.registry import get_family
-from flash_export.origin import read_origin
 from flash_export.probes import PROBES_FILE, Probe, ProbeMap
 from flash_export.progress import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.data.heldout import Heldout
     from flash_export.exporters.lowering.base import LoweredModel
     from flash_export.exporters.quantization.plan import Quantization
-    from flash_export.manifest import GraphSpec
     from flash_export.models.base import ReferenceModel
     from flash_export.models.checkpoint import Checkpoint
     from flash_export.progress import ProgressCallback

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flash_export.bundle import GRAPH_FILE
+from flash_export.bundle.bundle import GRAPH_FILE
+from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec
 from flash_export.config import DECODE, FORWARD, PREFILL
 from flash_export.errors import ConfigError
 from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.registry import LOWERINGS
 from flash_export.interface import BATCH, SEQ, Lengths, TensorSpec
-from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec
 
 if TYPE_CHECKING:
     from torch import nn

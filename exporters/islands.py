@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.bundle.manifest import Horizon, Island, PrecisionFacts
 from flash_export.errors import ConfigError
 from flash_export.exporters.half_ranges import measure_half_ranges
 from flash_export.exporters.lowering.precision import Precision
 from flash_export.exporters.lowering.registry import LOWERINGS
-from flash_export.manifest import Horizon, Island, PrecisionFacts
 from flash_export.ranges.growth import FP16_MAX
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from flash_export.bundle.manifest import AxisRange, GraphSpec, ProfileShapes
 from flash_export.errors import ProfileError
-from flash_export.manifest import AxisRange, GraphSpec, ProfileShapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from flash_export.manifest import GraphSpec
+    from flash_export.bundle.manifest import GraphSpec
 
 MIN_TELLTALE = 11  # above what counts axes: ranks, and the two pads of each axis
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import Tensor, nn
 
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.exporters.traced_sizes import TracedSizes
     from flash_export.interface import TensorSpec
-    from flash_export.manifest import GraphSpec
     from flash_export.probes import Probe
 
 

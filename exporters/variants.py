@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from flash_export.bundle import QUANTIZATION_FILE
+from flash_export.bundle.bundle import QUANTIZATION_FILE
 from flash_export.exporters.islands import choose_islands
 from flash_export.exporters.lowering.pieces import join_projections
 from flash_export.exporters.lowering.precision import FP32
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from flash_export.bundle.manifest import PrecisionFacts
     from flash_export.config import ExportOptions
     from flash_export.data.sources import Data
     from flash_export.exporters.lowering.base import LoweredModel
     from flash_export.exporters.lowering.precision import Precision
     from flash_export.exporters.quantization.plan import Quantization
-    from flash_export.manifest import PrecisionFacts
     from flash_export.models.base import ReferenceModel
 
 

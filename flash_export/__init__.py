@@ -8,7 +8,7 @@ off the import path.
 TYPE_CHECKING = False  # type checkers take it for that of typing
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle as Bundle
+    from flash_export.bundle.bundle import Bundle as Bundle
     from flash_export.config import BuildOptions as BuildOptions
     from flash_export.config import ExportOptions as ExportOptions
     from flash_export.config import QuantizeOptions as QuantizeOptions
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from flash_export.exporters.engine import build_engine as build_engine
     from flash_export.exporters.export import export_onnx as export_onnx
     from flash_export.exporters.inspection import inspect_path as inspect_path
+    from flash_export.generation.generate import Generator as Generator
+    from flash_export.generation.sampling import SamplingOptions as SamplingOptions
+    from flash_export.generation.state import State as State
     from flash_export.models.checkpoint import load_checkpoint as load_checkpoint
     from flash_export.models.flash import FlashConfig as FlashConfig
     from flash_export.models.flash import FlashModel as FlashModel
     from flash_export.models.gau import GauConfig as GauConfig
     from flash_export.models.gau import GauModel as GauModel
     from flash_export.quantization.quantize import quantize_bundle as quantize_bundle
-    from flash_export.runtime.generate import Generator as Generator
-    from flash_export.runtime.sampling import SamplingOptions as SamplingOptions
-    from flash_export.runtime.state import State as State
     from flash_export.validators.bisect.bisect import BisectOptions as BisectOptions
     from flash_export.validators.bisect.bisect import bisect_bundle as bisect_bundle
     from flash_export.validators.ranges.profile import RangesOptions as RangesOptions
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from flash_export.validators.trade_off.compare import compare_bundles as compare_bundles
     from flash_export.validators.validate import ValidationOptions as ValidationOptions
     from flash_export.validators.validate import validate_bundle as validate_bundle
-
-__version__ = "0.1.0"
+    from flash_export.version import __version__ as __version__
 
 _MODULES = {
+    "__version__": "flash_export.version",
     "BisectOptions": "flash_export.validators.bisect.bisect",
-    "Bundle": "flash_export.bundle",
+    "Bundle": "flash_export.bundle.bundle",
     "BuildOptions": "flash_export.config",
     "CompareOptions": "flash_export.validators.trade_off.compare",
     "ExportOptions": "flash_export.config",
@@ -51,11 +51,11 @@ _MODULES = {
     "FlashModel": "flash_export.models.flash",
     "GauConfig": "flash_export.models.gau",
     "GauModel": "flash_export.models.gau",
-    "Generator": "flash_export.runtime.generate",
+    "Generator": "flash_export.generation.generate",
     "QuantizeOptions": "flash_export.config",
     "RangesOptions": "flash_export.validators.ranges.profile",
-    "SamplingOptions": "flash_export.runtime.sampling",
-    "State": "flash_export.runtime.state",
+    "SamplingOptions": "flash_export.generation.sampling",
+    "State": "flash_export.generation.state",
     "Tolerance": "flash_export.config",
     "ValidationOptions": "flash_export.validators.validate",
     "bisect_bundle": "flash_export.validators.bisect.bisect",
@@ -71,7 +71,7 @@ _MODULES = {
     "read_report": "flash_export.validators.report.files",
     "validate_bundle": "flash_export.validators.validate",
 }
-__all__ = ["__version__", *_MODULES]
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> object:

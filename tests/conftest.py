@@ -12,11 +12,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
+from flash_export.bundle.manifest import AxisRange, GraphSpec, Manifest, ModelFacts
 from flash_export.config import ExportOptions
 from flash_export.files import hash_file
 from flash_export.interface import Interface, TensorSpec
-from flash_export.manifest import AxisRange, GraphSpec, Manifest, ModelFacts
 from flash_export.models.token_model import describe_token_model
 
 # Small models on busy machines: threads cost more than they give. Read when PyTorch is loaded.
@@ -148,9 +148,9 @@ def int8_bundle(causal_byte_bundle: Bundle, share_folder: FolderSharer) -> Bundl
 @pytest.fixture(scope="session")
 def export_scheme(masked_byte_bundle: Bundle, share_folder: FolderSharer) -> SchemeExporter:
     """Quantize all of the masked model by a plan that asks no one, each scheme once; not to be changed."""
+    from flash_export.bundle.quantization_record import QuantizationRecord
     from flash_export.exporters.export import export_onnx
     from flash_export.exporters.quantization.plan import ProductPlan, Quantization, QuantizationPlan
-    from flash_export.quantization_record import QuantizationRecord
 
     names = ("layers.0.projection", "layers.0.out", "head")
 

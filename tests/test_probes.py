@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
+from flash_export.bundle.manifest import AxisRange, GraphSpec, Manifest
 from flash_export.errors import BundleError
 from flash_export.files import hash_file
 from flash_export.interface import TensorSpec
-from flash_export.manifest import AxisRange, GraphSpec, Manifest
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
 from flash_export.probes import Point, Probe, ProbeMap

@@ -18,7 +18,7 @@ from flash_export.validators.plan import make_plan
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 CONFIG = FlashConfig(17, 12, 2, 24)
 

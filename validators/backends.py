@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
-    from flash_export.manifest import EngineManifest, ProfileShapes
+    from flash_export.bundle.bundle import Bundle
+    from flash_export.bundle.manifest import EngineManifest, ProfileShapes
+    from flash_export.generation.state import State
     from flash_export.runtime.runner import Runner
-    from flash_export.runtime.state import State
     from flash_export.validators.plan import Cell
 
 GRAPH = "forward"
@@ -162,14 +162,14 @@ def _list_streams(bundle: Bundle, engines: Sequence[EngineManifest]) -> list[str
 
 
 def _open_stream(bundle: Bundle, runtime: str, threads: int | None) -> Runner:
-    from flash_export.runtime.state_backends import open_pair
-    from flash_export.runtime.streaming import StreamingRunner
+    from flash_export.generation.backends import open_pair
+    from flash_export.generation.streaming import StreamingRunner
 
     return StreamingRunner(open_pair(bundle, runtime, threads=threads))
 
 
 def _reload_state(bundle: Bundle, state: State) -> State:
-    from flash_export.runtime.state import State
+    from flash_export.generation.state import State
 
     with create_temporary_folder() as folder:
         path = folder / "state.safetensors"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from flash_export.manifest import GraphSpec
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.validators.backends import Backend
 
 CHECK = "symbolic-shape"

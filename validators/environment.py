@@ -10,10 +10,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import flash_export
+from flash_export.version import __version__
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.models.base import ReferenceModel
 
 _PACKAGES = ("torch", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13")
@@ -37,7 +37,7 @@ def describe_environment(bundle: Bundle, model: ReferenceModel, threads: int | N
         **({"assumed": assumed} if (assumed := bundle.manifest.imported.assumptions) else {}),
         "precision": graph.precision,
         "opset": graph.opset,
-        "flash_export": flash_export.__version__,
+        "flash_export": __version__,
         "python": platform.python_version(),
     }
     facts |= {name.replace("-", "_"): version for name in _PACKAGES if (version := _find_version(name))}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from flash_export.manifest import GraphSpec
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.models.base import ModelConfig
     from flash_export.validators.backends import Backend
     from flash_export.validators.plan import Plan

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.data.sources import RandomSource
 from flash_export.validators.backends import list_backends
 from flash_export.validators.footprint import Footprint, FootprintRequest, ShapeCost

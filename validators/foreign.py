@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from flash_export.bundle.external_data import check_external_data
+from flash_export.bundle.manifest import GraphSpec
 from flash_export.errors import BundleError
-from flash_export.external_data import check_external_data
 from flash_export.files import check_utf8
 from flash_export.interface import TensorSpec
-from flash_export.manifest import GraphSpec
 from flash_export.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from flash_export.validators.results import EAGER, HeldoutScores, Row
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.data.batch import Batch, Outputs
     from flash_export.data.heldout import Heldout
     from flash_export.interface import Interface
-    from flash_export.manifest import GraphSpec
     from flash_export.runtime.runner import Runner
     from flash_export.tasks.base import Measure
     from flash_export.validators.accuracy import Limit

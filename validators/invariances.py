@@ -19,11 +19,11 @@ from flash_export.validators.plan import Cell, build_batch, get_probe_chunk
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.data.batch import Batch, Outputs
     from flash_export.data.sources import Data
+    from flash_export.generation.streaming import StreamingRunner
     from flash_export.interface import Interface
-    from flash_export.manifest import GraphSpec
-    from flash_export.runtime.streaming import StreamingRunner
     from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
     from flash_export.validators.cells import OpenBackend
@@ -188,7 +188,7 @@ def _fix_shape(opened: OpenBackend, inputs: Batch, other: Batch) -> Pair:
 
 def _reload_state(opened: OpenBackend, inputs: Batch, other: Batch) -> Pair:
     """Read half of the text, and the rest once with the state at hand and once with a saved and loaded copy of it."""
-    from flash_export.runtime.generate import Generator
+    from flash_export.generation.generate import Generator
 
     runner, reload_state = cast("StreamingRunner", opened.runner), opened.backend.reload_state
     assert reload_state is not None  # see _carries_state

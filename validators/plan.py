@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flash_export.bundle.manifest import AxisRange
 from flash_export.data.sources import draw_padded
 from flash_export.errors import ConfigError, InputError
-from flash_export.manifest import AxisRange
 from flash_export.reading import read_record
 from flash_export.runtime.inputs import check_axis
 from flash_export.suggest import list_known
@@ -21,10 +21,10 @@ from flash_export.validators.latency import DEFAULT_BUDGET_S
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.data.batch import Batch
     from flash_export.data.sources import Data, Source
     from flash_export.interface import Interface
-    from flash_export.manifest import GraphSpec
 
 DEFAULT_BATCHES = (1, 3)
 DEFAULT_CELL_TOKENS = 65536
@@ -153,7 +153,7 @@ def make_plan(
 def plan_lengths(chunk_size: int, seq_axis: AxisRange) -> tuple[int, ...]:
     """Return the default lengths within the range: both sides of the chunk boundary, a prime, and powers of two.
 
-    >>> from flash_export.manifest import AxisRange
+    >>> from flash_export.bundle.manifest import AxisRange
     >>> plan_lengths(16, AxisRange(1, 256))
     (1, 2, 4, 8, 15, 16, 17, 32, 53, 64, 67, 128, 256)
     """

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import flash_export
-from flash_export.bundle import MANIFEST_FILE, reads_bundles
+from flash_export.bundle.bundle import MANIFEST_FILE, reads_bundles
 from flash_export.config import ERROR_BUDGETS, MAX_THREADS, QUANTIZATION_BUDGETS, Tolerance, check_count
 from flash_export.data.heldout import open_heldout
 from flash_export.data.sources import Data, RandomSource
@@ -31,16 +30,17 @@ from flash_export.validators.invariances import check_invariances
 from flash_export.validators.journal import Journal, StepResult
 from flash_export.validators.plan import QUICK, Plan, check_lengths, get_probe_chunk, make_plan
 from flash_export.validators.results import Row, ValidationReport
+from flash_export.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
+    from flash_export.bundle.quantization_record import QuantizationRecord
     from flash_export.data.heldout import Heldout
     from flash_export.models.base import ReferenceModel
     from flash_export.progress import ProgressCallback
-    from flash_export.quantization_record import QuantizationRecord
     from flash_export.runtime.runner import Runner
     from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
@@ -216,7 +216,7 @@ def _list_profile_lengths(backends: Sequence[Backend]) -> set[int]:
 def _identify(bundle: Bundle, options: ValidationOptions, plan: Plan, backends: Sequence[Backend]) -> dict[str, object]:
     """Return everything that the rows of a validation depend on."""
     return {
-        "version": flash_export.__version__,
+        "version": __version__,
         "bundle": hash_file(bundle.path / MANIFEST_FILE),
         "engines": [engine.engine_sha256 for engine in bundle.list_engines()],
         "onnx_files": [hash_file(path) for path in options.onnx_files],

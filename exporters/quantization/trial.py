@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from flash_export.bundle import GRAPH_FILE
+from flash_export.bundle.bundle import GRAPH_FILE
 from flash_export.config import FORWARD
 from flash_export.exporters.graphs import build_graph_module
 from flash_export.exporters.lowering.pieces import join_projections
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from numpy import ndarray
 
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.exporters.quantization.plan import QuantizationPlan
-    from flash_export.manifest import GraphSpec
     from flash_export.models.base import ReferenceModel
 
 

@@ -50,7 +50,7 @@ def bisect_command(
       flash-export bisect quantized/ --against BUNDLE
       flash-export bisect BUNDLE --json - | jq .finding
     """
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
     from flash_export.validators.bisect.html import render_bisection
     from flash_export.validators.bisect.terminal import print_bisection

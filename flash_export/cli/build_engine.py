@@ -14,9 +14,9 @@ from flash_export.config import AUTO_FLAVOUR, DECODE, FLAVOURS, FORWARD, PREFILL
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
+    from flash_export.bundle.manifest import EngineManifest
     from flash_export.cli.output import Output
-    from flash_export.manifest import EngineManifest
 
 
 @click.command("trt", short_help="Build a TensorRT engine from a bundle.")
@@ -72,7 +72,7 @@ def trt_command(
       flash-export trt BUNDLE --compute-capability 8.9 --name ada
       flash-export trt BUNDLE --flavour tensorrt --force
     """
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.exporters.engine import build_engine
 
     options = BuildOptions(
@@ -94,7 +94,7 @@ def trt_command(
 
 
 def _list_facts(bundle: Bundle, engine: EngineManifest) -> Iterable[tuple[str, str]]:
-    from flash_export.bundle import ENGINE_FOLDER
+    from flash_export.bundle.bundle import ENGINE_FOLDER
 
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in engine.layer_dtypes.items())
     depth = bundle.manifest.model.num_blocks if bundle.manifest.model else None

@@ -60,7 +60,7 @@ def compare_command(
       flash-export compare fp32/ int4/ --seq-len 256,4096 --threads 2
       flash-export compare fp32/ int8/ --json - | jq '.entries[].quality'
     """
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.validators.trade_off.compare import DEFAULT_BUDGET_S, CompareOptions, compare_bundles
     from flash_export.validators.trade_off.html import render_trade_off
     from flash_export.validators.trade_off.markdown import render_trade_off_markdown

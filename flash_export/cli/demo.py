@@ -13,8 +13,8 @@ from flash_export.cli.output import format_command
 from flash_export.strict_json import format_json
 
 if TYPE_CHECKING:
+    from flash_export.bundle.manifest import EngineManifest
     from flash_export.cli.output import Output
-    from flash_export.manifest import EngineManifest
     from flash_export.validators.results import ValidationReport
 
 MODELS = ("byte-causal", "byte-masked")

@@ -21,7 +21,7 @@ from flash_export.config import (
 )
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.cli.output import Output
     from flash_export.exporters.inspection import Inspection
 

@@ -134,10 +134,10 @@ def generate_command(
     if [prompt, prompt_file, tokens].count(None) != 2:
         raise click.UsageError("Give one of --prompt, --prompt-file and --tokens", ctx)
 
-    from flash_export.bundle import Bundle
-    from flash_export.runtime.generate import Generator
-    from flash_export.runtime.sampling import SamplingOptions
-    from flash_export.runtime.state import State
+    from flash_export.bundle.bundle import Bundle
+    from flash_export.generation.generate import Generator
+    from flash_export.generation.sampling import SamplingOptions
+    from flash_export.generation.state import State
 
     options = SamplingOptions(temperature, top_k, top_p, repetition_penalty, stop, max_tokens, seed)
     opened = Bundle.open(bundle)

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 from flash_export.cli.options import output_options
 from flash_export.cli.output import NO_BREAK_SPACE, format_bytes
-from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from flash_export.bundle.manifest import EngineManifest, Manifest, PrecisionFacts, ProfileShapes
+    from flash_export.bundle.quantization_record import QuantizationRecord
     from flash_export.cli.output import Output
     from flash_export.exporters.analysis import GraphAnalysis
     from flash_export.exporters.inspection import Inspection
-    from flash_export.import_record import ImportRecord
     from flash_export.interface import TensorSpec
-    from flash_export.manifest import EngineManifest, Manifest, PrecisionFacts, ProfileShapes
-    from flash_export.quantization_record import QuantizationRecord
+    from flash_export.models.import_record import ImportRecord
 
     Rows = Iterator[tuple[str, str]]
 

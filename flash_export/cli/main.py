@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import click
 
-from flash_export import __version__
 from flash_export.cli.bisect import bisect_command
 from flash_export.cli.build_engine import trt_command
 from flash_export.cli.compare import compare_command
@@ -38,6 +37,7 @@ from flash_export.errors import (
 from flash_export.suggest import suggest
 from flash_export.terminal import prepare_streams
 from flash_export.termination import get_exit_code, raise_terminations
+from flash_export.version import __version__
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h

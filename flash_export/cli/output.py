@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from flash_export import __version__
 from flash_export.printable import encode_text, escape_unprintable
+from flash_export.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -51,7 +51,7 @@ def profile_ranges_command(
       flash-export profile-ranges BUNDLE --lengths 256,1024,4096 --all
       flash-export profile-ranges BUNDLE --json ranges.json
     """
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.validators.ranges.profile import RangesOptions, profile_ranges
     from flash_export.validators.ranges.terminal import DEFAULT_ROWS, print_ranges
 

@@ -14,9 +14,9 @@ from flash_export.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
+    from flash_export.bundle.quantization_record import ProductRecord, QuantizationRecord
     from flash_export.cli.output import Output
-    from flash_export.quantization_record import ProductRecord, QuantizationRecord
 
 
 @click.command("quantize", short_help="Write a bundle again in int8, int4 or fp8.")
@@ -69,7 +69,7 @@ def quantize_command(
       flash-export quantize BUNDLE -o BUNDLE-int4 --scheme int4 --budget 1%
       flash-export quantize BUNDLE -o OUT --data a.txt --keep 'layers.0.*'
     """
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.quantization.quantize import quantize_bundle
 
     options = QuantizeOptions(

@@ -12,7 +12,7 @@ from flash_export.cli.options import IntegerList, output_options
 from flash_export.cli.output import Output, write_text
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.validators.results import ValidationReport
 
 JOURNAL_FILE = ".validation.jsonl"
@@ -99,7 +99,7 @@ def validate_command(
       flash-export validate BUNDLE --json - | jq .passed
       flash-export validate BUNDLE --markdown - >> $GITHUB_STEP_SUMMARY
     """
-    from flash_export.bundle import REPORT_FOLDER, Bundle
+    from flash_export.bundle.bundle import REPORT_FOLDER, Bundle
     from flash_export.validators.report.files import HTML_FILE, JSON_FILE, ReportFiles, write_report
     from flash_export.validators.report.markdown import render_markdown
     from flash_export.validators.report.terminal import print_report

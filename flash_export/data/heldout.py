@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from flash_export.bundle import HELDOUT_FILES, SETTINGS_FILE
+from flash_export.bundle.bundle import HELDOUT_FILES, SETTINGS_FILE
 from flash_export.data.arrays import ARCHIVES, parse_arrays
 from flash_export.data.batch import Batch
 from flash_export.data.samples import Sample
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.errors import FlashExportError
     from flash_export.interface import Interface
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flash_export.errors import CheckpointError, ConfigError
-from flash_export.import_record import ImportRecord
 from flash_export.models.base import CONFIG_FILE, WEIGHTS_FILE, separate_tensors
 from flash_export.models.frequencies import restore_frequencies
+from flash_export.models.import_record import ImportRecord
 from flash_export.models.importers.arguments import GivenArguments, ImportedModel
 from flash_export.models.registry import get_family
 from flash_export.models.tensor_files import check_inside, find_weights_file, read_weights

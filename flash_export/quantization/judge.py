@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.data.samples import Sample
     from flash_export.interface import Interface
-    from flash_export.manifest import GraphSpec
     from flash_export.tasks.base import Loss
 
 

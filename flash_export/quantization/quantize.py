@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flash_export.bundle import MANIFEST_FILE, reads_bundles
+from flash_export.bundle.bundle import MANIFEST_FILE, reads_bundles
+from flash_export.bundle.quantization_record import FP32, ProductRecord, QuantizationRecord
 from flash_export.config import FORWARD, INT4, SCHEME_OPSETS, ExportOptions, QuantizeOptions
 from flash_export.data.heldout import open_heldout
 from flash_export.errors import ConfigError, InputError
@@ -21,12 +22,11 @@ from flash_export.quantization.activations import list_lengths, record_activatio
 from flash_export.quantization.judge import Judge
 from flash_export.quantization.rounding import list_roundings
 from flash_export.quantization.search import Candidate, Search
-from flash_export.quantization_record import FP32, ProductRecord, QuantizationRecord
 from flash_export.suggest import list_known
 from flash_export.temporary import create_temporary_folder
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.data.heldout import Heldout
     from flash_export.progress import ProgressCallback
     from flash_export.quantization.rounding import Rounding

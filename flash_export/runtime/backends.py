@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from flash_export.runtime.decoder import RunnerDecoder
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from flash_export.manifest import GraphSpec
-    from flash_export.runtime.decoder import Decoder
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.runtime.runner import Runner
 
 
@@ -52,7 +49,6 @@ class GraphBackend:
         name: What users call it.
         device: Where it runs, and so where the eager model is timed: ``cpu`` or ``cuda``.
         open: Open a graph.
-        open_decoder: Open a decode graph whose state stays with the runtime; None: it is passed from run to run.
         is_default: Whether it is validated without being asked for.
         shows_inside: Whether inner values of a graph can be read.
     """
@@ -60,15 +56,8 @@ class GraphBackend:
     name: str
     device: str
     open: OpenGraph
-    open_decoder: Callable[[GraphSpec, Path, int | None], Decoder] | None = None
     is_default: bool = True
     shows_inside: bool = True
-
-    def decode(self, graph: GraphSpec, path: Path, threads: int | None) -> Decoder:
-        """Open a decode graph."""
-        if self.open_decoder is not None:
-            return self.open_decoder(graph, path, threads)
-        return RunnerDecoder(self.open(graph, path, threads=threads))
 
 
 def _open_ort(
@@ -85,12 +74,6 @@ def _open_ort(
     return OrtRunner(graph, path, provider=provider, threads=threads, fixed_axes=fixed_axes, inner_values=inner_values)
 
 
-def _open_ort_decoder(graph: GraphSpec, path: Path, threads: int | None, *, provider: str) -> Decoder:
-    from flash_export.runtime.ort_state import OrtStateRunner
-
-    return OrtStateRunner(graph, path, provider=provider, threads=threads)
-
-
 def _open_openvino(
     graph: GraphSpec,
     path: Path,
@@ -105,17 +88,12 @@ def _open_openvino(
     return OpenVinoRunner(graph, path, threads=threads, fixed_axes=fixed_axes)
 
 
-def _describe_ort(name: str, provider: str) -> GraphBackend:
-    opener, decoder = partial(_open_ort, provider=provider), partial(_open_ort_decoder, provider=provider)
-    return GraphBackend(name, provider, opener, decoder)
-
-
 ORT_CPU = "ort-cpu"
 BACKENDS: dict[str, GraphBackend] = {
     backend.name: backend
     for backend in (
-        _describe_ort(ORT_CPU, "cpu"),
-        _describe_ort("ort-cuda", "cuda"),
+        GraphBackend(ORT_CPU, "cpu", partial(_open_ort, provider="cpu")),
+        GraphBackend("ort-cuda", "cuda", partial(_open_ort, provider="cuda")),
         GraphBackend("openvino", "cpu", _open_openvino, is_default=False, shows_inside=False),
     )
 }

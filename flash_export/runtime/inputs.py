@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from flash_export.bundle.manifest import AxisRange, GraphSpec
     from flash_export.interface import Content, TensorSpec
-    from flash_export.manifest import AxisRange, GraphSpec
 
 
 def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Self
 
-    from flash_export.manifest import GraphSpec
+    from flash_export.bundle.manifest import GraphSpec
 
 DEVICE = "CPU"
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Self
 
-    from flash_export.manifest import GraphSpec
+    from flash_export.bundle.manifest import GraphSpec
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # TensorFloat-32 keeps 10 bits of mantissa, and onnxruntime uses it unless told otherwise.

@@ -9,7 +9,7 @@ from flash_export.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from flash_export.manifest import EngineManifest, ProfileShapes
+    from flash_export.bundle.manifest import EngineManifest, ProfileShapes
 
 
 def choose_profile(engine: EngineManifest, shapes: Mapping[str, Sequence[int]]) -> int:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Self
 
-    from flash_export.bundle import Bundle
-    from flash_export.manifest import EngineManifest, GraphSpec
+    from flash_export.bundle.bundle import Bundle
+    from flash_export.bundle.manifest import EngineManifest, GraphSpec
     from flash_export.runtime.runner import Runner
 
 

@@ -10,8 +10,8 @@ import torch
 
 import flash_export
 from flash_export.exporters.export import export_onnx
-from flash_export.runtime.generate import Generator
-from flash_export.runtime.sampling import SamplingOptions
+from flash_export.generation.generate import Generator
+from flash_export.generation.sampling import SamplingOptions
 
 pytest.importorskip("onnxruntime")
 

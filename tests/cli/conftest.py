@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.cli import progress_display
 from flash_export.cli.main import main
 from flash_export.models.flash import FlashConfig, FlashModel

@@ -15,7 +15,7 @@ from flash_export.files import hash_file, write_file
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 
 def invoke(bundle: Bundle, *arguments: str) -> Result:

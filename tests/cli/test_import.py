@@ -10,10 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.cli.main import main
-from flash_export.import_record import ImportRecord
 from flash_export.models.flash import FlashConfig, FlashModel
+from flash_export.models.import_record import ImportRecord
 
 if TYPE_CHECKING:
     from pathlib import Path

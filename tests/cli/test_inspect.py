@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from flash_export.bundle.manifest import EngineManifest, ProfileShapes
 from flash_export.cli.main import main
 from flash_export.interface import TensorSpec
-from flash_export.manifest import EngineManifest, ProfileShapes
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 SCRIPT = Path(sys.executable).parent / "flash-export"
 PLAN = b"not a real engine"

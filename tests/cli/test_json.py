@@ -16,7 +16,7 @@ from flash_export.errors import BackendUnavailableError
 from tests.validators.report.builders import make_passed, make_report
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 PAGE = Path(__file__).parents[2] / "docs" / "json.md"
 QUICK = ("--seq-lens", "3", "--batch", "1", "--backend", "ort-cpu", "--no-latency", "--threads", "1")

@@ -17,7 +17,7 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 # Runs a command that stops for good where it calls a function: MODULE NAME ARGUMENTS.
 STALLED = """

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from flash_export.cli.main import main
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 SCRIPT = Path(sys.executable).parent / "flash-export"
 MARKUP = "x[/red]y [1, 2]"

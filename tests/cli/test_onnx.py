@@ -18,11 +18,11 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.cli.main import main
 from flash_export.exporters.tracing import TracedGraph
-from flash_export.import_record import ImportRecord
 from flash_export.models.checkpoint import load_checkpoint
+from flash_export.models.import_record import ImportRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

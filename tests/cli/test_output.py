@@ -15,7 +15,7 @@ from flash_export.cli.output import Output, format_command, wrap_row
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 
 def test_a_long_value_goes_on_below_itself(monkeypatch: pytest.MonkeyPatch) -> None:

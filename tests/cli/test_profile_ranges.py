@@ -11,7 +11,7 @@ from flash_export.cli.main import main
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 
 def invoke(bundle: Bundle, *arguments: str) -> Result:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
+from flash_export.bundle.quantization_record import ProductRecord
 from flash_export.cli.main import main
 from flash_export.cli.quantize import describe_product, parse_share
 from flash_export.config import QuantizeOptions
 from flash_export.errors import ConfigError
-from flash_export.quantization_record import ProductRecord
 
 pytest.importorskip("onnxruntime")
 

@@ -20,7 +20,7 @@ from flash_export.models.flash import FlashConfig, FlashModel
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 OPTIONS = ("--backend", "ort-cpu", "--threads", "1", "--no-latency")
 COMMAND = (sys.executable, "-c", "from flash_export.cli.main import main; main()", "validate")

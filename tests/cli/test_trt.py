@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
     BundleFactory = Callable[..., Bundle]
 

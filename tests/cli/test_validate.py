@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.cli.main import main
 from flash_export.config import ExportOptions
 from flash_export.exporters.export import export_onnx

@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.cli.main import main
 from flash_export.config import ExportOptions
 from flash_export.exporters.export import export_onnx

@@ -18,7 +18,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
+from flash_export.bundle.manifest import ProfileShapes
 from flash_export.config import TENSORRT, TENSORRT_RTX, BuildOptions, ExportOptions
 from flash_export.errors import BackendUnavailableError, BundleError, ConfigError, EngineBuildError, ProfileError
 from flash_export.exporters import flavour as flavour_module
@@ -26,7 +27,6 @@ from flash_export.exporters.engine import build_engine
 from flash_export.exporters.export import export_onnx
 from flash_export.files import hash_file, write_file
 from flash_export.interface import TensorSpec
-from flash_export.manifest import ProfileShapes
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
 from flash_export.termination import Terminated, raise_terminations
@@ -340,7 +340,7 @@ def test_killed_while_writing_leaves_the_old_engine(write_graph_bundle: BundleFa
     script = textwrap.dedent(f"""
         import os, signal
         from flash_export import files
-        from flash_export.bundle import Bundle
+        from flash_export.bundle.bundle import Bundle
         from flash_export.config import BuildOptions
         from flash_export.exporters.engine import build_engine
 

@@ -20,8 +20,8 @@ from flash_export.models.gau import GauConfig, GauModel
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from flash_export.bundle import Bundle
-    from flash_export.manifest import GraphSpec
+    from flash_export.bundle.bundle import Bundle
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.models.base import ReferenceModel
 
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -17,17 +17,17 @@ from flash_export.exporters.half_ranges import plan_lengths
 from flash_export.exporters.islands import LIMIT, choose_islands
 from flash_export.exporters.lowering.precision import Precision
 from flash_export.exporters.lowering.registry import lower_model
+from flash_export.generation.backends import open_pair
+from flash_export.generation.streaming import StreamingRunner
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
 from flash_export.runtime.ort import OrtRunner
-from flash_export.runtime.state_backends import open_pair
-from flash_export.runtime.streaming import StreamingRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.models.base import ModelConfig, ReferenceModel
 
 SIZES: dict[str, Any] = {"vocab_size": 29, "dim": 22, "depth": 2, "hidden_dim": 34, "qk_dim": 18}

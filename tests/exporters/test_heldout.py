@@ -15,7 +15,7 @@ from flash_export.exporters.export import export_onnx
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 FORWARD = ExportOptions(max_seq_len=96, max_batch=4, graphs=("forward",))
 

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.config import MAX_OPSET, MIN_OPSET, ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.models.flash import FlashConfig, FlashModel
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from flash_export.manifest import GraphSpec
+    from flash_export.bundle.manifest import GraphSpec
 
 # The highest opset that a release takes. 1.17 is the oldest that has wheels for Python 3.12.
 HIGHEST_OPSETS = {"1.17.3": 20, "1.18.1": 21, "1.20.1": 21}

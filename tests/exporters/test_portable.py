@@ -20,7 +20,7 @@ from flash_export.models.gau import GauConfig, GauModel
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.models.base import ReferenceModel
 
 SIZES: dict[str, Any] = {"vocab_size": 19, "dim": 8, "depth": 2, "hidden_dim": 12, "qk_dim": 6}

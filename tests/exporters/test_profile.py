@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flash_export.bundle.manifest import AxisRange, GraphSpec, ProfileShapes
 from flash_export.errors import ProfileError
 from flash_export.exporters.profile import derive_profile, parse_profile
 from flash_export.interface import TensorSpec
-from flash_export.manifest import AxisRange, GraphSpec, ProfileShapes
 
 OUTPUTS = (TensorSpec("logits", "float32", (1, 80)),)
 

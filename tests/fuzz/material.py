@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from flash_export.bundle import Bundle
-from flash_export.manifest import EngineManifest, ProfileShapes
+from flash_export.bundle.bundle import Bundle
+from flash_export.bundle.manifest import EngineManifest, ProfileShapes
+from flash_export.generation.state import State, identify_model
 from flash_export.models.checkpoint import load_pretrained
-from flash_export.runtime.state import State, identify_model
 from flash_export.validators.report.files import ReportFiles, write_report
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.manifest import GraphSpec
+    from flash_export.bundle.manifest import GraphSpec
 
 JOURNAL = "reports/.validation.jsonl"
 # What the command line of VALIDATE in targets.py says, so that the journal is of the same validation.

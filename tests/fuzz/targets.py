@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.data.heldout import open_heldout
 from flash_export.models.checkpoint import load_checkpoint
 from flash_export.quantization.judge import Judge

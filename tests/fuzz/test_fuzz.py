@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 SEED = 2202_10447
 QUICK_INPUTS, INPUTS = 40, 3000

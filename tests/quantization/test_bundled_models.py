@@ -14,7 +14,7 @@ from flash_export.quantization.quantize import quantize_bundle
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.slow

@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from flash_export.bundle.manifest import AxisRange, GraphSpec
 from flash_export.data.batch import Batch
 from flash_export.data.samples import Sample
 from flash_export.errors import InputError
 from flash_export.interface import TensorSpec
-from flash_export.manifest import AxisRange, GraphSpec
 from flash_export.models.token_model import describe_token_model
 from flash_export.quantization.judge import ESTIMATE_SAMPLES, Judge
 

@@ -11,14 +11,14 @@ import numpy as np
 import onnx
 import pytest
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.config import QuantizeOptions
 from flash_export.errors import BundleError, ConfigError, InputError
 from flash_export.exporters.quantization.plan import ProductPlan, QuantizationPlan
 from flash_export.files import hash_file
+from flash_export.generation.generate import Generator
 from flash_export.quantization.quantize import quantize_bundle
 from flash_export.quantization.search import Choice
-from flash_export.runtime.generate import Generator
 from flash_export.runtime.ort import OrtRunner, list_values
 from flash_export.tasks.base import Loss
 

@@ -11,11 +11,11 @@ import torch
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
+from flash_export.bundle.manifest import AxisRange, GraphSpec
 from flash_export.config import ExportOptions
 from flash_export.errors import BundleError
 from flash_export.exporters.export import export_onnx
 from flash_export.interface import TensorSpec
-from flash_export.manifest import AxisRange, GraphSpec
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.runtime.half_on_cpu import spell_rounding
 from flash_export.runtime.ort import OrtRunner, list_values

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from flash_export.bundle.manifest import AxisRange, GraphSpec
 from flash_export.errors import InputError
 from flash_export.interface import Lengths, TensorSpec, TokenIds
-from flash_export.manifest import AxisRange, GraphSpec
 from flash_export.runtime.inputs import check_inputs
 
 GRAPH = GraphSpec(

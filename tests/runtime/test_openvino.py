@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from flash_export.errors import BackendUnavailableError, BundleError, InputError
+from flash_export.generation.generate import Generator
 from flash_export.runtime.backends import BACKENDS
-from flash_export.runtime.generate import Generator
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 TOKENS = np.random.default_rng(0).integers(0, 257, (2, 21))

@@ -12,10 +12,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from flash_export.bundle.manifest import AxisRange, GraphSpec
 from flash_export.errors import BackendUnavailableError, BundleError, InputError
 from flash_export.install import get_install_command
 from flash_export.interface import TensorSpec
-from flash_export.manifest import AxisRange, GraphSpec
 from flash_export.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from flash_export.bundle.manifest import EngineManifest, ProfileShapes
 from flash_export.config import BuildOptions
 from flash_export.errors import BackendUnavailableError, BundleError, InputError
 from flash_export.install import get_install_command
 from flash_export.interface import TensorSpec
-from flash_export.manifest import EngineManifest, ProfileShapes
 from flash_export.runtime.profile_choice import choose_profile
 from flash_export.runtime.trt import open_engine
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
     BundleFactory = Callable[..., Bundle]
 

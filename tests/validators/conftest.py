@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from flash_export.bundle import HELDOUT_FILES, SETTINGS_FILE, Bundle
+from flash_export.bundle.bundle import HELDOUT_FILES, SETTINGS_FILE, Bundle
 from flash_export.config import ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.files import hash_file, write_file

@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from flash_export.bundle.manifest import EngineManifest, ProfileShapes
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.files import hash_file
-from flash_export.manifest import EngineManifest, ProfileShapes
 from flash_export.validators.backends import list_backends
 from flash_export.validators.plan import Cell
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 
 def add_engine(bundle: Bundle, name: str, graph: str = "forward") -> None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from flash_export.bundle.manifest import AxisRange, GraphSpec, ProfileShapes
 from flash_export.interface import TensorSpec
-from flash_export.manifest import AxisRange, GraphSpec, ProfileShapes
 from flash_export.models.flash import FlashConfig
 from flash_export.structure import build
 from flash_export.validators import footprint
@@ -29,7 +29,7 @@ from flash_export.validators.plan import FULL, QUICK, Plan
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 INPUTS = (TensorSpec("input_ids", "int64", ("batch", "seq")),)
 OUTPUTS = (TensorSpec("logits", "float32", ("batch", "seq", 17)),)

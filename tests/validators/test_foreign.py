@@ -21,7 +21,7 @@ from flash_export.validators.validate import ValidationOptions, validate_bundle
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.validators.results import ValidationReport
 
 flash_pytorch = pytest.importorskip("flash_pytorch")

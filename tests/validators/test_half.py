@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.config import ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.files import hash_file, write_file

@@ -13,7 +13,7 @@ from flash_export.validators.validate import ValidationOptions, validate_bundle
 from tests.validators.conftest import sign_files
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.data.batch import Batch, Outputs
     from flash_export.data.heldout import Heldout
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flash_export.bundle.manifest import AxisRange, GraphSpec
 from flash_export.data.batch import Batch
 from flash_export.data.sources import Data, RandomSource, RecordedSource
 from flash_export.errors import ConfigError
 from flash_export.interface import TensorSpec
-from flash_export.manifest import AxisRange, GraphSpec
 from flash_export.models.token_model import describe_token_model
 from flash_export.validators.plan import (
     DEFAULT_CELL_TOKENS,

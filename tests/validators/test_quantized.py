@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.config import QUANTIZATION_BUDGETS, SCHEMES, Tolerance
 from flash_export.files import hash_file, write_file
 from flash_export.models.token_model import describe_token_model

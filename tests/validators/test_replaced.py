@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.errors import BundleError
 from flash_export.files import replace_folder
 from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle

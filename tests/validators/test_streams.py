@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.config import ExportOptions
 from flash_export.exporters.export import export_onnx
+from flash_export.generation.streaming import split_text
 from flash_export.models.flash import FlashConfig, FlashModel
-from flash_export.runtime.streaming import split_text
 from flash_export.validators.backends import list_backends
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 from tests.validators.conftest import sign_files

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.errors import BundleError, ConfigError, InputError
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 from tests.validators.conftest import sign_files
@@ -155,7 +155,7 @@ def test_cell_beyond_memory_is_skipped(pristine_bundle: Bundle, monkeypatch: pyt
 def test_shape_outside_of_the_graph_is_refused_before_any_work(
     pristine_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, options: ValidationOptions, message: str
 ) -> None:
-    monkeypatch.setattr("flash_export.bundle.Bundle.load_model", lambda _: pytest.fail("work was done"))
+    monkeypatch.setattr("flash_export.bundle.bundle.Bundle.load_model", lambda _: pytest.fail("work was done"))
     with pytest.raises(InputError, match=message):
         validate_bundle(pristine_bundle, options)
 

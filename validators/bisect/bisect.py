@@ -7,7 +7,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flash_export.bundle import reads_bundles
+from flash_export.bundle.bundle import reads_bundles
 from flash_export.config import ERROR_BUDGETS, MAX_THREADS, check_count
 from flash_export.errors import BundleError, ConfigError
 from flash_export.runtime.backends import BACKENDS
@@ -21,7 +21,7 @@ from flash_export.validators.bisect.runs import check_memory, compare_run, plan_
 from flash_export.validators.plan import check_lengths
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.progress import ProgressCallback
     from flash_export.validators.bisect.readings import Source

@@ -12,7 +12,7 @@ from flash_export.probes import PROBES_FILE, Point, Quantity
 from flash_export.structure import show
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.interface import TensorSpec
     from flash_export.models.base import ModelConfig
     from flash_export.probes import ProbeMap

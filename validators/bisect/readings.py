@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.data.batch import Batch, Outputs
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.probes import Probe, ProbeMap

@@ -20,8 +20,8 @@ from flash_export.validators.plan import Cell, build_batch, build_noise_batch, g
 if TYPE_CHECKING:
     import numpy as np
 
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.data.batch import Batch
-    from flash_export.manifest import GraphSpec
     from flash_export.models.base import ModelConfig
     from flash_export.probes import Probe, Quantity
     from flash_export.validators.bisect.deviation import Deviation

@@ -8,7 +8,7 @@ from flash_export.probes import Point
 from flash_export.validators.ranges.measure import SQUARES
 
 if TYPE_CHECKING:
-    from flash_export.manifest import PrecisionFacts
+    from flash_export.bundle.manifest import PrecisionFacts
 
 # Held by every export in half precision, or as an island of this bundle.
 Held = Literal["always", "island"]

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flash_export.bundle import reads_bundles
+from flash_export.bundle.bundle import reads_bundles
 from flash_export.config import MAX_THREADS, MAX_WINDOWS, check_count
 from flash_export.data.heldout import load_data
 from flash_export.data.sources import count_rows
@@ -24,7 +24,7 @@ from flash_export.validators.ranges.results import RangePoint, RangeRow, RangesR
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.data.sources import Source
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.probes import Probe

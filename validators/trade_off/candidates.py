@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.runtime.runner import Runner
 
 _MAX_NAMED = 5

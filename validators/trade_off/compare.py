@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flash_export.bundle import reads_bundles
+from flash_export.bundle.bundle import reads_bundles
 from flash_export.config import MAX_THREADS, MAX_WINDOWS, check_count
 from flash_export.data.heldout import open_heldout
 from flash_export.data.sources import RandomSource
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
-    from flash_export.manifest import GraphSpec
+    from flash_export.bundle.bundle import Bundle
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.progress import ProgressCallback
     from flash_export.runtime.eager import EagerRunner
     from flash_export.validators.trade_off.results import Quality, Timing

@@ -84,8 +84,8 @@ def time_decode(
     (tokens,) = source.draw(batch, 1).arrays.values()
 
     def prepare(candidate: Candidate) -> Callable[[], object]:
-        from flash_export.runtime.ort_state import OrtStateRunner
-        from flash_export.runtime.state import State
+        from flash_export.generation.ort_state import OrtStateRunner
+        from flash_export.generation.state import State
 
         bundle = candidate.bundle
         if not has_decode(candidate):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
     Edit = Callable[[onnx.ModelProto], None]
     GraphEditor = Callable[[Edit], Bundle]

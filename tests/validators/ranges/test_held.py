@@ -17,7 +17,7 @@ from flash_export.validators.ranges.held import find_held
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 MODELS = {
     "causal": FlashModel(FlashConfig(23, 16, 1, 24, chunk_size=8, qk_dim=12, causal=True)),

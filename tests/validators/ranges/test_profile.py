@@ -17,7 +17,7 @@ from flash_export.validators.ranges.terminal import describe_held, describe_hori
 from tests.validators.conftest import sign_files
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 LENGTHS = (9, 24, 48, 96)
 TEXT = bytes(range(97, 123)) * 10

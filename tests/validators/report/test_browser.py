@@ -13,7 +13,7 @@ from tests.validators.report.browser import THEMES, browse, list_requests, needs
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 pytestmark = needs_browser
 

@@ -42,7 +42,7 @@ from tests.validators.report.builders import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
 
 POSITIVE = st.floats(1e-9, 1e9)
 MEASURES = st.floats(0, 1e9)

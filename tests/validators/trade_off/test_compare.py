@@ -18,7 +18,7 @@ from tests.validators.conftest import sign_files
 from tests.validators.trade_off.conftest import limit_seq_len, scale_weights, use_unknown_operator
 
 if TYPE_CHECKING:
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
     from flash_export.data.batch import Batch, Outputs
     from tests.validators.trade_off.conftest import BundleMaker
 

@@ -14,9 +14,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 from flash_export.errors import StateError, describe_reason
 from flash_export.files import check_utf8, write_file
-from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 from flash_export.reading import check_plain_file
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from jaxtyping import Int
 
-    from flash_export.bundle import Bundle
+    from flash_export.bundle.bundle import Bundle
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.interface import TensorSpec
-    from flash_export.manifest import GraphSpec
 
 POSITION = "position"
 # Decode reads what it needs of these before it writes them, so that input and output may be the same memory.

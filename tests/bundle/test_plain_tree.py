@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from flash_export.bundle.plain_tree import check_plain_tree
 from flash_export.errors import BundleError
-from flash_export.plain_tree import check_plain_tree
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flash_export.bundle import (
+from flash_export.bundle.bundle import (
     CONFIG_FILE,
     HELDOUT_FILES,
     MANIFEST_FILE,
@@ -18,11 +18,11 @@ from flash_export.bundle import (
     WEIGHTS_FILE,
     Bundle,
 )
+from flash_export.bundle.manifest import OLD_FORMAT_VERSIONS, PROVENANCE
+from flash_export.bundle.plain_tree import check_plain_tree
 from flash_export.errors import BundleError
 from flash_export.files import check_utf8, hash_file
-from flash_export.import_record import ImportRecord
-from flash_export.manifest import OLD_FORMAT_VERSIONS, PROVENANCE
-from flash_export.plain_tree import check_plain_tree
+from flash_export.models.import_record import ImportRecord
 from flash_export.reading import build_record, read_json_object
 from flash_export.structure import show
 

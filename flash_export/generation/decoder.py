@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 from flash_export.errors import InputError
-from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX
+from flash_export.generation.state import State
 from flash_export.models.token_model import LOGITS, TOKENS
-from flash_export.runtime.state import State
 
 if TYPE_CHECKING:
     from types import TracebackType

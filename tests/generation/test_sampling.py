@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flash_export.errors import ConfigError, InputError
-from flash_export.runtime.sampling import Sampler, SamplingOptions, choose_tokens
+from flash_export.generation.sampling import Sampler, SamplingOptions, choose_tokens
 
 
 def choose(logits: Any, options: SamplingOptions, *, draws: Any = None, seen: Any = None) -> list[int]:

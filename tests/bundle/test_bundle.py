@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flash_export.bundle import Bundle, reads_bundles
+from flash_export.bundle.bundle import Bundle, reads_bundles
+from flash_export.bundle.manifest import AxisRange, EngineManifest, GraphSpec, Manifest, ModelFacts, ProfileShapes
+from flash_export.bundle.quantization_record import ProductRecord, QuantizationRecord
 from flash_export.errors import BundleError
 from flash_export.files import hash_file, hash_files, replace_folder
 from flash_export.interface import TensorSpec, TokenIds
-from flash_export.manifest import AxisRange, EngineManifest, GraphSpec, Manifest, ModelFacts, ProfileShapes
-from flash_export.quantization_record import ProductRecord, QuantizationRecord
 from tests.conftest import INTERFACE
 
 if TYPE_CHECKING:
@@ -340,7 +340,7 @@ ENGINE_WRITER = """
 import sys
 from dataclasses import replace
 from hashlib import sha256
-from flash_export.bundle import Bundle, reads_bundles
+from flash_export.bundle.bundle import Bundle, reads_bundles
 
 bundle, prefix = Bundle.open(sys.argv[1]), sys.argv[2]
 (pattern,) = (engine for engine in bundle.list_engines() if engine.name == "pattern")
@@ -433,7 +433,7 @@ def test_bundle_that_is_replaced_while_it_is_opened_is_no_damaged_one(
         return hash_files(paths)
 
     monkeypatch.setattr(
-        "flash_export.bundle.hash_files", {"before": replace_then_hash, "after": hash_then_replace}[when]
+        "flash_export.bundle.bundle.hash_files", {"before": replace_then_hash, "after": hash_then_replace}[when]
     )
     with pytest.raises(BundleError, match="was replaced while it was read; run it again"):
         Bundle.open(bundle.path)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flash_export.bundle import reads_bundles
+from flash_export.bundle.bundle import reads_bundles
 from flash_export.errors import InputError
+from flash_export.generation.sampling import Sampler, SamplingOptions
+from flash_export.generation.state import State, check_state
 from flash_export.interface import TokenIds
 from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.inputs import check_axis, check_content
-from flash_export.runtime.sampling import Sampler, SamplingOptions
-from flash_export.runtime.state import State, check_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from typing_extensions import Self
 
-    from flash_export.bundle import Bundle
-    from flash_export.runtime.state_backends import StatePair
+    from flash_export.bundle.bundle import Bundle
+    from flash_export.generation.backends import StatePair
 
 DEFAULT_SEGMENT_LEN = 2048
 
@@ -71,7 +71,7 @@ class Generator:
             BackendUnavailableError: The backend cannot be used here.
             ConfigError: There is no such backend, or ``threads`` is below 1.
         """
-        from flash_export.runtime.state_backends import open_pair
+        from flash_export.generation.backends import open_pair
 
         return cls(open_pair(bundle, backend, threads=threads))
 

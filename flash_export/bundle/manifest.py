@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass, field
 
 from flash_export.config import FORWARD, PRECISIONS, SCHEMES
-from flash_export.import_record import ImportRecord
 from flash_export.interface import BATCH, MAX_SIZE, SEQ, Interface, Mask, TensorSpec
+from flash_export.models.import_record import ImportRecord
 from flash_export.structure import show
 
 FORMAT_VERSION = 2

@@ -13,26 +13,26 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
+from flash_export.bundle.manifest import AxisRange, GraphSpec, Manifest
 from flash_export.errors import BundleError, ConfigError, InputError, StateError
+from flash_export.generation.backends import StatePair
+from flash_export.generation.decoder import RunnerDecoder
+from flash_export.generation.eager_state import EagerStateRunner, describe_eager_graph
+from flash_export.generation.generate import Generator
+from flash_export.generation.ort_state import OrtStateRunner
+from flash_export.generation.sampling import SamplingOptions
+from flash_export.generation.state import State, identify_model
 from flash_export.interface import Interface, TensorSpec
-from flash_export.manifest import AxisRange, GraphSpec, Manifest
 from flash_export.models.flash import FlashConfig, FlashModel
-from flash_export.runtime.decoder import RunnerDecoder
-from flash_export.runtime.eager_state import EagerStateRunner, describe_eager_graph
-from flash_export.runtime.generate import Generator
 from flash_export.runtime.ort import OrtRunner
-from flash_export.runtime.ort_state import OrtStateRunner
-from flash_export.runtime.sampling import SamplingOptions
-from flash_export.runtime.state import State, identify_model
-from flash_export.runtime.state_backends import StatePair
 from tests.conftest import INTERFACE, PROVENANCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from flash_export.runtime.decoder import Decoder
+    from flash_export.generation.decoder import Decoder
 
 VOCAB_SIZE, CHUNK_SIZE, MAX_SEQ_LEN = 29, 8, 60
 

@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING
 
 from flash_export.config import DECODE, MAX_THREADS, PREFILL, check_count
 from flash_export.errors import BundleError, ConfigError
+from flash_export.generation.decoder import RunnerDecoder
+from flash_export.generation.state import identify_model
 from flash_export.runtime.backends import BACKENDS
-from flash_export.runtime.decoder import RunnerDecoder
-from flash_export.runtime.state import identify_model
 from flash_export.suggest import describe_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from types import TracebackType
 
     from typing_extensions import Self
 
-    from flash_export.bundle import Bundle
-    from flash_export.manifest import GraphSpec
+    from flash_export.bundle.bundle import Bundle
+    from flash_export.bundle.manifest import GraphSpec
+    from flash_export.generation.decoder import Decoder
     from flash_export.runtime.backends import GraphBackend
-    from flash_export.runtime.decoder import Decoder
     from flash_export.runtime.runner import Runner
 
 
@@ -84,8 +85,16 @@ def open_pair(bundle: Bundle, backend: str, *, threads: int | None = None) -> St
 def _open_graphs(bundle: Bundle, threads: int | None, *, backend: GraphBackend) -> StatePair:
     graph, decode_graph = _get_state_graphs(bundle)
     prefill = backend.open(graph, bundle.get_graph_path(PREFILL), threads=threads)
-    decoder = backend.decode(decode_graph, bundle.get_graph_path(DECODE), threads)
+    decoder = _open_decoder(decode_graph, bundle.get_graph_path(DECODE), backend, threads)
     return StatePair(prefill, decoder, graph, bundle.manifest.interface.window, identify_model(bundle))
+
+
+def _open_decoder(graph: GraphSpec, path: Path, backend: GraphBackend, threads: int | None) -> Decoder:
+    if (provider := _RESIDENT.get(backend.name)) is None:
+        return RunnerDecoder(backend.open(graph, path, threads=threads))
+    from flash_export.generation.ort_state import OrtStateRunner
+
+    return OrtStateRunner(graph, path, provider=provider, threads=threads)
 
 
 def _open_trt(bundle: Bundle, threads: int | None) -> StatePair:
@@ -102,7 +111,7 @@ def _open_trt(bundle: Bundle, threads: int | None) -> StatePair:
 
 
 def _open_eager(bundle: Bundle, threads: int | None) -> StatePair:
-    from flash_export.runtime.eager_state import EagerStateRunner, describe_eager_graph
+    from flash_export.generation.eager_state import EagerStateRunner, describe_eager_graph
 
     forward = bundle.get_graph()
     graph = describe_eager_graph(int(forward.outputs[0].shape[-1]), forward.axes)
@@ -129,6 +138,8 @@ def _get_state_graphs(bundle: Bundle) -> tuple[GraphSpec, GraphSpec]:
     )
 
 
+# Runtimes that keep the state of a decode graph where it is, by their provider of onnxruntime.
+_RESIDENT = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
 _OPENERS: dict[str, Callable[[Bundle, int | None], StatePair]] = {
     **{name: partial(_open_graphs, backend=backend) for name, backend in BACKENDS.items()},
     "trt": _open_trt,

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from flash_export.bundle.external_data import check_external_data, list_external_files
 from flash_export.errors import BundleError
-from flash_export.external_data import check_external_data, list_external_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
+from flash_export.bundle.manifest import AxisRange, GraphSpec, Manifest
 from flash_export.errors import BundleError, StateError
+from flash_export.generation.state import State, check_state, identify_model
 from flash_export.interface import TensorSpec
-from flash_export.manifest import AxisRange, GraphSpec, Manifest
-from flash_export.runtime.state import State, check_state, identify_model
 from tests.conftest import INTERFACE, PROVENANCE
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec
 from flash_export.errors import InputError
 from flash_export.interface import SEQ, Lengths, TensorSpec, TokenIds
-from flash_export.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec
 from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.eager import EagerRunner
 from flash_export.runtime.inputs import check_inputs

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
+from flash_export.bundle.origin import read_origin
 from flash_export.cli.main import main
 from flash_export.errors import BundleError
 from flash_export.exporters.export import export_onnx
-from flash_export.origin import read_origin
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import ParamSpec
 
+from flash_export.bundle.external_data import check_external_data
+from flash_export.bundle.manifest import FORMAT_VERSION, OLD_FORMAT_VERSIONS, EngineManifest, GraphSpec, Manifest
+from flash_export.bundle.plain_tree import check_plain_tree
+from flash_export.bundle.quantization_record import QuantizationRecord
+from flash_export.bundle.stamp import Stamp, check_stamp, take_stamp
 from flash_export.config import SCHEMES
 from flash_export.errors import BundleError
-from flash_export.external_data import check_external_data
 from flash_export.files import check_utf8, hash_file, hash_files, link_folder, replace_folder
 from flash_export.locks import lock_folder
-from flash_export.manifest import FORMAT_VERSION, OLD_FORMAT_VERSIONS, EngineManifest, GraphSpec, Manifest
-from flash_export.plain_tree import check_plain_tree
 from flash_export.probes import PROBES_FILE, ProbeMap
-from flash_export.quantization_record import QuantizationRecord
 from flash_export.reading import build_record, read_json_object, read_record
-from flash_export.stamp import Stamp, check_stamp, take_stamp
 from flash_export.structure import show
 from flash_export.suggest import list_known
 from flash_export.temporary import remove_leftovers
@@ -326,7 +326,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_FILE}; make one with 'flash-export onnx'")
     values = read_json_object(path, BundleError, _EXPORT_AGAIN)
     if values.get("format_version") in OLD_FORMAT_VERSIONS:
-        from flash_export.origin import describe_old_format
+        from flash_export.bundle.origin import describe_old_format
 
         raise BundleError(describe_old_format(folder, values))
     if values.get("format_version") != FORMAT_VERSION:

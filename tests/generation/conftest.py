@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from flash_export.bundle import Bundle
+from flash_export.bundle.bundle import Bundle
 from flash_export.config import ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.models.flash import FlashConfig, FlashModel

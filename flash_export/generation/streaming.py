@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flash_export.generation.state import State
 from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.inputs import check_axis, check_input_names
-from flash_export.runtime.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int
     from typing_extensions import Self
 
-    from flash_export.runtime.state_backends import StatePair
+    from flash_export.generation.backends import StatePair
 
 MAX_SEGMENT_LEN = 2048
 # Tokens before the last chunk boundary that decoding starts at, so that it crosses the boundary.

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from flash_export.bundle.manifest import AxisRange, EngineManifest, GraphSpec, Horizon, Manifest, ProfileShapes
 from flash_export.interface import TensorSpec
-from flash_export.manifest import AxisRange, EngineManifest, GraphSpec, Horizon, Manifest, ProfileShapes
 from flash_export.structure import build
 from tests.conftest import INTERFACE, PROVENANCE
 
