@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flash_export.config import DECODE, PREFILL
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.interface import BATCH, SEQ, TensorSpec
-from flash_export.runtime.backends import BACKENDS
+from flash_export.runtime.backends import BACKENDS, describe_missing_engine
 from flash_export.suggest import describe_unknown
 from flash_export.temporary import create_temporary_folder
 
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flash_export.bundle.bundle import Bundle
-    from flash_export.bundle.manifest import EngineManifest, ProfileShapes
+    from flash_export.bundle.manifest import ProfileShapes
     from flash_export.generation.state import State
+    from flash_export.runtime.backends import Backend as Runtime
+    from flash_export.runtime.backends import Target
     from flash_export.runtime.runner import Runner
     from flash_export.validators.plan import Cell
 
 GRAPH = "forward"
-ENGINE_PREFIX = "trt"
 STREAM_PREFIX = "stream:"
 ONNX_PREFIX = "onnx:"
 STREAM_GRAPHS = PREFILL, DECODE
@@ -90,49 +91,43 @@ def list_backends(
         ConfigError: A name is none of these.
         BundleError: An engine's manifest, or a foreign graph, cannot be read.
     """
-    built = bundle.list_engines()
-    engines = {f"{ENGINE_PREFIX}:{engine.name}": engine for engine in built if engine.graph == GRAPH}
-    streams = _list_streams(bundle, built)
-    names: dict[str, None] = {}
-    defaults = [name for name, backend in BACKENDS.items() if backend.is_default]
-    everything = () if onnx_files else (*defaults, *engines, *(name for name in streams if _is_default(name)))
-    for name in requested or everything:
-        if name == ENGINE_PREFIX and engines:
-            names |= dict.fromkeys(engines)
-        elif name == ENGINE_PREFIX or name in BACKENDS or name in engines or name in streams:
-            names[name] = None
-        else:
-            raise ConfigError(describe_unknown("backend", name, (*BACKENDS, ENGINE_PREFIX, *engines, *streams)))
-    foreign = [_describe_foreign(bundle, path, threads) for path in onnx_files]
-    return [*(_describe_backend(bundle, name, engines, threads) for name in names), *foreign]
+    groups, streams, defaults = {}, {}, []
+    for name, runtime in BACKENDS.items():
+        found = [_describe_target(runtime, target, threads) for target in runtime.find(bundle, GRAPH)]
+        groups[name] = found or [_describe_missing(bundle, runtime)]
+        groups |= {one.name: [one] for one in found}
+        if _has_stream(bundle, runtime):
+            streams[f"{STREAM_PREFIX}{name}"] = [_describe_stream(bundle, runtime, threads)]
+        if runtime.is_default and found:
+            defaults.append(name)
+    defaults += [name for name in streams if BACKENDS[name.removeprefix(STREAM_PREFIX)].is_default]
+    groups |= streams
+    chosen: dict[str, Backend] = {}
+    for name in requested or ([] if onnx_files else defaults):
+        if name not in groups:
+            raise ConfigError(describe_unknown("backend", name, groups))
+        chosen |= {one.name: one for one in groups[name]}
+    return [*chosen.values(), *(_describe_foreign(bundle, path, threads) for path in onnx_files)]
 
 
-def _describe_backend(bundle: Bundle, name: str, engines: dict[str, EngineManifest], threads: int | None) -> Backend:
-    graph = bundle.get_graph(GRAPH)
-    if name.startswith(STREAM_PREFIX):
-        stream = name.removeprefix(STREAM_PREFIX)
-        return Backend(
-            name,
-            "+".join(STREAM_GRAPHS),
-            BACKENDS[stream].device if stream in BACKENDS else "cuda",
-            bundle.get_graph(PREFILL).inputs[:1],
-            graph.outputs,
-            partial(_open_stream, bundle, stream, threads),
-            is_timed=False,
-            reload_state=partial(_reload_state, bundle),
-        )
-    if (runtime := BACKENDS.get(name)) is not None:
-        path = bundle.get_graph_path(GRAPH)
-        opener = partial(runtime.open, graph, path, threads=threads)
-        fixed = partial(_open_fixed, opener)
-        device = runtime.device
-        return Backend(name, GRAPH, device, graph.inputs, graph.outputs, opener, open_static=fixed, onnx_path=path)
-    if name == ENGINE_PREFIX:
-        return Backend(name, GRAPH, "cuda", graph.inputs, graph.outputs, _refuse_missing_engine)
-    engine = engines[name]
+def _describe_target(runtime: Runtime, target: Target, threads: int | None) -> Backend:
+    opener = partial(target.open, threads=threads)
     return Backend(
-        name, engine.graph, "cuda", engine.inputs, engine.outputs, partial(_open_trt, bundle, engine), engine.profiles
+        target.name,
+        GRAPH,
+        runtime.device,
+        target.inputs,
+        target.outputs,
+        opener,
+        target.profiles,
+        open_static=None if target.path is None else partial(_open_fixed, opener),
+        onnx_path=target.path,
     )
+
+
+def _describe_missing(bundle: Bundle, runtime: Runtime) -> Backend:
+    graph = bundle.get_graph(GRAPH)
+    return Backend(runtime.name, GRAPH, runtime.device, graph.inputs, graph.outputs, _refuse_missing_engine)
 
 
 def _describe_foreign(bundle: Bundle, path: Path, threads: int | None) -> Backend:
@@ -148,17 +143,23 @@ def _open_fixed(opener: Callable[..., Runner], sizes: Mapping[str, int]) -> Runn
     return opener(fixed_axes=sizes)
 
 
-def _is_default(stream: str) -> bool:
-    backend = BACKENDS.get(stream.removeprefix(STREAM_PREFIX))
-    return backend is None or backend.is_default
+def _has_stream(bundle: Bundle, runtime: Runtime) -> bool:
+    """Whether there is something to run prefill and decode with."""
+    has_graphs = set(STREAM_GRAPHS) <= bundle.manifest.graphs.keys()
+    return has_graphs and all(runtime.find(bundle, graph) for graph in STREAM_GRAPHS)
 
 
-def _list_streams(bundle: Bundle, engines: Sequence[EngineManifest]) -> list[str]:
-    """Return the backends that can run prefill and decode; engines only where there is one of both."""
-    if not set(STREAM_GRAPHS) <= bundle.manifest.graphs.keys():
-        return []
-    has_engines = set(STREAM_GRAPHS) <= {engine.graph for engine in engines}
-    return [f"{STREAM_PREFIX}{name}" for name in (*BACKENDS, *([ENGINE_PREFIX] if has_engines else []))]
+def _describe_stream(bundle: Bundle, runtime: Runtime, threads: int | None) -> Backend:
+    return Backend(
+        f"{STREAM_PREFIX}{runtime.name}",
+        "+".join(STREAM_GRAPHS),
+        runtime.device,
+        bundle.get_graph(PREFILL).inputs[:1],
+        bundle.get_graph(GRAPH).outputs,
+        partial(_open_stream, bundle, runtime.name, threads),
+        is_timed=False,
+        reload_state=partial(_reload_state, bundle),
+    )
 
 
 def _open_stream(bundle: Bundle, runtime: str, threads: int | None) -> Runner:
@@ -177,16 +178,8 @@ def _reload_state(bundle: Bundle, state: State) -> State:
         return State.load(path, bundle)
 
 
-def _open_trt(bundle: Bundle, engine: EngineManifest) -> Runner:
-    from flash_export.runtime.trt import open_engine
-
-    return open_engine(bundle, engine)
-
-
 def _refuse_missing_engine() -> Runner:
-    raise BackendUnavailableError(
-        "the bundle has no engine of the forward graph; build one with 'flash-export trt BUNDLE'"
-    )
+    raise BackendUnavailableError(describe_missing_engine(GRAPH))
 
 
 def _fill(size: int | str, sizes: Mapping[str, int]) -> int:

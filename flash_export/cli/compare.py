@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 )
 @click.option("--seq-len", "seq_lens", type=IntegerList(), help="Lengths to time.  [default: 512,2048]")
 @click.option("--batch", type=int, help="Rows of a timed run.  [default: 1]")
+@click.option(
+    "--backend",
+    default="ort-cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Where all run: ort-cpu, ort-cuda, openvino, trt or trt:ENGINE.",
+)
 @click.option("--threads", type=int, help="CPU threads of one operator, for all.")
 @click.option(
     "--windows",
@@ -41,6 +48,7 @@ def compare_command(
     reference: Path | None,
     seq_lens: tuple[int, ...] | None,
     batch: int | None,
+    backend: str,
     threads: int | None,
     windows: int | None,
     data: Path | None,
@@ -50,14 +58,15 @@ def compare_command(
 ) -> TradeOff:
     """Show what each BUNDLE of one model costs and loses: size, latency, score, agreement, divergence.
 
-    All bundles read the held-out data of the reference, and are timed in turn, with onnxruntime on the CPU. What cannot
-    be measured here has the reason in its place. Exit code 0, or 2 for bad input.
+    All bundles read the held-out data of the reference, and are timed in turn, on one backend. What cannot be
+    measured here has the reason in its place. Exit code 0, or 2 for bad input.
 
     \b
     Examples:
       flash-export compare fp32/ fp16/ int8/
       flash-export compare bundles/* --reference bundles/fp32 --html loss.html
       flash-export compare fp32/ int4/ --seq-len 256,4096 --threads 2
+      flash-export compare fp32/ int8/ --backend openvino
       flash-export compare fp32/ int8/ --json - | jq '.entries[].quality'
     """
     from flash_export.bundle.bundle import Bundle
@@ -66,7 +75,7 @@ def compare_command(
     from flash_export.validators.trade_off.markdown import render_trade_off_markdown
     from flash_export.validators.trade_off.terminal import print_trade_off
 
-    options = CompareOptions(seq_lens, batch, threads, windows, data, 0.0 if no_latency else DEFAULT_BUDGET_S)
+    options = CompareOptions(seq_lens, batch, backend, threads, windows, data, 0.0 if no_latency else DEFAULT_BUDGET_S)
     opened = [Bundle.open(path) for path in bundles]
     first = Bundle.open(reference) if reference is not None else None
     with output.show_progress("Comparing") as progress:

@@ -11,12 +11,11 @@ from flash_export.config import DECODE, MAX_THREADS, PREFILL, check_count
 from flash_export.errors import BundleError, ConfigError
 from flash_export.generation.decoder import RunnerDecoder
 from flash_export.generation.state import identify_model
-from flash_export.runtime.backends import BACKENDS
+from flash_export.runtime.backends import BACKENDS, find_target
 from flash_export.suggest import describe_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from types import TracebackType
 
     from typing_extensions import Self
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
     from flash_export.bundle.manifest import GraphSpec
     from flash_export.generation.decoder import Decoder
-    from flash_export.runtime.backends import GraphBackend
     from flash_export.runtime.runner import Runner
 
 
@@ -82,32 +80,30 @@ def open_pair(bundle: Bundle, backend: str, *, threads: int | None = None) -> St
     return _OPENERS[backend](bundle, threads)
 
 
-def _open_graphs(bundle: Bundle, threads: int | None, *, backend: GraphBackend) -> StatePair:
-    graph, decode_graph = _get_state_graphs(bundle)
-    prefill = backend.open(graph, bundle.get_graph_path(PREFILL), threads=threads)
-    decoder = _open_decoder(decode_graph, bundle.get_graph_path(DECODE), backend, threads)
-    return StatePair(prefill, decoder, graph, bundle.manifest.interface.window, identify_model(bundle))
+def open_decoder(bundle: Bundle, backend: str, *, threads: int | None = None, rounds: bool = True) -> Decoder:
+    """Open the decode graph of a bundle on a backend; see :class:`OpenTarget` for ``rounds``.
 
-
-def _open_decoder(graph: GraphSpec, path: Path, backend: GraphBackend, threads: int | None) -> Decoder:
-    if (provider := _RESIDENT.get(backend.name)) is None:
-        return RunnerDecoder(backend.open(graph, path, threads=threads))
+    Raises:
+        BackendUnavailableError: The backend cannot be used here, or has nothing of that graph.
+        ConfigError: There is no such backend.
+    """
+    if (provider := _RESIDENT.get(backend)) is None:
+        return RunnerDecoder(find_target(bundle, backend, DECODE).open(threads=threads, rounds=rounds))
     from flash_export.generation.ort_state import OrtStateRunner
 
-    return OrtStateRunner(graph, path, provider=provider, threads=threads)
+    graph, path = bundle.get_graph(DECODE), bundle.get_graph_path(DECODE)
+    return OrtStateRunner(graph, path, provider=provider, threads=threads, rounds=rounds)
 
 
-def _open_trt(bundle: Bundle, threads: int | None) -> StatePair:
-    graph, _ = _get_state_graphs(bundle)
-    engines = {engine.graph: engine for engine in bundle.list_engines()}
-    if missing := [name for name in (PREFILL, DECODE) if name not in engines]:
+def _open_graphs(bundle: Bundle, threads: int | None, *, backend: str) -> StatePair:
+    graph, find = _get_prefill_graph(bundle), BACKENDS[backend].find
+    if missing := [name for name in (PREFILL, DECODE) if not find(bundle, name)]:
         raise BundleError(
             f"{bundle.path} has no engine of {' and '.join(missing)}; build it with 'flash-export trt --graph NAME'"
         )
-    from flash_export.runtime.trt import open_engine
-
-    prefill, decode = (open_engine(bundle, engines[name]) for name in (PREFILL, DECODE))
-    return StatePair(prefill, RunnerDecoder(decode), graph, bundle.manifest.interface.window, identify_model(bundle))
+    prefill = find(bundle, PREFILL)[-1].open(threads=threads)
+    decoder = open_decoder(bundle, backend, threads=threads)
+    return StatePair(prefill, decoder, graph, bundle.manifest.interface.window, identify_model(bundle))
 
 
 def _open_eager(bundle: Bundle, threads: int | None) -> StatePair:
@@ -120,12 +116,12 @@ def _open_eager(bundle: Bundle, threads: int | None) -> StatePair:
     return StatePair(prefill, RunnerDecoder(decode), graph, 1, identify_model(bundle))
 
 
-def _get_state_graphs(bundle: Bundle) -> tuple[GraphSpec, GraphSpec]:
+def _get_prefill_graph(bundle: Bundle) -> GraphSpec:
     from flash_export.models.registry import get_family
 
     graphs = bundle.manifest.graphs
     if PREFILL in graphs and DECODE in graphs:
-        return graphs[PREFILL], graphs[DECODE]
+        return graphs[PREFILL]
     values = bundle.read_config()
     if refusal := get_family(values["model_type"]).config_class.from_dict(values).state_refusal:
         raise BundleError(
@@ -141,7 +137,6 @@ def _get_state_graphs(bundle: Bundle) -> tuple[GraphSpec, GraphSpec]:
 # Runtimes that keep the state of a decode graph where it is, by their provider of onnxruntime.
 _RESIDENT = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
 _OPENERS: dict[str, Callable[[Bundle, int | None], StatePair]] = {
-    **{name: partial(_open_graphs, backend=backend) for name, backend in BACKENDS.items()},
-    "trt": _open_trt,
+    **{name: partial(_open_graphs, backend=name) for name in BACKENDS},
     "eager": _open_eager,
 }

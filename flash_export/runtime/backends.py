@@ -1,7 +1,4 @@
-"""The runtimes that read the ONNX graphs of a bundle: one is one file in this folder and one line here.
-
-Engines are no such runtime: they are built from a graph, and found in the bundle (``trt:NAME``).
-"""
+"""Where the graphs of a bundle run: a backend is one file in this folder and one line in the table here."""
 
 from __future__ import annotations
 
@@ -9,17 +6,122 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from flash_export.errors import BackendUnavailableError, ConfigError
+from flash_export.suggest import describe_unknown
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from flash_export.bundle.manifest import GraphSpec
+    from flash_export.bundle.bundle import Bundle
+    from flash_export.bundle.manifest import EngineManifest, GraphSpec, ProfileShapes
+    from flash_export.interface import TensorSpec
     from flash_export.runtime.runner import Runner
 
 
-class OpenGraph(Protocol):
+class OpenTarget(Protocol):
     """Opens a graph; raises BackendUnavailableError where that is not possible here."""
 
+    def __call__(
+        self,
+        *,
+        threads: int | None = None,
+        fixed_axes: Mapping[str, int] | None = None,
+        inner_values: tuple[str, ...] = (),
+        rounds: bool = True,
+    ) -> Runner:
+        """Open it.
+
+        Args:
+            threads: Threads of one operator on the CPU; None: what the runtime chooses.
+            fixed_axes: Sizes of symbolic axes, for a session of one shape.
+            inner_values: Values of the graph to return as well, where the runtime can be read inside.
+            rounds: Whether a half-precision graph on a CPU is to round as a GPU does, where the runtime can be told.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """A graph of a bundle where it can be run, not open yet.
+
+    Attributes:
+        name: Name in reports: ``ort-cpu``, ``trt:ENGINE``.
+        open: Open it.
+        inputs: What it takes.
+        outputs: What it returns.
+        profiles: Ranges that it was built for; empty: the whole range of the graph.
+        path: The ONNX file that is read; None: something was built from it.
+    """
+
+    name: str
+    open: OpenTarget
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profiles: tuple[dict[str, ProfileShapes], ...] = ()
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A runtime.
+
+    Attributes:
+        name: What users call it; of a backend that finds several targets, all of them.
+        device: Where it runs, and so where the eager model is timed: ``cpu`` or ``cuda``.
+        find: Return what there is in a bundle to be run, given the name of a graph that it has.
+        is_default: Whether it is validated without being asked for.
+        shows_inside: Whether inner values of a graph can be read.
+    """
+
+    name: str
+    device: str
+    find: Callable[[Bundle, str], tuple[Target, ...]]
+    is_default: bool = True
+    shows_inside: bool = True
+
+
+def find_target(bundle: Bundle, name: str, graph: str) -> Target:
+    """Return what runs a graph on a backend.
+
+    Args:
+        bundle: The bundle.
+        name: Name of a backend, or of a target, such as ``trt:ENGINE``.
+        graph: Name of a graph that it has.
+
+    Raises:
+        ConfigError: There is no such backend, or its name means several engines.
+        BackendUnavailableError: The bundle has no such engine.
+    """
+    backend = get_backend(name)
+    targets = [target for target in backend.find(bundle, graph) if name in (target.name, backend.name)]
+    if not targets:
+        raise BackendUnavailableError(describe_missing_engine(graph))
+    if len(targets) > 1:
+        known = ", ".join(target.name for target in targets)
+        raise ConfigError(f"backend {name!r} means {len(targets)} engines of this bundle; name one of {known}")
+    return targets[0]
+
+
+def get_backend(name: str) -> Backend:
+    """Return the backend that a backend's or a target's name belongs to.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    group, _, engine = name.partition(":")
+    if group not in BACKENDS or (engine and group != TRT):
+        raise ConfigError(describe_unknown("backend", name, BACKENDS))
+    return BACKENDS[group]
+
+
+def describe_missing_engine(graph: str) -> str:
+    """Say that an engine has to be built first."""
+    option = "" if graph == "forward" else f" --graph {graph}"
+    return f"the bundle has no engine of the {graph} graph; build one with 'flash-export trt BUNDLE{option}'"
+
+
+class _OpenGraph(Protocol):
     def __call__(
         self,
         graph: GraphSpec,
@@ -28,36 +130,20 @@ class OpenGraph(Protocol):
         threads: int | None = None,
         fixed_axes: Mapping[str, int] | None = None,
         inner_values: tuple[str, ...] = (),
-    ) -> Runner:
-        """Open the file of a graph.
-
-        Args:
-            graph: Contract of the graph.
-            path: The ONNX file.
-            threads: Threads of one operator on the CPU; None: what the runtime chooses.
-            fixed_axes: Sizes of symbolic axes, for a session of one shape.
-            inner_values: Values of the graph to return as well, where the runtime can be read inside.
-        """
-        ...
+        rounds: bool = True,
+    ) -> Runner: ...
 
 
-@dataclass(frozen=True)
-class GraphBackend:
-    """A runtime.
+def _reads_graphs(
+    name: str, device: str, open_graph: _OpenGraph, *, is_default: bool = True, shows_inside: bool = True
+) -> Backend:
+    """Describe a runtime that reads the ONNX files as they are, so that every graph is one target."""
 
-    Attributes:
-        name: What users call it.
-        device: Where it runs, and so where the eager model is timed: ``cpu`` or ``cuda``.
-        open: Open a graph.
-        is_default: Whether it is validated without being asked for.
-        shows_inside: Whether inner values of a graph can be read.
-    """
+    def find(bundle: Bundle, graph: str) -> tuple[Target, ...]:
+        spec, path = bundle.get_graph(graph), bundle.get_graph_path(graph)
+        return (Target(name, partial(open_graph, spec, path), spec.inputs, spec.outputs, path=path),)
 
-    name: str
-    device: str
-    open: OpenGraph
-    is_default: bool = True
-    shows_inside: bool = True
+    return Backend(name, device, find, is_default, shows_inside)
 
 
 def _open_ort(
@@ -68,10 +154,19 @@ def _open_ort(
     threads: int | None = None,
     fixed_axes: Mapping[str, int] | None = None,
     inner_values: tuple[str, ...] = (),
+    rounds: bool = True,
 ) -> Runner:
     from flash_export.runtime.ort import OrtRunner
 
-    return OrtRunner(graph, path, provider=provider, threads=threads, fixed_axes=fixed_axes, inner_values=inner_values)
+    return OrtRunner(
+        graph,
+        path,
+        provider=provider,
+        threads=threads,
+        fixed_axes=fixed_axes,
+        inner_values=inner_values,
+        rounds=rounds,
+    )
 
 
 def _open_openvino(
@@ -81,6 +176,7 @@ def _open_openvino(
     threads: int | None = None,
     fixed_axes: Mapping[str, int] | None = None,
     inner_values: tuple[str, ...] = (),
+    rounds: bool = True,
 ) -> Runner:
     from flash_export.runtime.openvino import OpenVinoRunner
 
@@ -88,12 +184,37 @@ def _open_openvino(
     return OpenVinoRunner(graph, path, threads=threads, fixed_axes=fixed_axes)
 
 
-ORT_CPU = "ort-cpu"
-BACKENDS: dict[str, GraphBackend] = {
+def _find_engines(bundle: Bundle, graph: str) -> tuple[Target, ...]:
+    engines = (engine for engine in bundle.list_engines() if engine.graph == graph)
+    return tuple(
+        Target(f"{TRT}:{one.name}", partial(_open_engine, bundle, one), one.inputs, one.outputs, one.profiles)
+        for one in engines
+    )
+
+
+def _open_engine(
+    bundle: Bundle,
+    engine: EngineManifest,
+    *,
+    threads: int | None = None,
+    fixed_axes: Mapping[str, int] | None = None,
+    inner_values: tuple[str, ...] = (),
+    rounds: bool = True,
+) -> Runner:
+    from flash_export.runtime.trt import open_engine
+
+    assert not fixed_axes  # an engine is what it was built to be
+    assert not inner_values
+    return open_engine(bundle, engine)
+
+
+ORT_CPU, TRT = "ort-cpu", "trt"
+BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        GraphBackend(ORT_CPU, "cpu", partial(_open_ort, provider="cpu")),
-        GraphBackend("ort-cuda", "cuda", partial(_open_ort, provider="cuda")),
-        GraphBackend("openvino", "cpu", _open_openvino, is_default=False, shows_inside=False),
+        _reads_graphs(ORT_CPU, "cpu", partial(_open_ort, provider="cpu")),
+        _reads_graphs("ort-cuda", "cuda", partial(_open_ort, provider="cuda")),
+        _reads_graphs("openvino", "cpu", _open_openvino, is_default=False, shows_inside=False),
+        Backend(TRT, "cuda", _find_engines, shows_inside=False),
     )
 }

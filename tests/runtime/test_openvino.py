@@ -11,7 +11,8 @@ import pytest
 
 from flash_export.errors import BackendUnavailableError, BundleError, InputError
 from flash_export.generation.generate import Generator
-from flash_export.runtime.backends import BACKENDS
+from flash_export.runtime.backends import find_target
+from flash_export.runtime.openvino import OpenVinoRunner
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 
 if TYPE_CHECKING:
@@ -49,18 +50,18 @@ def test_it_continues_a_text_as_onnxruntime_does(causal_byte_bundle: Bundle) -> 
 @needs_openvino
 def test_what_does_not_fit_is_told_as_by_every_backend(causal_byte_bundle: Bundle, tmp_path: Path) -> None:
     graph, path = causal_byte_bundle.get_graph(), causal_byte_bundle.get_graph_path()
-    with BACKENDS["openvino"].open(graph, path, threads=1) as runner, pytest.raises(InputError, match="seq_len=97"):
+    with OpenVinoRunner(graph, path, threads=1) as runner, pytest.raises(InputError, match="seq_len=97"):
         runner.run({"input_ids": np.zeros((1, 97), np.int64)})
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match="cannot be loaded by OpenVINO") as found:
-        BACKENDS["openvino"].open(graph, tmp_path / "broken.onnx")
+        OpenVinoRunner(graph, tmp_path / "broken.onnx")
     assert "\n" not in str(found.value)
 
 
 def test_without_it_the_cure_is_named(causal_byte_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BackendUnavailableError, match="OpenVINO is not installed; pip install"):
-        BACKENDS["openvino"].open(causal_byte_bundle.get_graph(), causal_byte_bundle.get_graph_path())
+        find_target(causal_byte_bundle, "openvino", "forward").open()
 
 
 def test_it_is_validated_only_when_asked_for(causal_byte_bundle: Bundle) -> None:

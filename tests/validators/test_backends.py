@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flash_export.bundle.manifest import EngineManifest, ProfileShapes
+from flash_export.config import FORWARD
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.files import hash_file
+from flash_export.runtime.backends import find_target
 from flash_export.validators.backends import list_backends
 from flash_export.validators.plan import Cell
 from flash_export.validators.validate import ValidationOptions, validate_bundle
@@ -105,3 +107,14 @@ def test_engine_without_a_gpu_is_a_skipped_row_beside_the_graph(
         ("trt:big", "skipped"),
     ]
     assert "no CUDA device here" in str(report.rows[-1].reason)
+
+
+def test_engine_is_found_by_name_and_alone_by_that_of_the_backend(bundle: Bundle) -> None:
+    with pytest.raises(BackendUnavailableError, match="no engine of the forward graph"):
+        find_target(bundle, "trt", FORWARD)
+    add_engine(bundle, "small")
+    assert find_target(bundle, "trt", FORWARD).name == "trt:small"
+    add_engine(bundle, "big")
+    assert find_target(bundle, "trt:big", FORWARD).name == "trt:big"
+    with pytest.raises(ConfigError, match=r"'trt' means 2 engines of this bundle; name one of trt:big, trt:small"):
+        find_target(bundle, "trt", FORWARD)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from flash_export.bundle.bundle import reads_bundles
 from flash_export.config import ERROR_BUDGETS, MAX_THREADS, check_count
 from flash_export.errors import BundleError, ConfigError
-from flash_export.runtime.backends import BACKENDS
+from flash_export.runtime.backends import BACKENDS, TRT, find_target
 from flash_export.suggest import describe_unknown
-from flash_export.validators.backends import ENGINE_PREFIX, GRAPH
+from flash_export.validators.backends import GRAPH
 from flash_export.validators.bisect.budget import pick_coarser
 from flash_export.validators.bisect.quantities import check_probes
 from flash_export.validators.bisect.readings import GraphSource, ModelSource
@@ -50,7 +50,7 @@ class BisectOptions:
         """Check what does not depend on the bundle."""
         check_count("threads", self.threads, MAX_THREADS)
         readable = [name for name, backend in BACKENDS.items() if backend.shows_inside]
-        if self.backend.split(":")[0] == ENGINE_PREFIX:
+        if self.backend.split(":")[0] == TRT:
             raise ConfigError(
                 f"backend {self.backend!r} cannot be read inside: an engine shows its outputs alone, and would have to "
                 f"be built anew with the probes as outputs; use one of {', '.join(readable)}"
@@ -142,9 +142,8 @@ def _open_graph(
     wanted = [probe.tensor for probe in probes.probes if probe.tensor in there and probe.tensor not in outputs]
     if not wanted:
         raise BundleError(f"{path} has none of the values that the bundle says it can be read at; export it again")
-    backend, threads = BACKENDS[options.backend], options.threads
+    target = find_target(bundle, options.backend, GRAPH)
     plain, probed = (
-        stack.enter_context(backend.open(graph, path, threads=threads, inner_values=names))
-        for names in ((), tuple(wanted))
+        stack.enter_context(target.open(threads=options.threads, inner_values=names)) for names in ((), tuple(wanted))
     )
     return GraphSource(bundle, probes, config, plain, probed)

@@ -13,8 +13,9 @@ from flash_export.data.heldout import open_heldout
 from flash_export.data.sources import RandomSource
 from flash_export.errors import ConfigError
 from flash_export.progress import Steps
+from flash_export.runtime.backends import ORT_CPU, find_target, get_backend
 from flash_export.tasks.registry import get_task
-from flash_export.validators.backends import GRAPH, list_backends
+from flash_export.validators.backends import GRAPH
 from flash_export.validators.cells import describe_exception
 from flash_export.validators.environment import describe_environment
 from flash_export.validators.footprint import BUDGET_S, Footprint, FootprintRequest, measure_footprint
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from flash_export.runtime.eager import EagerRunner
     from flash_export.validators.trade_off.results import Quality, Timing
 
-BACKEND = "ort-cpu"
 DEFAULT_SEQ_LENS = (512, 2048)
 DEFAULT_BUDGET_S = 2.0
 
@@ -52,7 +52,8 @@ class CompareOptions:
     Attributes:
         seq_lens: Lengths at which the forward graphs are timed; None: 512 and 2048, as far as the graphs go.
         batch: Rows of a timed run; None: 1, or the one batch that the reference's graph takes.
-        threads: Threads of one operator; None: what each backend chooses.
+        backend: Where they run: ``ort-cpu``, ``ort-cuda``, ``openvino``, ``trt`` or ``trt:ENGINE``.
+        threads: Threads of one operator; None: what the backend chooses.
         windows: Samples that are read; None: all of the held-out data, or 8 random ones.
         data: A file to read in place of the held-out data of the reference.
         latency_budget_s: Time for one bundle at one length; 0: measure neither latency nor memory.
@@ -60,6 +61,7 @@ class CompareOptions:
 
     seq_lens: tuple[int, ...] | None = None
     batch: int | None = None
+    backend: str = ORT_CPU
     threads: int | None = None
     windows: int | None = None
     data: Path | None = None
@@ -67,6 +69,7 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         """Check what does not depend on the bundles."""
+        get_backend(self.backend)
         check_count("threads", self.threads, MAX_THREADS)
         check_count("windows", self.windows, MAX_WINDOWS)
         if not 0 <= self.latency_budget_s < float("inf"):
@@ -90,7 +93,7 @@ def compare_bundles(
     *,
     reference: Bundle | None = None,
 ) -> TradeOff:
-    """Compare bundles of one model on its held-out text, in size and in speed, with onnxruntime on the CPU.
+    """Compare bundles of one model on its held-out text, in size and in speed, on one backend.
 
     Args:
         bundles: The bundles.
@@ -119,7 +122,8 @@ def compare_bundles(
     timed = bool(options.latency_budget_s)
     steps = Steps(progress, len(samples) + (len(cells) + 1 + len(candidates) if timed else 0))
     with contextlib.ExitStack() as stack:
-        _open(stack, candidates, options.threads)
+        for candidate in candidates:
+            _open(stack, candidate, options)
         with _open_reference(first, options.threads) as runner:
             meter = QualityMeter(runner, interface, candidates)
             for index, sample in enumerate(samples):
@@ -137,6 +141,7 @@ def compare_bundles(
         meter.predictions,
         meter.reference_score,
         cells[0].batch,
+        options.backend,
         describe_environment(first, model, options.threads),
     )
 
@@ -152,14 +157,13 @@ def _plan_cells(graph: GraphSpec, options: CompareOptions) -> list[Cell]:
     return [Cell(batch, seq_len, masked=False) for seq_len in sorted(set(seq_lens))]
 
 
-def _open(stack: contextlib.ExitStack, candidates: Sequence[Candidate], threads: int | None) -> None:
-    """Open what can be opened; the others get the reason."""
-    for candidate in candidates:
-        (backend,) = list_backends(candidate.bundle, (BACKEND,), threads=threads)
-        try:
-            candidate.runner = stack.enter_context(backend.open())
-        except Exception as error:
-            candidate.reason = f"it cannot be run here: {describe_exception(error, candidate.bundle.path)}"
+def _open(stack: contextlib.ExitStack, candidate: Candidate, options: CompareOptions) -> None:
+    """Open a bundle; one that cannot be gets the reason."""
+    try:
+        target = find_target(candidate.bundle, options.backend, GRAPH)
+        candidate.runner = stack.enter_context(target.open(threads=options.threads))
+    except Exception as error:
+        candidate.reason = f"it cannot be run here: {describe_exception(error, candidate.bundle.path)}"
 
 
 def _open_reference(bundle: Bundle, threads: int | None) -> EagerRunner:
@@ -171,39 +175,40 @@ def _open_reference(bundle: Bundle, threads: int | None) -> EagerRunner:
 def _measure_speed(
     candidates: Sequence[Candidate], cells: Sequence[Cell], source: RandomSource, options: CompareOptions, steps: Steps
 ) -> list[_Speed]:
-    budget_s = options.latency_budget_s
+    budget_s, backend, threads = options.latency_budget_s, options.backend, options.threads
     by_length = []
     for cell in cells:
         steps.begin(f"timing {cell}")
-        by_length.append(time_forward(candidates, cell, source, budget_s, options.threads))
+        by_length.append(time_forward(candidates, cell, source, budget_s, backend=backend, threads=threads))
     steps.begin("timing decode steps")
     decode: Sequence[Timing | None] = [None] * len(candidates)
     if any(map(has_decode, candidates)):
-        decode = time_decode(candidates, cells[0].batch, source, budget_s, options.threads)
+        decode = time_decode(candidates, cells[0].batch, source, budget_s, backend=backend, threads=threads)
     footprints = []
     for candidate in candidates:
         steps.begin(f"memory of {candidate.name}")
-        footprints.append(_measure_footprint(candidate, cells, options.threads))
+        footprints.append(_measure_footprint(candidate, cells, options))
     return [
         _Speed(tuple(timings), step, footprint)
         for timings, step, footprint in zip(zip(*by_length, strict=True), decode, footprints, strict=True)
     ]
 
 
-def _measure_footprint(candidate: Candidate, cells: Sequence[Cell], threads: int | None) -> Footprint:
+def _measure_footprint(candidate: Candidate, cells: Sequence[Cell], options: CompareOptions) -> Footprint:
+    backend = options.backend
     if candidate.reason is not None:
-        return Footprint(BACKEND, candidate.reason)
-    if candidate.bundle.get_graph(GRAPH).is_half:
+        return Footprint(backend, candidate.reason)
+    if candidate.bundle.get_graph(GRAPH).is_half and get_backend(backend).device == "cpu":
         return Footprint(
-            BACKEND, "its memory was not measured: on a CPU its predictions are computed in fp32 and rounded"
+            backend, "its memory was not measured: on a CPU its predictions are computed in fp32 and rounded"
         )
     axis = candidate.bundle.get_graph(GRAPH).axes["seq"]
     return measure_footprint(
         FootprintRequest(
             os.path.abspath(candidate.bundle.path),
-            BACKEND,
+            find_target(candidate.bundle, backend, GRAPH).name,
             (),
-            threads,
+            options.threads,
             cells[0].batch,
             tuple(cell.seq_len for cell in cells if cell.seq_len in axis),
             BUDGET_S,

@@ -38,8 +38,8 @@ def _list_lines(trade: TradeOff) -> Iterator[str]:
     yield ""
     yield f"{describe_text(trade)}."
     if runs:
-        yield f"Times are medians of one run, batch of {trade.batch}, measured in turn; in brackets, how many times as"
-        yield f"long as {escape(trade.reference.name)}."
+        yield f"Times are medians of one run, batch of {trade.batch} on {trade.backend}, in turn; in brackets, how many"
+        yield f"times as long as {escape(trade.reference.name)}."
     for gap in describe_gaps(trade):
         yield from ("", f"Not measured: {escape(gap)}")
     for index, front in enumerate(describe_fronts(trade)):

@@ -115,6 +115,7 @@ class TradeOff:
         predictions: How many predictions were compared.
         reference_score: Of the model in float64; None where there is none.
         batch: Rows of a timed run.
+        backend: Where all ran.
         environment: Facts of the model, versions, hardware.
     """
 
@@ -126,6 +127,7 @@ class TradeOff:
     predictions: int
     reference_score: float | None
     batch: int
+    backend: str
     environment: dict[str, str | int]
 
     def __bool__(self) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.config import DECODE
 from flash_export.errors import InputError
+from flash_export.runtime.backends import find_target
 from flash_export.runtime.inputs import check_axis
 from flash_export.validators.backends import GRAPH
 from flash_export.validators.cells import describe_exception
@@ -39,7 +40,13 @@ class _Run:
 
 
 def time_forward(
-    candidates: Sequence[Candidate], cell: Cell, source: RandomSource, budget_s: float, threads: int | None
+    candidates: Sequence[Candidate],
+    cell: Cell,
+    source: RandomSource,
+    budget_s: float,
+    *,
+    backend: str,
+    threads: int | None,
 ) -> list[Timing]:
     """Time the forward graphs at one shape.
 
@@ -48,7 +55,8 @@ def time_forward(
         cell: The shape.
         source: Where its inputs come from.
         budget_s: Time, a bundle.
-        threads: Threads of one operator; None: what onnxruntime chooses.
+        backend: Where they run.
+        threads: Threads of one operator; None: what the backend chooses.
     """
     inputs = source.draw(cell.batch, cell.seq_len)
 
@@ -59,10 +67,8 @@ def time_forward(
         check_axis("batch", cell.batch, graph.axes["batch"])
         runner = candidate.runner
         if graph.is_half:  # not as it rounds here, but as it is shipped
-            from flash_export.runtime.ort import OrtRunner
-
-            path = candidate.bundle.get_graph_path(GRAPH)
-            runner = stack.enter_context(OrtRunner(graph, path, threads=threads, rounds=False))
+            target = find_target(candidate.bundle, backend, GRAPH)
+            runner = stack.enter_context(target.open(threads=threads, rounds=False))
         return partial(runner.run, inputs.to_inputs(graph.inputs))
 
     with contextlib.ExitStack() as stack:
@@ -70,7 +76,13 @@ def time_forward(
 
 
 def time_decode(
-    candidates: Sequence[Candidate], batch: int, source: RandomSource, budget_s: float, threads: int | None
+    candidates: Sequence[Candidate],
+    batch: int,
+    source: RandomSource,
+    budget_s: float,
+    *,
+    backend: str,
+    threads: int | None,
 ) -> list[Timing]:
     """Time decode steps, from the beginning of a text on; the state, and so a step, does not grow with it.
 
@@ -79,20 +91,20 @@ def time_decode(
         batch: Rows.
         source: Where the tokens come from.
         budget_s: Time, a bundle.
-        threads: Threads of one operator; None: what onnxruntime chooses.
+        backend: Where they run.
+        threads: Threads of one operator; None: what the backend chooses.
     """
     (tokens,) = source.draw(batch, 1).arrays.values()
 
     def prepare(candidate: Candidate) -> Callable[[], object]:
-        from flash_export.generation.ort_state import OrtStateRunner
+        from flash_export.generation.backends import open_decoder
         from flash_export.generation.state import State
 
         bundle = candidate.bundle
         if not has_decode(candidate):
             raise InputError(f"the bundle has no {DECODE} graph")
-        graph, path = bundle.get_graph(DECODE), bundle.get_graph_path(DECODE)
-        decoder = stack.enter_context(OrtStateRunner(graph, path, threads=threads, rounds=False))
-        decoder.load_state(State.zeros(graph, batch))
+        decoder = stack.enter_context(open_decoder(bundle, backend, threads=threads, rounds=False))
+        decoder.load_state(State.zeros(bundle.get_graph(DECODE), batch))
         return partial(decoder.step, tokens[:, 0])
 
     with contextlib.ExitStack() as stack:

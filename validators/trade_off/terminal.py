@@ -41,7 +41,8 @@ def print_trade_off(trade: TradeOff, console: Console) -> None:
         headings = ["run", "bundle", "time", "95% interval", "ratio", "95% interval"]
         console.print()
         console.print(make_table(headings, timings, align="ll"))
-        scale = f"Batch of {trade.batch}, in turn; ratio: how many times as long as {trade.reference.name}."
+        where = f"Batch of {trade.batch} on {trade.backend}, in turn"
+        scale = f"{where}; ratio: how many times as long as {trade.reference.name}."
         console.print(make_text(scale), soft_wrap=True)
     for title, style, lines in (
         ("Not measured", "bold yellow", describe_gaps(trade)),

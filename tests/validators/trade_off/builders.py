@@ -53,7 +53,7 @@ FP8 = make_entry(
 
 def make_trade_off(*entries: Entry, **changes: Any) -> TradeOff:
     environment: dict[str, str | int] = {"torch": "2.13", "cpu": "a processor"}
-    trade = TradeOff(entries, "held-out text", "tokens", MEASURES, BITS, 66_000, 1.5, 1, environment)
+    trade = TradeOff(entries, "held-out text", "tokens", MEASURES, BITS, 66_000, 1.5, 1, "ort-cpu", environment)
     return replace(trade, **changes)
 
 

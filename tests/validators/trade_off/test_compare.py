@@ -177,6 +177,35 @@ def test_shapes_outside_of_the_reference_are_refused(
         compare_bundles([pristine_bundle], CompareOptions(**options))
 
 
+def test_bundles_run_on_the_backend_that_is_asked_for(causal_byte_bundle: Bundle) -> None:
+    pytest.importorskip("openvino")
+    bundles = [causal_byte_bundle]
+    here = compare_bundles(bundles, CompareOptions(seq_lens=(9,), threads=1, windows=1, latency_budget_s=0.01))
+    there = compare_bundles(
+        bundles, CompareOptions(seq_lens=(9,), backend="openvino", threads=1, windows=1, latency_budget_s=0.01)
+    )
+    assert (here.backend, there.backend) == ("ort-cpu", "openvino")
+    first, second = here.entries[0], there.entries[0]
+    assert first.quality.score == pytest.approx(second.quality.score, rel=1e-5)
+    assert first.quality.measures["kl_bits"] != second.quality.measures["kl_bits"]  # two runtimes round differently
+    assert second.decode is not None
+    assert second.decode.latency_ms is not None
+    assert second.footprint is not None
+    assert second.footprint.backend == "openvino"
+
+
+def test_bundle_without_an_engine_has_the_reason(causal_byte_bundle: Bundle) -> None:
+    trade = compare_bundles([causal_byte_bundle], CompareOptions(backend="trt", windows=1))
+    (reason,) = trade.entries[0].reasons
+    assert reason.startswith("it cannot be run here: the bundle has no engine of the forward graph; build one with ")
+
+
+def test_unknown_backend_is_refused_with_the_known_ones() -> None:
+    for name in ("ort-cup", "ort-cpu:x"):
+        with pytest.raises(ConfigError, match=f"unknown backend '{name}'; use one of .*ort-cpu"):
+            CompareOptions(backend=name)
+
+
 def test_bad_lists_and_options_are_refused(pristine_bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="was given twice; give each bundle once"):
         compare_bundles([pristine_bundle, pristine_bundle])
