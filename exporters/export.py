@@ -223,7 +223,8 @@ def _read_versions() -> dict[str, str]:
 
 def _describe_model(model: ReferenceModel, options: ExportOptions, graphs: Mapping[str, GraphSpec]) -> ModelFacts:
     config = model.config
-    lengths = sorted({min(FLOPS_SEQ_LEN, options.max_seq_len), options.max_seq_len})
+    longest = config.interface.find_longest(options.max_seq_len)
+    lengths = sorted({min(FLOPS_SEQ_LEN, longest), longest})
     return ModelFacts(
         model_type=config.model_type,
         num_parameters=model.count_parameters(),

@@ -37,12 +37,14 @@ class HalfRanges:
 
     Attributes:
         data: What was read, such as ``held-out text`` or ``random tokens``.
+        unit: What lengths count.
         seq_lens: Measured lengths, ascending.
         magnitudes: By the value's name, one a length; a weight counts at every length.
         bounded: Values that do not grow with the length, by the name in their block; see :class:`Lowering`.
     """
 
     data: str
+    unit: str
     seq_lens: tuple[int, ...]
     magnitudes: dict[str, tuple[float, ...]]
     bounded: frozenset[str]
@@ -105,7 +107,13 @@ def measure_half_ranges(model: ReferenceModel, data: Data, max_seq_len: int) -> 
         found[seq_len] = watch.largest
     names = list(next(iter(found.values())))
     magnitudes = {name: tuple(sizes[name] for sizes in found.values()) for name in names}
-    return HalfRanges(source.label, tuple(found), magnitudes, LOWERINGS[model.config.model_type].bounded)
+    return HalfRanges(
+        source.label,
+        model.config.interface.unit,
+        tuple(found),
+        magnitudes,
+        LOWERINGS[model.config.model_type].bounded,
+    )
 
 
 def plan_lengths(config: ModelConfig, max_seq_len: int) -> list[int]:

@@ -47,22 +47,25 @@ def choose_islands(model: ReferenceModel, data: Data, options: ExportOptions) ->
         ConfigError: ``islands`` is ``minimal`` and a value would overflow within the longest sequence; or the model
             leaves the range of fp32 too.
     """
-    growing = LOWERINGS[model.config.model_type].name_growing(model.config.num_blocks)
+    growing = LOWERINGS[model.config.model_type].name_growing(model.config)
     asked = growing if options.islands == "all" else frozenset()
     reasons = dict.fromkeys(sorted(asked), "asked for")
     if options.precision != "fp16":
         return _make_choice(options, reasons, None, None)
-    ranges = measure_half_ranges(model, data, options.max_seq_len)
+    longest = model.config.interface.find_longest(options.max_seq_len)
+    ranges = measure_half_ranges(model, data, longest)
     _check_finite(ranges)
     horizons = {name: ranges.find_horizon(name, LIMIT) for name in ranges.magnitudes}
     if options.islands != "minimal":
-        short = (name for name, horizon in horizons.items() if horizon <= options.max_seq_len)
+        short = (name for name, horizon in horizons.items() if horizon <= longest)
         reasons |= {name: _describe(ranges, name, horizons[name]) for name in short}
     horizon = _find_first({name: value for name, value in horizons.items() if name not in reasons}, ranges)
-    if horizon is not None and horizon.seq_len <= options.max_seq_len:
+    if horizon is not None and horizon.seq_len <= longest:
         cure = f"or --max-seq-len {horizon.seq_len - 1}" if horizon.seq_len > ranges.seq_lens[0] else "or bf16"
+        interface = model.config.interface
+        subject = f"max_seq_len={longest} is" if interface.fixed_len is None else f"{longest} {interface.unit} are"
         raise ConfigError(
-            f"max_seq_len={options.max_seq_len} is beyond the overflow horizon of fp16 without further islands: "
+            f"{subject} beyond the overflow horizon of fp16 without further islands: "
             f"{horizon.quantity} {_describe(ranges, horizon.quantity, horizon.seq_len)}; use --islands auto, {cure}"
         )
     return _make_choice(options, reasons, horizon, ranges)
@@ -110,8 +113,8 @@ def _describe(ranges: HalfRanges, name: str, horizon: float) -> str:
     passed = [(n, size) for n, size in zip(ranges.seq_lens, ranges.magnitudes[name], strict=True) if size > LIMIT]
     if passed:
         seq_len, size = passed[0]
-        return f"reaches {size:.2g} at {seq_len} tokens, more than a quarter of fp16's {FP16_MAX:.0f}"
+        return f"reaches {size:.2g} at {seq_len} {ranges.unit}, more than a quarter of fp16's {FP16_MAX:.0f}"
     return (
-        f"reaches {ranges.magnitudes[name][-1]:.2g} at {ranges.seq_lens[-1]} tokens and a quarter of fp16's "
+        f"reaches {ranges.magnitudes[name][-1]:.2g} at {ranges.seq_lens[-1]} {ranges.unit} and a quarter of fp16's "
         f"{FP16_MAX:.0f} at about {int(float(f'{horizon:.2g}')):,}"
     )

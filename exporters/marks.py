@@ -84,8 +84,10 @@ def set_marks_aside(graph: ir.Graph) -> None:
     As outputs of the graph they are kept; and whoever replaces a value also replaces it in the mark.
     """
     for node in [node for node in graph if _is_mark(node)]:
-        (marked,), (output,) = node.inputs, node.outputs
-        output.replace_all_uses_with(cast("ir.Value", marked))
+        marked, output = cast("ir.Value", node.inputs[0]), node.outputs[0]
+        if output.is_graph_output():  # what the model returns is marked too
+            marked.name, output.name = output.name, f"{output.name}/marked"
+        output.replace_all_uses_with(marked, replace_graph_outputs=True)
         graph.outputs.append(output)
 
 

@@ -6,6 +6,8 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.interface import BATCH, SEQ
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -38,13 +40,17 @@ def choose_traced_sizes(lowered: nn.Module, window: int, graph: GraphSpec) -> Tr
         graph: Contract of the graph; only where its axes are too short for a telling size is a smaller one taken.
     """
     limits = {name: bounds.max for name, bounds in graph.axes.items()}
-    explained = collect_model_sizes(lowered) | set(range(MIN_TELLTALE))
+    fixed_sizes = {size for spec in (*graph.inputs, *graph.outputs) for size in spec.shape if isinstance(size, int)}
+    explained = collect_model_sizes(lowered) | fixed_sizes | set(range(MIN_TELLTALE))
     free = (size for size in itertools.count(MIN_TELLTALE) if size not in explained)
-    batch, num_windows = min(next(free), limits["batch"]), next(free)
+    batch, num_windows = min(next(free), limits[BATCH]), next(free)
     fixed = {bounds.max for bounds in graph.axes.values() if bounds.min == bounds.max}
-    seq_len = min((num_windows - 1) * window + (window + 1) // 2, limits.get("seq", 1))
+    seq_len = min((num_windows - 1) * window + (window + 1) // 2, limits.get(SEQ, 1))
     num_windows = -(-seq_len // window)
-    telltales = {batch, seq_len, num_windows * window, num_windows} - explained - fixed
+    telltales = {batch}
+    if any(SEQ in spec.shape for spec in graph.inputs):
+        telltales |= {seq_len, num_windows * window, num_windows}
+    telltales -= explained | fixed
     return TracedSizes(batch, seq_len, frozenset(telltales))
 
 

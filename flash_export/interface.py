@@ -190,6 +190,10 @@ class Interface:
             if size is not None and not 1 <= size <= MAX_SIZE:
                 raise ValueError(f"{name} is {size}, wanted 1 to {MAX_SIZE}")
 
+    def find_longest(self, max_seq_len: int) -> int:
+        """Return the longest length there is within what is asked for: the fixed one, where there is only one."""
+        return max_seq_len if self.fixed_len is None else self.fixed_len
+
     @property
     def vocab_size(self) -> int | None:
         """Size of the vocabulary; None for a model that takes no tokens."""

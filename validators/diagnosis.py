@@ -69,11 +69,11 @@ def _explain_lengths(right: Collection[int], wrong: Collection[int], chunk_size:
     if all(length % chunk_size == 0 for length in wrong) and all(length % chunk_size for length in right):
         return f"multiples of the chunk of {chunk_size} are wrong, so that it pads where nothing needs padding"
     if max(right) <= chunk_size < min(wrong):
-        return f"only the first chunk of {chunk_size} tokens is right, so that later chunks are not, or not connected"
+        return f"only the first chunk of {chunk_size} is right, so that later chunks are not, or not connected"
     if max(right) < min(wrong):
         return f"it is right up to {max(right)} and wrong from {min(wrong)} on: something is limited to a length"
     if max(wrong) < min(right):
-        return f"it is wrong up to {max(wrong)} and right from {min(right)} on: short texts are a special case to it"
+        return f"it is wrong up to {max(wrong)} and right from {min(right)} on: short inputs are a special case to it"
     return None
 
 

@@ -50,8 +50,9 @@ class Lowering:
 
     Attributes:
         model: Makes the export form of a reference model in a precision.
-        growing: Values of a block that grow with the length or are squares: what ``--islands all`` keeps in fp32.
-        growing_around: The same of the values outside of the blocks.
+        growing: Values of a block that grow with the length or are squares, or whose rounding costs most: what
+            ``--islands all`` keeps in fp32.
+        growing_around: The same of the values outside of the blocks, as far as a model of a config has them.
         bounded: Values that do not grow with the length, and that the weights bound. All others are at most sums over
             all positions, which grow in proportion.
         state: The graphs that carry a state; None: there are none, see ``state_refusal`` of the config.
@@ -59,11 +60,11 @@ class Lowering:
 
     model: Callable[[Any, Precision], LoweredModel]
     growing: tuple[str, ...]
-    growing_around: tuple[str, ...] = ()
+    growing_around: Callable[[Any], tuple[str, ...]]
     bounded: frozenset[str] = field(default_factory=frozenset)
     state: StateGraphs | None = None
 
-    def name_growing(self, num_blocks: int) -> frozenset[str]:
-        """Return the full names of all that may grow."""
-        blocks = (f"layers.{index}.{name}" for index in range(num_blocks) for name in self.growing)
-        return frozenset({*blocks, *self.growing_around})
+    def name_growing(self, config: ModelConfig) -> frozenset[str]:
+        """Return the full names of all that may grow in a model."""
+        blocks = (f"layers.{index}.{name}" for index in range(config.num_blocks) for name in self.growing)
+        return frozenset({*blocks, *self.growing_around(config)})

@@ -316,7 +316,7 @@ class DecodeFlash(StatefulFlash):
 FLASH = Lowering(
     LoweredFlash,
     growing=("weights", "quadratic", "products", "kv", "linear", "mixed", "gated", "update", "residual"),
-    growing_around=("residual", "logits"),
+    growing_around=lambda _: ("residual", "logits"),
     bounded=frozenset(
         {"table", "turns", "valid", "normed", "value", "gate", "heads", "scores", "weights", "quadratic", "logits"}
     ),

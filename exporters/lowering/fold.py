@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from flash_export.layers.norm import SCALE_NORM_EPS, ScaleNorm
+from flash_export.layers.norm import ScaleNorm
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -62,7 +62,7 @@ def get_linear(projection: nn.Sequential) -> nn.Linear:
 
 def compute_norm_floor(norm: ScaleNorm) -> float:
     """Return the smallest divisor of a ScaleNorm whose ``dim**0.5`` was folded away."""
-    return float(SCALE_NORM_EPS * norm.dim**0.5)
+    return float(norm.eps * norm.dim**0.5)
 
 
 def fold_heads(

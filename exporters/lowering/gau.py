@@ -163,6 +163,6 @@ class LoweredGau(LoweredModel):
 GAU = Lowering(
     LoweredGau,
     growing=("weights", "products", "mixed", "gated", "update", "residual"),
-    growing_around=("residual", "logits"),
+    growing_around=lambda _: ("residual", "logits"),
     bounded=frozenset({"table", "turns", "valid", "normed", "value", "gate", "heads", "scores", "weights", "logits"}),
 )

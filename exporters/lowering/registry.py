@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from flash_export.exporters.lowering.flash_state import FLASH
 from flash_export.exporters.lowering.gau import GAU
 from flash_export.exporters.lowering.precision import FP32
+from flash_export.exporters.lowering.rtmpose_gau import RTMPOSE_GAU
 
 if TYPE_CHECKING:
     from flash_export.exporters.lowering.base import LoweredModel, Lowering
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 LOWERINGS: dict[str, Lowering] = {
     "flash": FLASH,
     "gau": GAU,
+    "rtmpose_gau": RTMPOSE_GAU,
 }
 
 

@@ -98,7 +98,9 @@ def _list_facts(bundle: Bundle, engine: EngineManifest) -> Iterable[tuple[str, s
 
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in engine.layer_dtypes.items())
     depth = bundle.manifest.model.num_blocks if bundle.manifest.model else None
-    blocks = f", {engine.num_layers / depth:.0f} per block with what is around the {depth}" if depth else ""
+    blocks = (
+        f", {engine.num_layers / depth:.0f} per block with what is around the {depth}" if depth and depth > 1 else ""
+    )
     return {
         "engine": str(bundle.path / ENGINE_FOLDER / f"{engine.name}.engine"),
         "flavour": f"{engine.flavour} {engine.version}",
@@ -125,4 +127,6 @@ def _format_profile(engine: EngineManifest, index: int) -> str:
     spec = engine.inputs[0]
     shapes = engine.profiles[index][spec.name]
     dynamic = [axis for axis, size in enumerate(spec.shape) if isinstance(size, str)]
+    if not dynamic:
+        return "none: every size is fixed"
     return ":".join("x".join(str(shape[axis]) for axis in dynamic) for shape in (shapes.min, shapes.opt, shapes.max))

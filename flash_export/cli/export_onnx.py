@@ -21,6 +21,9 @@ from flash_export.config import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
     from flash_export.bundle.bundle import Bundle
     from flash_export.cli.output import Output
     from flash_export.exporters.inspection import Inspection
@@ -149,14 +152,13 @@ def onnx_command(
 
 def print_export(bundle: Bundle, inspection: Inspection, output: Output) -> None:
     """Print what an export made."""
-    from flash_export.cli.inspect_path import count_nodes, format_import, format_precision, join_values
+    from flash_export.cli.inspect_path import count_nodes, format_import, format_precision, format_ranges, join_values
 
     manifest, graph, analysis = bundle.manifest, bundle.get_graph(), inspection.graphs[FORWARD]
     size = sum((bundle.path / name).stat().st_size for name in manifest.files)
     output.echo(f"Exported {manifest.checkpoint['source']} to {bundle.path} ({format_bytes(size)})")
     config = bundle.read_config()
-    fields = [f"{name} {value}" for name, value in config.items() if name != "model_type"]
-    output.echo_rows([("model", ", ".join([config["model_type"], *fields]))], indent=2)
+    output.echo_rows([("model", ", ".join([config.pop("model_type"), *_list_fields(config)]))], indent=2)
     output.echo_rows(format_import(manifest.imported), indent=2)
     if (facts := manifest.model) and facts.state_bytes:
         state = f"with a state of {format_bytes(facts.state_bytes)} per row at any length"
@@ -165,9 +167,17 @@ def print_export(bundle: Bundle, inspection: Inspection, output: Output) -> None
         [
             ("inputs", join_values(analysis.inputs)),
             ("outputs", join_values(analysis.outputs)),
-            ("ranges", ", ".join(f"{name} {axis.min} to {axis.max}" for name, axis in graph.axes.items())),
-            *(format_precision(manifest.precision) if manifest.precision else ()),
+            ("ranges", format_ranges(graph)),
+            *(format_precision(manifest.precision, manifest.interface.unit) if manifest.precision else ()),
             ("nodes", f"{count_nodes(analysis)}; opset {analysis.opset}, {graph.precision}"),
         ],
         indent=2,
     )
+
+
+def _list_fields(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _list_fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name} {value}"

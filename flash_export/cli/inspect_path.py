@@ -15,7 +15,7 @@ from flash_export.cli.output import NO_BREAK_SPACE, format_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from flash_export.bundle.manifest import EngineManifest, Manifest, PrecisionFacts, ProfileShapes
+    from flash_export.bundle.manifest import EngineManifest, GraphSpec, Manifest, PrecisionFacts, ProfileShapes
     from flash_export.bundle.quantization_record import QuantizationRecord
     from flash_export.cli.output import Output
     from flash_export.exporters.analysis import GraphAnalysis
@@ -78,17 +78,25 @@ def _format_manifest(manifest: Manifest) -> Rows:
     yield from format_import(manifest.imported)
     if model := manifest.model:
         yield "model", f"{model.model_type}, {model.num_parameters:,} parameters, {model.num_blocks} blocks"
-        work = ", ".join(f"{flops:,} at {seq_len} tokens" for seq_len, flops in model.flops_per_token.items())
-        yield "FLOPs", f"per token: {work}"
+        unit = manifest.interface.unit
+        work = ", ".join(f"{flops:,} at {seq_len} {unit}" for seq_len, flops in model.flops_per_token.items())
+        yield "FLOPs", f"per {unit.removesuffix('s')}: {work}"
         if model.state_bytes:
             yield "state", f"{format_bytes(model.state_bytes)} per row, at any length"
     for name, graph in manifest.graphs.items():
-        ranges = ", ".join(f"{axis} {bounds.min} to {bounds.max}" for axis, bounds in graph.axes.items())
-        yield name, f"{graph.precision}, {ranges}"
+        yield name, f"{graph.precision}, {format_ranges(graph)}"
     if manifest.precision:
-        yield from format_precision(manifest.precision)
+        yield from format_precision(manifest.precision, manifest.interface.unit)
     yield "made by", join_pairs(manifest.versions)
     yield "files", f"{len(manifest.files)}, all with the sha256 that the manifest says"
+
+
+def format_ranges(graph: GraphSpec) -> str:
+    """Say which sizes a graph takes: ``batch 1 to 64, seq 17``."""
+    return ", ".join(
+        f"{axis} {bounds.min}" + ("" if bounds.min == bounds.max else f" to {bounds.max}")
+        for axis, bounds in graph.axes.items()
+    )
 
 
 def format_import(record: ImportRecord) -> Rows:
@@ -103,11 +111,11 @@ def format_import(record: ImportRecord) -> Rows:
 
 
 def _format_quantization(record: QuantizationRecord) -> Rows:
-    loss = f"loss {record.loss:.2%} of the bits, accepted {record.budget:.2%}"
+    loss = f"loss {record.loss:.2%}, accepted {record.budget:.2%}"
     yield "quantized", f"{record.scheme}: {record.quantized_share:.0%} of the weights, {loss}"
 
 
-def format_precision(facts: PrecisionFacts) -> Rows:
+def format_precision(facts: PrecisionFacts, unit: str) -> Rows:
     """Yield the rows about a half-precision bundle: what is fp32 in it, and up to which length it holds."""
     names = [island.name for island in facts.islands]
     yield "islands", f"{facts.mode}: {', '.join(names) if names else 'none beyond what is fp32 in every model'}"
@@ -116,11 +124,11 @@ def format_precision(facts: PrecisionFacts) -> Rows:
         if reasons[island.reason] == 1:
             yield "", f"{island.name} {island.reason}"
     if facts.precision == "fp16":
-        read = f"{facts.data} of {', '.join(map(str, facts.seq_lens))} tokens"
+        read = f"{facts.data} of {', '.join(map(str, facts.seq_lens))} {unit}"
         if facts.horizon is None:
             yield "horizon", f"nothing grows towards an overflow; measured on {read}"
         else:
-            reached = f"reaches a quarter of fp16's range at about {facts.horizon.seq_len:,} tokens"
+            reached = f"reaches a quarter of fp16's range at about {facts.horizon.seq_len:,} {unit}"
             yield "horizon", f"{facts.horizon.quantity} {reached}; measured on {read}"
 
 
@@ -135,8 +143,11 @@ def _format_graph(analysis: GraphAnalysis) -> Rows:
 def count_nodes(analysis: GraphAnalysis) -> str:
     """Say how many nodes a graph has, and how many of them are in a block."""
     counts = sorted(set(analysis.nodes_by_block.values()))
-    blocks = f", {' or '.join(map(str, counts))} in each of {len(analysis.nodes_by_block)} blocks" if counts else ""
-    return f"{analysis.num_nodes}{blocks}"
+    if not counts:
+        return str(analysis.num_nodes)
+    blocks = len(analysis.nodes_by_block)
+    where = "in its block" if blocks == 1 else f"in each of {blocks} blocks"
+    return f"{analysis.num_nodes}, {' or '.join(map(str, counts))} {where}"
 
 
 def join_pairs(pairs: Mapping[str, object]) -> str:

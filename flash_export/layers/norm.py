@@ -21,16 +21,17 @@ class ScaleNorm(nn.Module):
     ``ScaleNorm``; Nguyen and Salazar, arXiv 1910.05895).
     """
 
-    def __init__(self, dim: int) -> None:
-        """Create the norm of vectors of width ``dim``."""
+    def __init__(self, dim: int, eps: float = SCALE_NORM_EPS) -> None:
+        """Create the norm of vectors of width ``dim``; ``eps`` is the smallest root mean square that is divided by."""
         super().__init__()
         self.dim = dim
+        self.eps = eps
         self.g = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         """Normalise the last axis."""
         root_mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * self.dim**-0.5
-        return x / root_mean_square.clamp(min=SCALE_NORM_EPS) * self.g
+        return x / root_mean_square.clamp(min=self.eps) * self.g
 
 
 def build_norm(norm_type: str, dim: int) -> nn.Module:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -23,7 +24,7 @@ from flash_export.errors import CheckpointError, ConfigError
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from typing import TypeVar
 
     from torch import Tensor
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from flash_export.interface import Interface
     from flash_export.probes import Quantity
 
+    FieldsT = TypeVar("FieldsT", bound="ConfigFields")
     ConfigT = TypeVar("ConfigT", bound="ModelConfig")
 
 MAX_SIZE = 2**31 - 1
@@ -39,18 +41,27 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Base of the family configs: plain fields, checked once, stored as ``config.json``."""
+class ConfigFields:
+    """Plain fields, checked once: a config, or a part that a model may have or not.
 
-    model_type: ClassVar[str]
+    Attributes:
+        CHOICES: The values of fields that take only some.
+        PARTS: Fields that hold further fields, or None.
+    """
+
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {}
+    PARTS: ClassVar[dict[str, type[ConfigFields]]] = {}
 
     def __post_init__(self) -> None:
         """Check every field against its declared type and choices."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            choices = self.CHOICES.get(field.name)
-            if choices is not None:
+            choices, part = self.CHOICES.get(field.name), self.PARTS.get(field.name)
+            if part is not None:
+                if value is not None and not isinstance(value, part):
+                    known = ", ".join(field.name for field in dataclasses.fields(part))
+                    raise ConfigError(f"{field.name}={value!r} is not usable; give an object with {known}, or null")
+            elif choices is not None:
                 if value not in choices:
                     raise ConfigError(f"{field.name}={value!r} is unknown; use one of {list_known(value, choices)}")
             elif field.type == "bool":
@@ -61,6 +72,13 @@ class ModelConfig:
                     raise ConfigError(f"{field.name}={value!r} is not usable; use a finite number")
             elif isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_SIZE:
                 raise ConfigError(f"{field.name}={value!r} is not usable; use a whole number from 1 to {MAX_SIZE}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(ConfigFields):
+    """Base of the family configs, stored as ``config.json``."""
+
+    model_type: ClassVar[str]
 
     @property
     def interface(self) -> Interface:
@@ -105,18 +123,24 @@ class ModelConfig:
             ConfigError: A field is unknown, missing or has an unusable value.
         """
         given = {name: value for name, value in values.items() if name != "model_type"}
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        if unknown := sorted(given.keys() - fields.keys()):
-            raise ConfigError(
-                f"unknown config field {', '.join(unknown)} for model_type {cls.model_type!r}; "
-                f"known fields: {list_known(unknown[0], fields)}"
-            )
-        required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
-        if missing := [name for name in required if name not in given]:
-            raise ConfigError(
-                f"config of model_type {cls.model_type!r} lacks {', '.join(missing)}; add it to config.json"
-            )
-        return cls(**given)
+        return _build_fields(cls, given, f"model_type {cls.model_type!r}")
+
+
+def _build_fields(kind: type[FieldsT], values: Mapping[str, Any], owner: str) -> FieldsT:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(values.keys() - fields.keys()):
+        raise ConfigError(
+            f"unknown config field {', '.join(unknown)} for {owner}; known fields: {list_known(unknown[0], fields)}"
+        )
+    required = [name for name, field in fields.items() if field.default is dataclasses.MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise ConfigError(f"config of {owner} lacks {', '.join(missing)}; add it to config.json")
+    parts = {
+        name: _build_fields(part, values[name], f"{name} of {owner}")
+        for name, part in kind.PARTS.items()
+        if isinstance(values.get(name), Mapping)
+    }
+    return kind(**{**values, **parts})
 
 
 class ReferenceModel(nn.Module):
@@ -127,6 +151,8 @@ class ReferenceModel(nn.Module):
     """
 
     config: ModelConfig
+    # Names of blocks as probes have them, by the names of modules that a library calls otherwise.
+    BLOCK_NAMES: ClassVar[dict[str, str]] = {}
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors`` into ``directory``.
@@ -161,10 +187,11 @@ class ReferenceModel(nn.Module):
 
         Args:
             reader: Called with a name, ``embedding``, ``layers.3.kv`` and so on, and the values. The names, less the
-                block, are keys of ``flash_export.probes.QUANTITIES``.
+                block, are those of the config's quantities.
         """
         probes = [(name, module.probe) for name, module in self.named_modules() if hasattr(module, "probe")]
-        for owner, probe in probes:
+        for module, probe in probes:
+            owner = self.BLOCK_NAMES.get(module, module)
             probe.reader = partial(_forward_reading, reader, f"{owner}." if owner else "")
         try:
             yield

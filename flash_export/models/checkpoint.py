@@ -85,7 +85,7 @@ def load_checkpoint(
     if is_foreign:
         weights = read_weights(file)
         if family is None:
-            raise ConfigError(f"{source.name} does not tell its model family; add --family flash or --family gau")
+            raise ConfigError(f"{source.name} does not tell its model family; add --family flash, gau or rtmpose_gau")
         kind = get_family(family)
     else:
         if library_version is not None or assume_defaults:
@@ -157,7 +157,7 @@ def _build_model(
     Returns:
         The model, and a sentence about each repair.
     """
-    depth = config.to_dict()["depth"]
+    depth = config.num_blocks
     if depth > len(tensors):  # before a module of that many layers is built
         raise CheckpointError(
             f"{weights}: {len(tensors)} tensors cannot be those of {depth} layers; "

@@ -15,6 +15,9 @@ from flash_export.models.importers.flash_pytorch import (
     import_flash,
     import_gau,
 )
+from flash_export.models.importers.mmpose import ANCHOR as MMPOSE_ANCHOR
+from flash_export.models.importers.mmpose import import_mmpose
+from flash_export.models.rtmpose_gau import RtmposeGauConfig, RtmposeGauModel
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "flash": Family(FlashConfig, FlashModel, "flash-pytorch", import_flash, FLASH_ARGUMENTS, ANCHOR),
     "gau": Family(GauConfig, GauModel, "flash-pytorch", import_gau, GAU_ARGUMENTS, ANCHOR),
+    "rtmpose_gau": Family(RtmposeGauConfig, RtmposeGauModel, "mmpose", import_mmpose, {}, MMPOSE_ANCHOR),
 }
 
 

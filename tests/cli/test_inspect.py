@@ -113,7 +113,7 @@ def test_a_quantized_bundle_says_what_that_costs(bundle: Bundle, int8_bundle: Bu
     record = int8_bundle.read_quantization()
     assert record is not None
     (line,) = (line for line in inspect(int8_bundle.path).stdout.splitlines() if line.startswith("  quantized"))
-    assert line == (f"  quantized int8: 100% of the weights, loss {record.loss:.2%} of the bits, accepted 0.50%")
+    assert line == (f"  quantized int8: 100% of the weights, loss {record.loss:.2%}, accepted 0.50%")
     values = read_json(int8_bundle.path)
     assert values["quantization"] == json.loads((int8_bundle.path / "quantization.json").read_text())
     assert "  quantized" not in inspect(bundle.path).stdout

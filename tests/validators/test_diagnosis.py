@@ -21,7 +21,7 @@ def make_rows(right: list[int], wrong: list[int]) -> list[Row]:
         ([16], [1, 8, 17], "the length that it was traced with is baked"),
         ([8, 16, 32], [1, 7, 9, 30], "only multiples of the chunk of 8 are right"),
         ([1, 7, 9], [8, 16], "it pads where nothing needs padding"),
-        ([1, 2, 8], [9, 16, 30], "only the first chunk of 8 tokens is right"),
+        ([1, 2, 8], [9, 16, 30], "only the first chunk of 8 is right"),
         ([1, 8, 9, 30], [31, 64], "right up to 30 and wrong from 31 on"),
         ([9, 16], [1, 8], "wrong up to 8 and right from 9 on"),
         ([], [1, 8, 9], "wrong at every length"),

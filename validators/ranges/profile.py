@@ -106,7 +106,14 @@ def profile_ranges(
     ]
     rows.sort(key=lambda row: row.urgency)
     return RangesReport(
-        format_path(bundle.path), source.label, tuple(found), axis.max, tuple(rows), stopped, graph.precision
+        format_path(bundle.path),
+        source.label,
+        tuple(found),
+        axis.max,
+        tuple(rows),
+        stopped,
+        graph.precision,
+        model.config.interface.unit,
     )
 
 

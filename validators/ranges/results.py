@@ -89,6 +89,7 @@ class RangesReport:
         rows: The quantities, the worst first.
         stopped: Why no longer text was measured; empty if the longest that there is was.
         precision: Of the bundle's graph.
+        unit: What lengths count.
     """
 
     bundle: str
@@ -98,6 +99,7 @@ class RangesReport:
     rows: tuple[RangeRow, ...]
     stopped: str = ""
     precision: str = "fp32"
+    unit: str = "tokens"
 
     def to_json(self) -> str:
         """Return strict JSON; what is not finite in the model itself is null."""

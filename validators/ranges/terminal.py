@@ -25,7 +25,8 @@ def print_ranges(report: RangesReport, console: Console, max_rows: int | None = 
     console.print(_build_table(report, report.rows[:max_rows]))
     if max_rows is not None and len(report.rows) > max_rows:
         console.print(make_text(f"and {len(report.rows) - max_rows} quantities with more room"))
-    lengths = f"{report.seq_lens[0]} to {report.seq_lens[-1]} tokens"
+    first, last = report.seq_lens[0], report.seq_lens[-1]
+    lengths = f"{last} {report.unit}" if first == last else f"{first} to {last} {report.unit}"
     lines = [f"Measured on {report.data}, {lengths}; |x| is the largest magnitude, in the scale of the graph."]
     lines += [f"Not measured: {report.stopped}"] if report.stopped else []
     for line in (*lines, *describe_held(report)):
@@ -58,13 +59,13 @@ def describe_horizon(report: RangesReport) -> str:
         more = f" and {len(exceeded) - 1} more" if len(exceeded) > 1 else ""
         sentences.append(
             f"fp16 overflows at measured lengths: {first.place} exceeds {FP16_MAX:.0f} at {first.growth.horizon:.0f} "
-            f"tokens{more}."
+            f"{report.unit}{more}."
         )
     if rest and rest[0].growth.horizon is not None:
+        horizon = f"{format_horizon(rest[0].growth.horizon)} {report.unit} ({_format_interval(rest[0].growth)})"
         sentences.append(
-            f"{'Next' if exceeded else 'First'} to overflow fp16: {rest[0].place}, at about "
-            f"{format_tokens(rest[0].growth.horizon)} tokens ({_format_interval(rest[0].growth)}); the graph promises "
-            f"lengths to {report.max_seq_len}."
+            f"{'Next' if exceeded else 'First'} to overflow fp16: {rest[0].place}, at about {horizon}; the graph "
+            f"promises lengths to {report.max_seq_len}."
         )
     elif rest:
         tightest = min(rest, key=lambda row: row.headroom)
@@ -81,10 +82,10 @@ def describe_horizon(report: RangesReport) -> str:
     return " ".join(sentences)
 
 
-def format_tokens(length: float | None) -> str:
+def format_horizon(length: float | None) -> str:
     """Format a horizon with two digits.
 
-    >>> format_tokens(123456.0), format_tokens(4.56e7), format_tokens(900.0), format_tokens(None)
+    >>> format_horizon(123456.0), format_horizon(4.56e7), format_horizon(900.0), format_horizon(None)
     ('120k', '46M', '900', 'beyond 1e9')
     """
     if length is None:
@@ -96,15 +97,15 @@ def format_tokens(length: float | None) -> str:
 
 
 def _build_table(report: RangesReport, rows: tuple[RangeRow, ...]) -> Table:
-    first, last = report.seq_lens[0], report.seq_lens[-1]
+    shown = dict.fromkeys((0, len(report.seq_lens) - 1))  # the shortest and the longest, or the only one
+    lengths = [f"at {report.seq_lens[index]}" for index in shown]
     return make_table(
-        ["block", "quantity", f"|x| at {first}", f"at {last}", "room", "power", "fp16 overflows at"],
+        ["block", "quantity", f"|x| {lengths[0]}", *lengths[1:], "room", "power", "fp16 overflows at"],
         [
             [
                 "" if row.block is None else str(row.block),
                 row.label,
-                f"{row.points[0].graph_max_abs:.2g}",
-                f"{row.points[-1].graph_max_abs:.2g}",
+                *(f"{row.points[index].graph_max_abs:.2g}" for index in shown),
                 "" if row.held else f"{row.headroom:.2g}",
                 "" if row.growth.power is None else f"{row.growth.power:.2f}",
                 make_text((_format_horizon(row), _STYLES[row.growth.verdict])),
@@ -112,7 +113,7 @@ def _build_table(report: RangesReport, rows: tuple[RangeRow, ...]) -> Table:
             for row in rows
         ],
         align="ll",
-        folded=(1, 6),
+        folded=(1, len(shown) + 4),
     )
 
 
@@ -124,10 +125,10 @@ def _format_horizon(row: RangeRow) -> str:
         return f"{growth.horizon:.0f}, measured"
     if growth.verdict == "grows":
         interval = f" ({_format_interval(growth)})" if growth.horizon is not None else ""
-        return f"{format_tokens(growth.horizon)}{interval}"
+        return f"{format_horizon(growth.horizon)}{interval}"
     return growth.verdict
 
 
 def _format_interval(growth: Growth) -> str:
     early, late = growth.horizon_interval
-    return f"{format_tokens(early)} to {format_tokens(late)}"
+    return f"{format_horizon(early)} to {format_horizon(late)}"
