@@ -1,10 +1,10 @@
-"""Ours against flash-pytorch, torch.compile, the legacy exporter, the arithmetic limit and a Transformer.
+"""Ours in onnxruntime against flash-pytorch, torch.compile, the legacy exporter, OpenVINO, the limit and a Transformer.
 
     python benchmarks/compare.py [--causal | --non-causal] [--lengths 256,1000] [--no-compile]
 
 One sequence, float32, two threads. Before anything is timed, every candidate that runs the same weights has to agree
 with flash-pytorch. The causal model is also timed as generation reads a prompt: in segments of 2,048 tokens through the
-prefill graph, state and logits included.
+prefill graph, state and logits included. OpenVINO reads our graph too, where it is installed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ from timing import DEFAULT_BLOCK_MS, DEFAULT_ROUNDS, Timings, compute_geometric_
 from transformer import build_transformer, export_transformer
 
 from flash_export.bundle.bundle import Bundle
+from flash_export.config import FORWARD
+from flash_export.errors import BackendUnavailableError
 from flash_export.generation.generate import Generator
+from flash_export.runtime.backends import find_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,10 +48,10 @@ if TYPE_CHECKING:
 LENGTHS = (256, 512, 1000, 2048, 4096, 8192)
 QUICK_LENGTHS = (16, 40)
 LIMIT_FROM = 1024
-SEGMENTS = "ours, segments"
+SEGMENTS, OPENVINO = "ours, segments", "ours, OpenVINO"
 OURS, EAGER, COMPILED, LEGACY, SLIM = "ours", "eager", "compile", "legacy", "legacy+slim"
 LIMIT, TRANSFORMER = "limit", "Transformer"
-PEERS = (EAGER, COMPILED, LEGACY, SLIM, TRANSFORMER, SEGMENTS)
+PEERS = (EAGER, COMPILED, LEGACY, SLIM, TRANSFORMER, SEGMENTS, OPENVINO)
 # Geometric mean over the lengths that a peer's time has to be of ours, by attention.
 MEAN_TARGETS = {
     EAGER: {"non-causal": 1.8, "causal": 1.8},
@@ -68,19 +71,37 @@ class Sessions:
     legacy: Any
     slim: Any
     transformer: Any
+    openvino: Callable[[np.ndarray], np.ndarray] | None
 
 
 def open_sessions(config: PeerConfig, folder: Path) -> Sessions:
     """Export a model in every way and open the graphs."""
     legacy = export_legacy(config, folder / "legacy.onnx")
     ours = export_ours(config, folder / "ours")
+    bundle = Bundle.open(ours.parent)
     return Sessions(
         ours=open_session(ours),
-        segments=Generator.open(Bundle.open(ours.parent), threads=THREADS) if config.causal else None,
+        segments=Generator.open(bundle, threads=THREADS) if config.causal else None,
         legacy=open_session(legacy),
         slim=open_session(slim_graph(legacy, folder / "slim.onnx")),
         transformer=open_session(export_transformer(build_transformer(config), folder / "transformer.onnx")),
+        openvino=_open_openvino(bundle),
     )
+
+
+def _open_openvino(bundle: Bundle) -> Callable[[np.ndarray], np.ndarray] | None:
+    target = find_target(bundle, "openvino", FORWARD)
+    try:
+        runner = target.open(threads=THREADS)
+    except BackendUnavailableError as error:
+        print(f"not compared: {error}", file=sys.stderr)
+        return None
+
+    def run(tokens: np.ndarray) -> np.ndarray:
+        feeds = (tokens, np.ones_like(tokens))  # a mask, where the graph takes one
+        return runner.run({spec.name: array for spec, array in zip(target.inputs, feeds, strict=False)})["logits"]
+
+    return run
 
 
 def compare_at(
@@ -105,6 +126,8 @@ def compare_at(
     _check_agreement(original, tokens, candidates.get(COMPILED), sessions)
     if (generator := sessions.segments) is not None:
         candidates[SEGMENTS] = lambda: generator.prefill([tokens[0]])
+    if (run := sessions.openvino) is not None:
+        candidates[OPENVINO] = lambda: run(tokens)
     candidates[LIMIT] = bind_products(list_products(config, seq_len))
     candidates[TRANSFORMER] = bind_run(sessions.transformer, {"input_ids": tokens})
     return time_alternating(candidates, rounds=rounds, block_ms=block_ms)
@@ -165,6 +188,8 @@ def _check_agreement(
     }
     if compiled:
         outputs[COMPILED] = np.asarray(compiled())
+    if sessions.openvino is not None:
+        outputs[OPENVINO] = sessions.openvino(tokens)
     for name, output in outputs.items():
         error = compute_error(output, expected)
         if not error <= TOLERANCE:
@@ -173,7 +198,7 @@ def _check_agreement(
 
 def _print_comparison(config: PeerConfig, timings: Mapping[int, Timings]) -> None:
     where = f"{name_attention(config)}, d={config.dim}, {config.depth} layers"
-    names = [EAGER, COMPILED, LEGACY, SLIM, OURS, SEGMENTS, LIMIT, TRANSFORMER]
+    names = [EAGER, COMPILED, LEGACY, SLIM, OURS, OPENVINO, SEGMENTS, LIMIT, TRANSFORMER]
     names = [name for name in names if name in next(iter(timings.values())).rounds_ms]
     print_table(
         f"Milliseconds: {where}",

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -27,6 +28,15 @@ INTERFACE = describe_token_model(256, needs_mask=False, is_causal=True, window=1
 BundleFactory = Callable[..., Bundle]
 SchemeExporter = Callable[[str], Bundle]
 FolderSharer = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _read_torchlib_once() -> None:
+    """Keep what PyTorch's exporter reads of onnxscript: 1,500 sources, the same for every graph, more than a second."""
+    from torch.onnx._internal import _lazy_import
+
+    apis: Any = vars(_lazy_import)["onnxscript_apis"]
+    apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
 
 
 @pytest.fixture

@@ -246,7 +246,9 @@ class LoweredFlash(LoweredModel):
         channels = order_channels(model.config.dim, model.config.shift_tokens)
         columns, _ = order_rotary_columns(model.config.qk_dim, 2 * len(rotary.freqs))
         self.orders = {"channels": channels.tolist(), "heads": columns[: model.config.qk_dim].tolist()}
-        self.embedding = TokenEmbedding(model.token_emb, model.abs_pos_emb, channels, precision)
+        self.embedding = TokenEmbedding(
+            model.token_emb, model.abs_pos_emb, channels, precision, swaps_halves=model.config.shift_tokens
+        )
         self.freqs = nn.Buffer(torch.cat((rotary.freqs, rotary.freqs)))  # (r,)
         layers = cast("list[FlashLayer]", model.layers)
         self.layers = nn.ModuleList(

@@ -146,19 +146,21 @@ class TokenEmbedding(nn.Module):
         sinusoid: ScaledSinusoid,
         channels: Int[Tensor, " d"],
         precision: Precision = FP32,
+        *,
+        swaps_halves: bool = False,
     ) -> None:
-        """Take the tables with their channels in this order."""
+        """Take the tables with their channels in this order; the sinusoid has those of sines and cosines in halves."""
         super().__init__()
         self.precision = precision
         self.table = nn.Buffer(precision.narrow(token_emb.weight[:, channels], TABLE))
         self.inv_freq = nn.Buffer(sinusoid.inv_freq.clone())
         self.scale = nn.Buffer(sinusoid.scale.clone())
-        self.cosine_first = bool(channels[0] != 0)
+        self.swaps_halves = swaps_halves
 
     def forward(self, input_ids: Int[Tensor, "*b"], positions: Float[Tensor, "*b 1"]) -> Float[Tensor, "*b d"]:
         """Embed each token at its position."""
         angles = positions * self.inv_freq
-        halves = (angles.cos(), angles.sin()) if self.cosine_first else (angles.sin(), angles.cos())
+        halves = (angles.cos(), angles.sin()) if self.swaps_halves else (angles.sin(), angles.cos())
         tokens = widen(F.embedding(input_ids, self.table))
         return self.precision.narrow(tokens + torch.cat(halves, dim=-1) * self.scale, RESIDUAL)
 

@@ -60,6 +60,7 @@ def run_quick(
 @pytest.mark.slow
 def test_compare(run_quick: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxslim")
+    pytest.importorskip("openvino")
     (comparison,) = run_quick("compare", "--causal", "--no-compile", "--lengths", "20")["comparisons"]
     (length,) = comparison["lengths"]
     assert set(length["median_ms"]) == {
@@ -68,6 +69,7 @@ def test_compare(run_quick: Callable[..., dict[str, Any]], capsys: pytest.Captur
         "legacy+slim",
         "ours",
         "ours, segments",
+        "ours, OpenVINO",
         "limit",
         "Transformer",
     }
@@ -95,7 +97,7 @@ def test_compare_refuses_another_model(load_module: Callable[[str], Any], monkey
 
     monkeypatch.setattr(compare, "make_token_feeds", lambda _session, _tokens: {})
     with pytest.raises(RuntimeError, match="legacy differs from flash-pytorch by"):
-        compare._check_agreement(model, tokens, None, compare.Sessions(*[Wrong()] * 5))
+        compare._check_agreement(model, tokens, None, compare.Sessions(*[Wrong()] * 5, openvino=None))
 
 
 @pytest.mark.slow
