@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from typing_extensions import TypedDict, Unpack
+
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.suggest import describe_unknown
 
@@ -19,25 +21,35 @@ if TYPE_CHECKING:
     from flash_export.runtime.runner import Runner
 
 
+class OpenOptions(TypedDict, total=False):
+    """How a graph is opened.
+
+    Attributes:
+        threads: Threads of one operator on the CPU; None: what the runtime chooses.
+        fixed_axes: Sizes of symbolic axes, for a session of one shape.
+        inner_values: Values of the graph to return as well, where the runtime can be read inside.
+        rounds: Whether a half-precision graph on a CPU is to round as a GPU does, where the runtime can be told.
+    """
+
+    threads: int | None
+    fixed_axes: Mapping[str, int] | None
+    inner_values: tuple[str, ...]
+    rounds: bool
+
+
 class OpenTarget(Protocol):
     """Opens a graph; raises BackendUnavailableError where that is not possible here."""
 
-    def __call__(
-        self,
-        *,
-        threads: int | None = None,
-        fixed_axes: Mapping[str, int] | None = None,
-        inner_values: tuple[str, ...] = (),
-        rounds: bool = True,
-    ) -> Runner:
-        """Open it.
+    def __call__(self, **options: Unpack[OpenOptions]) -> Runner:
+        """Open it."""
+        ...
 
-        Args:
-            threads: Threads of one operator on the CPU; None: what the runtime chooses.
-            fixed_axes: Sizes of symbolic axes, for a session of one shape.
-            inner_values: Values of the graph to return as well, where the runtime can be read inside.
-            rounds: Whether a half-precision graph on a CPU is to round as a GPU does, where the runtime can be told.
-        """
+
+class OpenGraph(Protocol):
+    """Opens an ONNX file, given the contract of its graph."""
+
+    def __call__(self, graph: GraphSpec, path: Path, **options: Unpack[OpenOptions]) -> Runner:
+        """Open it."""
         ...
 
 
@@ -121,21 +133,8 @@ def describe_missing_engine(graph: str) -> str:
     return f"the bundle has no engine of the {graph} graph; build one with 'flash-export trt BUNDLE{option}'"
 
 
-class _OpenGraph(Protocol):
-    def __call__(
-        self,
-        graph: GraphSpec,
-        path: Path,
-        *,
-        threads: int | None = None,
-        fixed_axes: Mapping[str, int] | None = None,
-        inner_values: tuple[str, ...] = (),
-        rounds: bool = True,
-    ) -> Runner: ...
-
-
 def _reads_graphs(
-    name: str, device: str, open_graph: _OpenGraph, *, is_default: bool = True, shows_inside: bool = True
+    name: str, device: str, open_graph: OpenGraph, *, is_default: bool = True, shows_inside: bool = True
 ) -> Backend:
     """Describe a runtime that reads the ONNX files as they are, so that every graph is one target."""
 
@@ -146,42 +145,17 @@ def _reads_graphs(
     return Backend(name, device, find, is_default, shows_inside)
 
 
-def _open_ort(
-    graph: GraphSpec,
-    path: Path,
-    *,
-    provider: str,
-    threads: int | None = None,
-    fixed_axes: Mapping[str, int] | None = None,
-    inner_values: tuple[str, ...] = (),
-    rounds: bool = True,
-) -> Runner:
+def _open_ort(graph: GraphSpec, path: Path, *, provider: str, **options: Unpack[OpenOptions]) -> Runner:
     from flash_export.runtime.ort import OrtRunner
 
-    return OrtRunner(
-        graph,
-        path,
-        provider=provider,
-        threads=threads,
-        fixed_axes=fixed_axes,
-        inner_values=inner_values,
-        rounds=rounds,
-    )
+    return OrtRunner(graph, path, provider=provider, **options)
 
 
-def _open_openvino(
-    graph: GraphSpec,
-    path: Path,
-    *,
-    threads: int | None = None,
-    fixed_axes: Mapping[str, int] | None = None,
-    inner_values: tuple[str, ...] = (),
-    rounds: bool = True,
-) -> Runner:
+def _open_openvino(graph: GraphSpec, path: Path, **options: Unpack[OpenOptions]) -> Runner:
     from flash_export.runtime.openvino import OpenVinoRunner
 
-    assert not inner_values  # see shows_inside
-    return OpenVinoRunner(graph, path, threads=threads, fixed_axes=fixed_axes)
+    assert not options.get("inner_values")  # see shows_inside
+    return OpenVinoRunner(graph, path, threads=options.get("threads"), fixed_axes=options.get("fixed_axes"))
 
 
 def _find_engines(bundle: Bundle, graph: str) -> tuple[Target, ...]:
@@ -192,19 +166,12 @@ def _find_engines(bundle: Bundle, graph: str) -> tuple[Target, ...]:
     )
 
 
-def _open_engine(
-    bundle: Bundle,
-    engine: EngineManifest,
-    *,
-    threads: int | None = None,
-    fixed_axes: Mapping[str, int] | None = None,
-    inner_values: tuple[str, ...] = (),
-    rounds: bool = True,
-) -> Runner:
+def _open_engine(bundle: Bundle, engine: EngineManifest, **options: Unpack[OpenOptions]) -> Runner:
+    """Open an engine; it is what it was built to be, and nothing of it runs on the CPU."""
     from flash_export.runtime.trt import open_engine
 
-    assert not fixed_axes  # an engine is what it was built to be
-    assert not inner_values
+    assert not options.get("fixed_axes")
+    assert not options.get("inner_values")
     return open_engine(bundle, engine)
 
 
