@@ -144,12 +144,7 @@ class GauLayer(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         *,
-        visible: Bool[
-            Tensor,
-            (
-                b  # n n
-            ),
-        ],
+        visible: Bool[Tensor, "b _ n"],
         length: Int[Tensor, "b 1"],
     ) -> Float[Tensor, "b n d"]:
         """Mix the tokens: ``to_out(gate * attention_fn((q k^T + bias) / length) v) + x``."""
