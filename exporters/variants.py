@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import QUANTIZATION_FILE
 from flash_export.exporters.islands import choose_islands
@@ -12,7 +13,7 @@ from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.quantization.rewrite import quantize_graph
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import onnx_ir as ir
 
@@ -25,87 +26,29 @@ if TYPE_CHECKING:
     from flash_export.models.base import ReferenceModel
 
 
-class Variant(Protocol):
-    """What is done to a lowered model and its traced graphs, and what the bundle says of it."""
-
-    @property
-    def precision(self) -> Precision:
-        """What the model is lowered in."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """What the graphs are said to be: ``fp32``, ``fp16``, ``int8``."""
-        ...
-
-    @property
-    def facts(self) -> PrecisionFacts | None:
-        """How half precision was kept in range; None where it is not half."""
-        ...
-
-    @property
-    def files(self) -> Mapping[str, str]:
-        """Further files of the bundle, by name."""
-        ...
-
-    def prepare(self, lowered: LoweredModel) -> None:
-        """Change the lowered model before it is traced."""
-        ...
-
-    def rewrite(self, graph: ir.Model) -> None:
-        """Change a traced graph."""
-        ...
+def _leave(_: object) -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
-class PlainVariant:
-    """The lowered model as it is, in fp32 or with the values narrowed that are no islands."""
+class Variant:
+    """What is done to a lowered model and its traced graphs, and what the bundle says of it.
 
+    Attributes:
+        name: What the graphs are said to be: ``fp32``, ``fp16``, ``int8``.
+        precision: What the model is lowered in.
+        facts: How half precision was kept in range; None where it is not half.
+        files: Further files of the bundle, their texts by name.
+        prepare: Changes the lowered model before it is traced.
+        rewrite: Changes a traced graph.
+    """
+
+    name: str
     precision: Precision = FP32
     facts: PrecisionFacts | None = None
-
-    @property
-    def name(self) -> str:
-        """The name of the precision."""
-        return self.precision.name
-
-    @property
-    def files(self) -> Mapping[str, str]:
-        """None."""
-        return {}
-
-    def prepare(self, lowered: LoweredModel) -> None:
-        """Do nothing."""
-
-    def rewrite(self, graph: ir.Model) -> None:
-        """Do nothing."""
-
-
-@dataclass(frozen=True)
-class QuantizedVariant:
-    """Products of the fp32 graph replaced by ones in few bits."""
-
-    quantization: Quantization
-    precision: Precision = FP32
-    facts: PrecisionFacts | None = None
-
-    @property
-    def name(self) -> str:
-        """The scheme."""
-        return self.quantization.plan.scheme
-
-    @property
-    def files(self) -> Mapping[str, str]:
-        """How the plan came about."""
-        return {QUANTIZATION_FILE: self.quantization.record}
-
-    def prepare(self, lowered: LoweredModel) -> None:
-        """Make one product of the input projections."""
-        join_projections(lowered)
-
-    def rewrite(self, graph: ir.Model) -> None:
-        """Replace the products."""
-        quantize_graph(graph, self.quantization.plan)
+    files: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[LoweredModel], None] = _leave
+    rewrite: Callable[[ir.Model], None] = _leave
 
 
 def choose_variant(
@@ -117,8 +60,14 @@ def choose_variant(
         ConfigError: The model would overflow in half precision within the longest sequence, see :func:`choose_islands`.
     """
     if quantization is not None:
-        return QuantizedVariant(quantization)
+        plan = quantization.plan
+        return Variant(
+            plan.scheme,
+            files={QUANTIZATION_FILE: quantization.record},
+            prepare=join_projections,
+            rewrite=partial(quantize_graph, plan=plan),
+        )
     if options.precision == "fp32":
-        return PlainVariant()
+        return Variant("fp32")
     choice = choose_islands(model, data, options)
-    return PlainVariant(choice.precision, choice.facts)
+    return Variant(choice.precision.name, choice.precision, choice.facts)
