@@ -160,10 +160,16 @@ def test_it_is_quantized_compared_and_validated_again(head_bundle: Bundle, files
     made = check("quantize", head_bundle.path, "-o", tmp_path / "int8", *data, *THREADS)
     assert "classifiers.x" in made.stdout
     assert check("validate", tmp_path / "int8", "--no-latency", *THREADS)
-    compared = check("compare", head_bundle.path, tmp_path / "int8", *data, "--no-latency", *THREADS, "--json", "-")
+    page = ("--html", tmp_path / "page.html")
+    compared = check(
+        "compare", head_bundle.path, tmp_path / "int8", *data, "--no-latency", *THREADS, *page, "--json", "-"
+    )
     first, second = json.loads(compared.stdout)["entries"]
     assert first["quality"]["measures"] == {"pixel_error": 0, "within_half_pixel": 1}
     assert 0 < second["quality"]["measures"]["within_half_pixel"] < 1
+    text = (tmp_path / "page.html").read_text()
+    assert "How far the decoded keypoints are from the original" in text
+    assert not re.search("token|byte per|per byte", text)
 
 
 def test_engines_have_a_batch_that_is_free_or_fixed(head_bundle: Bundle, files: Path, tmp_path: Path) -> None:

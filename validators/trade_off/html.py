@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flash_export.validators.report.formatting import format_interval
+from flash_export.validators.report.formatting import capitalize, format_interval
 from flash_export.validators.report.html import make_environment
 from flash_export.validators.trade_off.plot import build_trade_off_plots
 from flash_export.validators.trade_off.text import (
@@ -28,6 +28,7 @@ def render_trade_off(trade: TradeOff) -> str:
     """Return the text of the page."""
     environment = make_environment()
     environment.filters.update(
+        capital=capitalize,
         interval=format_interval,
         ratio=format_ratio,
         run=partial(describe_run, unit=trade.unit),
