@@ -92,7 +92,7 @@ class QuantizedVariant:
     @property
     def name(self) -> str:
         """The scheme."""
-        return self.quantization.plan.scheme
+        return self.quantization.plan.scheme.name
 
     @property
     def files(self) -> Mapping[str, str]:
