@@ -1,4 +1,4 @@
-"""Ways to round a product: smoothing where channels have outliers, two terms last, none where nothing fits."""
+"""Ways to round a product: smoothing where channels have outliers, and two terms last."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_every_scheme_is_a_file_a_line_and_a_budget() -> None:
 
 
 @pytest.mark.parametrize("name", SCHEMES_BY_NAME)
-def test_no_operator_is_newer_than_the_opset_that_a_scheme_states(name: str) -> None:
+def test_the_opset_that_a_scheme_states_is_the_first_with_its_operators(name: str) -> None:
     scheme = SCHEMES_BY_NAME[name]
     assert MIN_OPSET <= scheme.opset <= MAX_OPSET
     weight = np.random.default_rng(0).standard_normal((32, 8)).astype(np.float32)
@@ -39,6 +39,10 @@ def test_no_operator_is_newer_than_the_opset_that_a_scheme_states(name: str) -> 
         model = quantize_product(write_product(weight), rounding.plan)
         model.opset_import[0].version = scheme.opset
         onnx.checker.check_model(model, full_check=True)
+        if scheme.opset > MIN_OPSET:
+            model.opset_import[0].version = scheme.opset - 1
+            with pytest.raises((onnx.checker.ValidationError, onnx.shape_inference.InferenceError)):
+                onnx.checker.check_model(model, full_check=True)
 
 
 @pytest.mark.parametrize("name", SCHEMES_BY_NAME)
