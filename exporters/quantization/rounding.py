@@ -63,7 +63,7 @@ class ProductSample:
         return self.x @ self.weight
 
     def measure_error(self, x: Float[np.ndarray, "m k"], weight: QuantizedWeight) -> float:
-        """Return the error of the product of two rounded factors, see :attr:`Rounding.error`."""
+        """Return the error of the product of factors that may be rounded, see :attr:`Rounding.error`."""
         scale = float(np.square(self.exact).mean()) or 1.0
         return float(np.sqrt(np.square(x @ weight.dequantize() - self.exact).mean() / scale))
 

@@ -92,6 +92,7 @@ def quantize_bundle(
         widest = 4 * sum(len(product.weight) for product in trial.products)
         seq_lens = list_lengths(data.source.rows, longest, widest)
         samples = record_activations(trial, path, data.source.rows, seq_lens, options.threads)
+        # A sample keeps its exact product, which is not to stay in memory for all of them.
         ladders = {name: scheme.list_roundings(samples.pop(name), options) for name in sizes}
         for product in trial.products:
             if not ladders[product.name]:
