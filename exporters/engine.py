@@ -16,6 +16,7 @@ from flash_export.exporters.engine_progress import BuildWatch, create_monitor
 from flash_export.exporters.flavour import CURRENT_TARGET, choose_flavour, choose_targets, import_flavour
 from flash_export.exporters.parser_errors import format_complaints, read_complaints
 from flash_export.exporters.profile import DEFAULT_CHUNK_SIZE, derive_profile, parse_profile
+from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,7 +61,7 @@ def build_engine(
     )
     flavour = choose_flavour(options)
     trt = import_flavour(flavour)
-    targets = choose_targets(trt, flavour, options.compute_capabilities, graph.precision)
+    targets = choose_targets(trt, flavour, options.compute_capabilities, SCHEMES_BY_NAME.get(graph.precision))
 
     started = time.perf_counter()
     log = get_log(trt)

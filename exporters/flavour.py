@@ -10,7 +10,7 @@ import importlib.util
 import re
 from typing import TYPE_CHECKING, Any
 
-from flash_export.config import AUTO_FLAVOUR, FLAVOURS, FP8, TENSORRT, TENSORRT_RTX, BuildOptions, Flavour
+from flash_export.config import AUTO_FLAVOUR, FLAVOURS, TENSORRT, TENSORRT_RTX, BuildOptions, Flavour
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.install import get_install_command
 from flash_export.suggest import list_known
@@ -18,11 +18,11 @@ from flash_export.suggest import list_known
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from flash_export.exporters.quantization.plan import Scheme
+
 CURRENT_TARGET = "current"
 # TensorRT-RTX refuses fp32 matrix products for Turing (7.5), so Turing is built for only when it is asked for.
 MIN_DEFAULT_CAPABILITY = (8, 0)
-# Ada is the first that has fp8.
-MIN_CAPABILITIES = {FP8: (8, 9)}
 
 
 def choose_flavour(options: BuildOptions) -> Flavour:
@@ -85,27 +85,33 @@ def list_capabilities(trt: Any) -> dict[str, Any]:
     return found
 
 
-def choose_targets(trt: Any, flavour: Flavour, requested: Sequence[str], precision: str = "fp32") -> dict[str, Any]:
+def choose_targets(
+    trt: Any, flavour: Flavour, requested: Sequence[str], scheme: Scheme | None = None
+) -> dict[str, Any]:
     """Return what to build for: enum members by name, or nothing but ``current`` for TensorRT.
 
     Raises:
-        ConfigError: A compute capability was asked for that this version does not offer, or that lacks the precision.
+        ConfigError: A compute capability was asked for that this version does not offer, or that lacks the scheme.
     """
-    least = MIN_CAPABILITIES.get(precision, MIN_DEFAULT_CAPABILITY)
+    needed = None if scheme is None else scheme.min_capability
     if flavour is TENSORRT:
         return {CURRENT_TARGET: None}
     offered = list_capabilities(trt)
     if not requested:
-        return {name: member for name, member in offered.items() if _parse_capability(name) >= least}
+        return {
+            name: member
+            for name, member in offered.items()
+            if _parse_capability(name) >= (needed or MIN_DEFAULT_CAPABILITY)
+        }
     for name in requested:
         if name not in offered:
             raise ConfigError(
                 f"compute capability {name!r} is not one that {flavour.title} {trt.__version__} builds for; "
                 f"use one of {list_known(name, offered)}"
             )
-        if precision in MIN_CAPABILITIES and _parse_capability(name) < least:
-            first = ".".join(map(str, least))
-            raise ConfigError(f"compute capability {name} has no {precision}; use {first} or later")
+        if scheme is not None and needed is not None and _parse_capability(name) < needed:
+            first = ".".join(map(str, needed))
+            raise ConfigError(f"compute capability {name} has no {scheme.name}; use {first} or later")
     return {name: offered[name] for name in requested}
 
 

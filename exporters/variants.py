@@ -62,7 +62,7 @@ def choose_variant(
     if quantization is not None:
         plan = quantization.plan
         return Variant(
-            plan.scheme,
+            plan.scheme.name,
             files={QUANTIZATION_FILE: quantization.record},
             prepare=join_projections,
             rewrite=partial(quantize_graph, plan=plan),

@@ -83,10 +83,7 @@ class ExportOptions:
             raise ConfigError(f"graphs={','.join(self.graphs)} lacks {GRAPHS[0]}, which validation needs; add it")
 
 
-SCHEMES = INT8, INT8_DYNAMIC, INT4, FP8 = "int8", "int8-dynamic", "int4", "fp8"
-# What has operators for it: DequantizeLinear of fp8 at 19, of blocks and int4 at 21.
-SCHEME_OPSETS = {INT8: MIN_OPSET, INT8_DYNAMIC: MIN_OPSET, INT4: 21, FP8: 19}
-DEFAULT_BUDGETS = {INT8: 0.005, INT8_DYNAMIC: 0.005, INT4: 0.02, FP8: 0.005}
+DEFAULT_SCHEME = "int8"
 MIN_BLOCK_SIZE = 16  # the least that onnxruntime has a kernel for
 
 
@@ -106,7 +103,7 @@ class QuantizeOptions:
         threads: Threads of one operator; None: what onnxruntime chooses.
     """
 
-    scheme: str = INT8
+    scheme: str = DEFAULT_SCHEME
     data: Path | None = None
     keep: tuple[str, ...] = ()
     budget: float | None = None
@@ -129,7 +126,7 @@ class QuantizeOptions:
     @property
     def accepted_loss(self) -> float:
         """The budget, or what stands for it."""
-        return DEFAULT_BUDGETS[self.scheme] if self.budget is None else self.budget
+        return QUANTIZATION_BUDGETS[self.scheme].score_change if self.budget is None else self.budget
 
 
 @dataclass(frozen=True)
@@ -217,7 +214,8 @@ class QuantizationBudget:
         error: Largest accepted error, as a fraction of the output's scale.
         own_error: How much two of its own runs that compute the same may differ, as such a fraction.
         measures: Worst accepted value of measures of a task, at a shape: bits of divergence for predictions.
-        score_change: Largest accepted worsening of the score on held-out data, as a fraction.
+        score_change: Largest accepted worsening of the score on held-out data, as a fraction; what a bundle may lose
+            when it is quantized, unless a budget is given.
     """
 
     error: float
@@ -249,15 +247,15 @@ ERROR_BUDGETS = {
     "fp16": ErrorBudget(noise_ratio=4.0, floor=2.0**-9, score_change=0.001),
     "bf16": ErrorBudget(noise_ratio=4.0, floor=2.0**-6, score_change=0.005),
 }
+# By scheme: all that is known of it to those who must not import exporters.
 QUANTIZATION_BUDGETS = {
-    INT8: QuantizationBudget(error=0.5, own_error=0.02, measures={"kl_bits": 0.2}, score_change=DEFAULT_BUDGETS[INT8]),
+    "int8": QuantizationBudget(error=0.5, own_error=0.02, measures={"kl_bits": 0.2}, score_change=0.005),
     # The scale of an activation is that of all tokens of all rows, later ones too.
-    INT8_DYNAMIC: QuantizationBudget(
-        error=0.5, own_error=0.25, measures={"kl_bits": 0.2}, score_change=DEFAULT_BUDGETS[INT8_DYNAMIC]
-    ),
-    INT4: QuantizationBudget(error=0.5, own_error=0.02, measures={"kl_bits": 0.2}, score_change=DEFAULT_BUDGETS[INT4]),
-    FP8: QuantizationBudget(error=0.25, own_error=0.02, measures={"kl_bits": 0.1}, score_change=DEFAULT_BUDGETS[FP8]),
+    "int8-dynamic": QuantizationBudget(error=0.5, own_error=0.25, measures={"kl_bits": 0.2}, score_change=0.005),
+    "int4": QuantizationBudget(error=0.5, own_error=0.02, measures={"kl_bits": 0.2}, score_change=0.02),
+    "fp8": QuantizationBudget(error=0.25, own_error=0.02, measures={"kl_bits": 0.1}, score_change=0.005),
 }
+SCHEMES = tuple(QUANTIZATION_BUDGETS)
 
 
 @dataclass(frozen=True)

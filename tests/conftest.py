@@ -161,23 +161,24 @@ def export_scheme(masked_byte_bundle: Bundle, share_folder: FolderSharer) -> Sch
     from flash_export.bundle.quantization_record import QuantizationRecord
     from flash_export.exporters.export import export_onnx
     from flash_export.exporters.quantization.plan import ProductPlan, Quantization, QuantizationPlan
+    from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 
     names = ("layers.0.projection", "layers.0.out", "head")
 
     @functools.cache
-    def export(scheme: str) -> Bundle:
-        largest = 8.0 if scheme in ("int8", "fp8") else None
-        plan = QuantizationPlan(scheme, {name: ProductPlan(scheme, largest, block_size=16) for name in names})
-        record = QuantizationRecord(
-            scheme, "", "text", "", (96,), 1, 0.02, 0.01, {"kl_bits": 0.01}, None, 1.0, None, ()
-        )
+    def export(name: str) -> Bundle:
+        scheme = SCHEMES_BY_NAME[name]
+        largest, block_size = 8.0 if scheme.has_range else None, 16 if scheme.has_blocks else None
+        product = ProductPlan(scheme, largest, block_size=block_size)
+        plan = QuantizationPlan(scheme, dict.fromkeys(names, product))
+        record = QuantizationRecord(name, "", "text", "", (96,), 1, 0.02, 0.01, {"kl_bits": 0.01}, None, 1.0, None, ())
         options = ExportOptions(opset=21, max_seq_len=96, max_batch=4, mask=True)
         quantization = Quantization(plan, masked_byte_bundle.manifest.checkpoint, record.to_json())
 
         def write(folder: Path) -> None:
             export_onnx(masked_byte_bundle.path, folder / "bundle", options=options, quantization=quantization)
 
-        return Bundle.open(share_folder(f"planned-{scheme}", write) / "bundle")
+        return Bundle.open(share_folder(f"planned-{name}", write) / "bundle")
 
     return export
 

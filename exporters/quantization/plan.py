@@ -1,17 +1,48 @@
-"""What is to become of each product of a graph with weights, as the graph rewriter takes it."""
+"""What a product with weights may be computed in, and what is to become of each of a graph."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flash_export.config import FP8, INT8
+from flash_export.config import MIN_OPSET
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from jaxtyping import Float
     from numpy import ndarray
+
+    from flash_export.config import QuantizeOptions
+    from flash_export.exporters.quantization.rewrite import Place
+    from flash_export.exporters.quantization.rounding import ProductSample, Rounding
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How products are computed, or their weights kept, in few bits.
+
+    Attributes:
+        name: What users call it, and the precision of its graphs.
+        list_roundings: The ways to round a product, the cheapest first; none where blocks do not divide its inputs.
+        rewrite: Rewrites a product of a graph, in a spelling that runtimes fuse: QuantizeLinear and DequantizeLinear
+            around a MatMul become one integer product in onnxruntime and in TensorRT, a DequantizeLinear of blocks a
+            product with 4-bit weights.
+        opset: The first that has operators for it.
+        min_capability: Compute capability of the first GPUs that have it; None: all do.
+        has_range: Whether scales of activations are known beforehand, so that its plans carry the largest one.
+        has_blocks: Whether its plans carry a block size.
+        max_terms: Most whole numbers that an activation is the sum of.
+    """
+
+    name: str
+    list_roundings: Callable[[ProductSample, QuantizeOptions], tuple[Rounding, ...]]
+    rewrite: Callable[[Place, ProductPlan], None]
+    opset: int = MIN_OPSET
+    min_capability: tuple[int, int] | None = None
+    has_range: bool = False
+    has_blocks: bool = False
+    max_terms: int = 1
 
 
 @dataclass(frozen=True)
@@ -19,27 +50,28 @@ class ProductPlan:
     """How one product ``x W`` is computed.
 
     Attributes:
-        scheme: ``int8``, ``int8-dynamic``, ``int4`` or ``fp8``.
+        scheme: What it is computed in.
         activation_max: Largest magnitude of x; None where the scheme does not round x, or measures it
             at run time.
         smoothing: What x is divided by before it is rounded, and the rows of W multiplied with, ``(k,)``; None: 1.
-        terms: int8 alone: how many whole numbers x is the sum of. With two, the second is what rounding the first left,
+        terms: How many whole numbers x is the sum of. With two, the second is what rounding the first left,
             in steps 254 times as fine: outliers then cost the rest nothing.
-        block_size: int4 alone: inputs that share a scale.
+        block_size: Inputs that share a scale; None where the scheme has no blocks.
     """
 
-    scheme: str
+    scheme: Scheme
     activation_max: float | None = None
     smoothing: Float[ndarray, " k"] | None = None
     terms: int = 1
-    block_size: int = 32
+    block_size: int | None = None
 
     def __post_init__(self) -> None:
         """Check that what the scheme needs is there, and nothing that it has no use for."""
-        if (self.scheme in (INT8, FP8)) != (self.activation_max is not None):
-            raise ValueError(f"scheme {self.scheme} with activation_max={self.activation_max}")
-        if self.terms > 1 and (self.scheme != INT8 or self.smoothing is not None):
-            raise ValueError(f"scheme {self.scheme} has no smoothed or float product in {self.terms} terms")
+        for name, is_needed in (("activation_max", self.scheme.has_range), ("block_size", self.scheme.has_blocks)):
+            if is_needed != ((value := getattr(self, name)) is not None):
+                raise ValueError(f"scheme {self.scheme.name} with {name}={value}")
+        if self.terms > self.scheme.max_terms or (self.terms > 1 and self.smoothing is not None):
+            raise ValueError(f"scheme {self.scheme.name} has no smoothed or float product in {self.terms} terms")
 
 
 @dataclass(frozen=True)
@@ -51,7 +83,7 @@ class QuantizationPlan:
         products: By name, such as ``layers.3.out``; what is not named stays fp32.
     """
 
-    scheme: str
+    scheme: Scheme
     products: Mapping[str, ProductPlan] = field(default_factory=dict)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flash_export.cli.options import Choice, output_options
-from flash_export.config import INT8, SCHEMES, QuantizeOptions
+from flash_export.config import DEFAULT_SCHEME, SCHEMES, QuantizeOptions
 from flash_export.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", "target", type=click.Path(path_type=Path), required=True, help="Bundle folder to create."
 )
-@click.option("--scheme", type=Choice(SCHEMES), default=INT8, show_default=True, help="What to compute in.")
+@click.option("--scheme", type=Choice(SCHEMES), default=DEFAULT_SCHEME, show_default=True, help="What to compute in.")
 @click.option(
     "--data",
     "--calibration",

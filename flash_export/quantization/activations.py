@@ -1,23 +1,18 @@
-"""What the products of a graph are given when it reads data.
-
-Axes: m sampled positions, k input of a product.
-"""
+"""What the products of a graph are given when it reads data."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flash_export.data.sources import cut_piece
+from flash_export.exporters.quantization.rounding import ProductSample
 from flash_export.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
-
-    from jaxtyping import Float
 
     from flash_export.data.batch import Batch
     from flash_export.exporters.quantization.trial import TrialGraph
@@ -26,19 +21,6 @@ SAMPLED_TOKENS = 512
 MAX_RECORDED_BYTES = 1 << 30
 FIRST_LENGTH = 256
 MAX_FIXED_ROWS = 32
-
-
-@dataclass(frozen=True)
-class Activations:
-    """What one product was given.
-
-    Attributes:
-        sample: Some of the positions, ``(m, k)``.
-        max_abs: Largest magnitude of each channel over all positions, ``(k,)``.
-    """
-
-    sample: Float[np.ndarray, "m k"]
-    max_abs: Float[np.ndarray, " k"]
 
 
 def list_lengths(rows: Batch, longest: int, bytes_a_position: int) -> list[int]:
@@ -54,7 +36,7 @@ def list_lengths(rows: Batch, longest: int, bytes_a_position: int) -> list[int]:
 
 def record_activations(
     trial: TrialGraph, path: Path, rows: Batch, seq_lens: Sequence[int], threads: int | None = None
-) -> dict[str, Activations]:
+) -> dict[str, ProductSample]:
     """Run the graph as it is, and return what each product was given.
 
     Args:
@@ -77,8 +59,10 @@ def record_activations(
                 samples[name].append(given[chosen])
                 peak = np.abs(given).max(axis=0)
                 largest[name] = np.maximum(largest.get(name, peak), peak)
-    found = {name: Activations(np.concatenate(samples[name]), largest[name]) for name in values}
-    return {product.name: found[product.input_name] for product in trial.products}
+    joined = {name: np.concatenate(samples[name]) for name in values}
+    return {
+        one.name: ProductSample(one.weight, joined[one.input_name], largest[one.input_name]) for one in trial.products
+    }
 
 
 def _cut(rows: Batch, seq_lens: Sequence[int]) -> Iterator[Batch]:

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import MANIFEST_FILE, reads_bundles
 from flash_export.bundle.quantization_record import FP32, ProductRecord, QuantizationRecord
-from flash_export.config import FORWARD, INT4, SCHEME_OPSETS, ExportOptions, QuantizeOptions
+from flash_export.config import FORWARD, ExportOptions, QuantizeOptions
 from flash_export.data.heldout import open_heldout
 from flash_export.errors import ConfigError, InputError
 from flash_export.exporters.export import check_output, export_onnx
 from flash_export.exporters.graphs import describe_graphs
 from flash_export.exporters.quantization.plan import Quantization
+from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 from flash_export.exporters.quantization.trial import TrialGraph
 from flash_export.files import hash_file
 from flash_export.progress import Steps
 from flash_export.quantization.activations import list_lengths, record_activations
 from flash_export.quantization.judge import Judge
-from flash_export.quantization.rounding import list_roundings
 from flash_export.quantization.search import Candidate, Search
 from flash_export.suggest import list_known
 from flash_export.temporary import create_temporary_folder
@@ -28,8 +28,9 @@ from flash_export.temporary import create_temporary_folder
 if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
     from flash_export.data.heldout import Heldout
+    from flash_export.exporters.quantization.plan import Scheme
+    from flash_export.exporters.quantization.rounding import Rounding
     from flash_export.progress import ProgressCallback
-    from flash_export.quantization.rounding import Rounding
     from flash_export.quantization.search import Choice
 
 
@@ -74,7 +75,8 @@ def quantize_bundle(
         raise ConfigError(f"{bundle.path} is {graph.precision}; quantize the fp32 bundle that it was made from")
     if Path(output).resolve() == bundle.path.resolve():
         raise ConfigError(f"{output} is the bundle itself, which would be lost; choose another folder")
-    export_options, longest = _read_export_options(bundle, options.scheme), graph.axes["seq"].max
+    scheme, longest = SCHEMES_BY_NAME[options.scheme], graph.axes["seq"].max
+    export_options = _read_export_options(bundle, scheme)
     data = _read_calibration(bundle, options.data, longest)
     steps = Steps(progress, _OTHER_STEPS)
 
@@ -89,17 +91,9 @@ def quantize_bundle(
         steps.begin("ranges of the activations")
         widest = 4 * sum(len(product.weight) for product in trial.products)
         seq_lens = list_lengths(data.source.rows, longest, widest)
-        activations = record_activations(trial, path, data.source.rows, seq_lens, options.threads)
-        ladders = {
-            product.name: list_roundings(
-                product,
-                activations[product.name],
-                options.scheme,
-                block_size=options.block_size,
-                smoothing=options.smoothing,
-            )
-            for product in trial.products
-        }
+        samples = record_activations(trial, path, data.source.rows, seq_lens, options.threads)
+        # A sample keeps its exact product, which is not to stay in memory for all of them.
+        ladders = {name: scheme.list_roundings(samples.pop(name), options) for name in sizes}
         for product in trial.products:
             if not ladders[product.name]:
                 reason = f"its {len(product.weight)} inputs are no multiple of the block of {options.block_size}"
@@ -116,7 +110,7 @@ def quantize_bundle(
                 f"nothing of {bundle.path} can be {options.scheme} ({name}: {reason}); take --keep back, or choose "
                 "another --block-size or --scheme"
             )
-        choice = Search(trial, judge, options.scheme, steps.begin).run(candidates, options.accepted_loss)
+        choice = Search(trial, judge, scheme, steps.begin).run(candidates, options.accepted_loss)
     if not choice.plan.products:
         least = min(choice.sensitivity.values())
         raise ConfigError(
@@ -155,12 +149,12 @@ def _read_calibration(bundle: Bundle, path: Path | None, longest: int) -> Heldou
     return data
 
 
-def _read_export_options(bundle: Bundle, scheme: str) -> ExportOptions:
+def _read_export_options(bundle: Bundle, scheme: Scheme) -> ExportOptions:
     """Return the options that the bundle was exported with, at an opset that the scheme has operators in."""
     graph = bundle.get_graph()
     batch = graph.axes["batch"]
     return ExportOptions(
-        opset=max(graph.opset, SCHEME_OPSETS[scheme]),
+        opset=max(graph.opset, scheme.opset),
         max_seq_len=graph.axes["seq"].max,
         max_batch=batch.max,
         mask=graph.has_mask,
@@ -225,6 +219,6 @@ def _record(
         measures=loss.measures,
         score=loss.score,
         reference_score=loss.reference_score,
-        block_size=options.block_size if options.scheme == INT4 else None,
+        block_size=options.block_size if SCHEMES_BY_NAME[options.scheme].has_blocks else None,
         products=tuple(products),
     )

@@ -12,7 +12,7 @@ from flash_export.temporary import create_temporary_folder
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from flash_export.exporters.quantization.plan import ProductPlan
+    from flash_export.exporters.quantization.plan import ProductPlan, Scheme
     from flash_export.exporters.quantization.trial import TrialGraph
     from flash_export.quantization.judge import Judge
     from flash_export.tasks.base import Loss
@@ -60,7 +60,7 @@ class Search:
     """Writes variants of a graph into a folder of its own, one at a time, and has them judged."""
 
     def __init__(
-        self, trial: TrialGraph, judge: Judge, scheme: str, on_measure: Callable[[str], None] | None = None
+        self, trial: TrialGraph, judge: Judge, scheme: Scheme, on_measure: Callable[[str], None] | None = None
     ) -> None:
         """Take what is needed; ``on_measure`` is called with the name of each variant before it is measured."""
         self._trial, self._judge, self._scheme = trial, judge, scheme
@@ -88,7 +88,7 @@ class Search:
             while open_ones and (not has_changed or _is_still_too_much(loss, sum(costs.values()), before, accepted)):
                 has_changed = True
                 worst = max(open_ones, key=lambda one: costs[one.name] / one.weights)
-                reasons[worst.name] = _explain(costs[worst.name], worst.weights, rungs[worst.name])
+                reasons[worst.name] = _explain(costs[worst.name], worst.weights, worst.plans[rungs[worst.name]])
                 rungs[worst.name] += 1
                 is_fp32 = rungs[worst.name] == len(worst.plans)
                 costs[worst.name] = 0.0 if is_fp32 else self._estimate(worst, rungs[worst.name])
@@ -122,8 +122,8 @@ def _is_still_too_much(loss: Loss, cost: float, before: float, accepted: float) 
     return math.isfinite(loss.share) and loss.share * cost > accepted * before * SAFETY
 
 
-def _explain(cost: float, weights: int, rung: int) -> str:
-    way = "in two terms" if rung else "in the cheapest way"
+def _explain(cost: float, weights: int, plan: ProductPlan) -> str:
+    way = "in two terms" if plan.terms > 1 else "in the cheapest way"
     if not math.isfinite(cost):
         return f"{way} the predictions are not finite"
     return f"{way} it loses {cost:.2%}, the most for its {weights} weights"

@@ -25,6 +25,7 @@ from flash_export.errors import BackendUnavailableError, BundleError, ConfigErro
 from flash_export.exporters import flavour as flavour_module
 from flash_export.exporters.engine import build_engine
 from flash_export.exporters.export import export_onnx
+from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 from flash_export.files import hash_file, write_file
 from flash_export.interface import TensorSpec
 from flash_export.models.flash import FlashConfig, FlashModel
@@ -115,7 +116,9 @@ def test_fp8_is_refused_for_gpus_without_it(export_scheme: SchemeExporter, targe
 
 def test_default_targets_of_fp8_are_those_that_have_it() -> None:
     trt = flavour_module.import_flavour(TENSORRT_RTX)
-    fp8, fp32 = (flavour_module.choose_targets(trt, TENSORRT_RTX, (), name) for name in ("fp8", "fp32"))
+    fp8, fp32 = (
+        flavour_module.choose_targets(trt, TENSORRT_RTX, (), SCHEMES_BY_NAME.get(name)) for name in ("fp8", "fp32")
+    )
     assert {"8.0", "8.6"} <= fp32.keys() - fp8.keys()
     assert {"8.9", "12.0"} <= fp8.keys() <= fp32.keys()
 

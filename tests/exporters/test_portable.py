@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
-from flash_export.config import DECODE, FORWARD, FP8, INT4, INT8_DYNAMIC, MAX_OPSET, MIN_OPSET, PREFILL, ExportOptions
+from flash_export.config import DECODE, FORWARD, MAX_OPSET, MIN_OPSET, PREFILL, ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
@@ -95,7 +95,7 @@ def test_symbolic_shapes_of_quantized_state_are_inferred(int8_bundle: Bundle) ->
     check_symbolic_shapes(int8_bundle)
 
 
-@pytest.mark.parametrize("scheme", [INT8_DYNAMIC, INT4, FP8])
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int4", "fp8"])
 def test_symbolic_shapes_of_schemes_are_inferred(scheme: str, export_scheme: Callable[[str], Bundle]) -> None:
     check_symbolic_shapes(export_scheme(scheme))
 

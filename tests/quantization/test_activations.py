@@ -105,7 +105,7 @@ def record(tmp_path: Path, tokens: np.ndarray, seq_lens: list[int]) -> dict[str,
     trial = TwoProducts()
     path = trial.write(tmp_path)
     found = record_activations(as_trial(trial), path, make_row(tokens), seq_lens, threads=1)
-    return {name: (activations.sample, activations.max_abs) for name, activations in found.items()}
+    return {name: (activations.x, activations.max_abs) for name, activations in found.items()}
 
 
 def as_trial(trial: object) -> TrialGraph:

@@ -15,6 +15,7 @@ from flash_export.bundle.bundle import Bundle
 from flash_export.config import QuantizeOptions
 from flash_export.errors import BundleError, ConfigError, InputError
 from flash_export.exporters.quantization.plan import ProductPlan, QuantizationPlan
+from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 from flash_export.files import hash_file
 from flash_export.generation.generate import Generator
 from flash_export.quantization.quantize import quantize_bundle
@@ -197,7 +198,8 @@ def test_a_failure_leaves_the_output_as_it_was(
     output = tmp_path / "out"
     shutil.copytree(masked_byte_bundle.path, output)
     before = list_contents(output)
-    plan = QuantizationPlan("int8", {"head": ProductPlan("int8", 1.0)})
+    int8 = SCHEMES_BY_NAME["int8"]
+    plan = QuantizationPlan(int8, {"head": ProductPlan(int8, 1.0)})
     choice = Choice(plan, Loss(0.0, None, 1.0), {}, {}, {})
     monkeypatch.setattr("flash_export.quantization.search.Search.run", lambda *_: choice)
     monkeypatch.setattr("flash_export.exporters.export.write_models", fail)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flash_export.exporters.quantization.plan import ProductPlan, QuantizationPlan
+from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 from flash_export.quantization.search import Candidate, Search
 from flash_export.tasks.base import Loss
 
@@ -23,14 +24,15 @@ if TYPE_CHECKING:
 
     Together = Callable[[list[float]], float]
 
-ONE, TWO = ProductPlan("int8", 1.0), ProductPlan("int8", 1.0, terms=2)
+INT8 = SCHEMES_BY_NAME["int8"]
+ONE, TWO = ProductPlan(INT8, 1.0), ProductPlan(INT8, 1.0, terms=2)
 
 
 class MadeUp:
     """Graph and judge in one: a plan costs what its products cost in the way that it names."""
 
     def __init__(self, costs: Mapping[str, tuple[float, ...]], together: Together = sum) -> None:
-        self.costs, self.together, self.plan = costs, together, QuantizationPlan("int8")
+        self.costs, self.together, self.plan = costs, together, QuantizationPlan(INT8)
         self.plans: list[QuantizationPlan] = []
 
     def write(self, folder: Path, plan: QuantizationPlan) -> Path:
@@ -52,7 +54,7 @@ class MadeUp:
         candidates = tuple(
             Candidate(name, (weights or {}).get(name, 100), ways[: len(costs)]) for name, costs in self.costs.items()
         )
-        return Search(cast("TrialGraph", self), cast("Judge", self), "int8").run(candidates, accepted)
+        return Search(cast("TrialGraph", self), cast("Judge", self), INT8).run(candidates, accepted)
 
 
 def test_what_is_within_the_budget_stays_as_cheap_as_it_can_be() -> None:

@@ -10,13 +10,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 
 from flash_export.config import FORWARD, ExportOptions
 from flash_export.exporters.graphs import describe_graphs
 from flash_export.exporters.quantization.trial import TrialGraph
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
+from tests.exporters.quantization import builders
 
 SIZES: dict[str, Any] = {"vocab_size": 61, "dim": 32, "depth": 1, "hidden_dim": 48, "qk_dim": 32}
 CONFIGS: dict[str, FlashConfig | GauConfig] = {
@@ -56,27 +56,5 @@ def traced(request: pytest.FixtureRequest) -> Traced:
 
 @pytest.fixture
 def write_product() -> ProductWriter:
-    """Make a graph of one product ``x (n, k)`` with a weight called ``out_weight``, and perhaps a bias."""
-
-    def write(weight: np.ndarray, bias: np.ndarray | None = None) -> ir.Model:
-        k, n = weight.shape
-        constants = [numpy_helper.from_array(weight, "out_weight")]
-        nodes = [
-            helper.make_node("MatMul", ["x", "out_weight"], ["y" if bias is None else "product"], name="out/MatMul_0")
-        ]
-        if bias is not None:
-            constants.append(numpy_helper.from_array(bias, "out_bias"))
-            nodes.append(helper.make_node("Add", ["product", "out_bias"], ["y"], name="out/Add_0"))
-        graph = helper.make_graph(
-            nodes,
-            "product",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", k])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", n])],
-            constants,
-            value_info=[helper.make_tensor_value_info("product", TensorProto.FLOAT, ["m", n])]
-            if len(nodes) > 1
-            else [],
-        )
-        return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
-
-    return write
+    """Make a graph of one product."""
+    return builders.write_product

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
@@ -15,16 +14,19 @@ from onnx.reference.op_run import OpRun
 from flash_export.config import SCHEMES, ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.exporters.promises import check_promises
-from flash_export.exporters.quantization.numbers import round_to_int8
+from flash_export.exporters.quantization.numbers import INT8
 from flash_export.exporters.quantization.plan import ProductPlan, Quantization, QuantizationPlan
 from flash_export.exporters.quantization.products import list_products, name_product
-from flash_export.exporters.quantization.rewrite import quantize_graph
+from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 from flash_export.models.flash import FlashConfig, FlashModel
 from tests.conftest import PROVENANCE
+from tests.exporters.quantization.builders import measure_error, quantize_product, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
+
+    import onnx_ir as ir
 
     from flash_export.exporters.quantization.trial import TrialGraph, TrialProduct
 
@@ -63,26 +65,16 @@ class Pad(OpRun):
 
 
 def make_plan(way: str, inputs: int, activation_max: float = 12.0) -> ProductPlan:
-    scheme = way.removesuffix("-smoothed").removesuffix("-two-terms")
+    scheme = SCHEMES_BY_NAME[way.removesuffix("-smoothed").removesuffix("-two-terms")]
     smoothing = np.geomspace(0.5, 2, inputs, dtype=np.float32) if way.endswith("smoothed") else None
-    is_known = scheme in ("int8", "fp8")
     terms = 2 if way.endswith("terms") else 1
-    return ProductPlan(scheme, activation_max if is_known else None, smoothing, terms, BLOCK_SIZE)
+    known = activation_max if scheme.has_range else None
+    return ProductPlan(scheme, known, smoothing, terms, BLOCK_SIZE if scheme.has_blocks else None)
 
 
 def plan_all(way: str, products: tuple[TrialProduct, ...]) -> QuantizationPlan:
     plans = {product.name: make_plan(way, len(product.weight)) for product in products}
     return QuantizationPlan(plans["head"].scheme, plans)
-
-
-def run(model: onnx.ModelProto | Path, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.x64quantprecision", "1")  # without VNNI, sums saturate
-    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    (found,) = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"]).run(None, dict(inputs))
-    return np.asarray(found)
 
 
 def count_fused(model: Path | onnx.ModelProto, folder: Path) -> Counter[str]:
@@ -129,7 +121,7 @@ def test_no_size_of_a_short_chunk_is_taken_for_a_traced_one(chunk_size: int, tmp
     FlashModel(config).save_pretrained(tmp_path / "checkpoint")
     names = ("layers.0.projection", "layers.0.out", "head")
     for scheme in SCHEMES:
-        plan = QuantizationPlan(scheme, {name: make_plan(scheme, config.dim) for name in names})
+        plan = QuantizationPlan(SCHEMES_BY_NAME[scheme], {name: make_plan(scheme, config.dim) for name in names})
         bundle = export_onnx(
             tmp_path / "checkpoint",
             tmp_path / scheme,
@@ -175,7 +167,7 @@ def test_two_terms_are_one_product_in_few_bits(traced: Traced, tmp_path: Path) -
 
 def test_what_the_plan_does_not_name_stays_as_it_is(traced: Traced, tmp_path: Path) -> None:
     head = {"head": make_plan("int8", 32)}
-    path = traced.trial.write(tmp_path, QuantizationPlan("int8", head))
+    path = traced.trial.write(tmp_path, QuantizationPlan(SCHEMES_BY_NAME["int8"], head))
     model = onnx.load(path)
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for product in traced.trial.products:
@@ -199,21 +191,9 @@ def test_writing_one_way_changes_nothing_of_the_next(traced: Traced, tmp_path: P
 # --- one product
 
 
-def quantize_product(model: ir.Model, plan: ProductPlan) -> onnx.ModelProto:
-    quantize_graph(model, QuantizationPlan(plan.scheme, {"out": plan}))
-    proto = ir.to_proto(model)
-    assert isinstance(proto, onnx.ModelProto)
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
-
-
 def make_product(seed: int = 0, k: int = 64, n: int = 24) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.standard_normal((50, k)).astype(np.float32), rng.standard_normal((k, n)).astype(np.float32)
-
-
-def measure_error(model: onnx.ModelProto, x: np.ndarray, exact: np.ndarray) -> float:
-    return float(np.sqrt(np.square(run(model, {"x": x}) - exact).mean() / np.square(exact).mean()))
 
 
 @pytest.mark.parametrize(
@@ -238,10 +218,12 @@ def test_two_terms_keep_what_an_outlier_costs_the_other_channels(write_product: 
     x, weight = make_product()
     weight[5] /= 10
     x[:, 5] *= 30
-    weight = round_to_int8(weight).dequantize()  # the weight costs nothing more
+    weight = INT8.round_weight(weight).dequantize()  # the weight costs nothing more
     peak, exact = float(np.abs(x).max()), x @ weight
     one, two = (
-        measure_error(quantize_product(write_product(weight), ProductPlan("int8", peak, terms=terms)), x, exact)
+        measure_error(
+            quantize_product(write_product(weight), ProductPlan(SCHEMES_BY_NAME["int8"], peak, terms=terms)), x, exact
+        )
         for terms in (1, 2)
     )
     assert one > 0.1
@@ -253,8 +235,9 @@ def test_smoothing_cancels_out(write_product: ProductWriter) -> None:
     factors = np.geomspace(0.1, 10, len(weight), dtype=np.float32)
     x, weight = x * factors, weight / factors[:, None]
     peak, exact = float(np.abs(x).max()), x @ weight
-    rough = quantize_product(write_product(weight), ProductPlan("int8", peak))
-    smooth = quantize_product(write_product(weight), ProductPlan("int8", float(np.abs(x / factors).max()), factors))
+    int8, smoothed_peak = SCHEMES_BY_NAME["int8"], float(np.abs(x / factors).max())
+    rough = quantize_product(write_product(weight), ProductPlan(int8, peak))
+    smooth = quantize_product(write_product(weight), ProductPlan(int8, smoothed_peak, factors))
     assert measure_error(smooth, x, exact) < measure_error(rough, x, exact) / 2
 
 
@@ -275,7 +258,7 @@ def test_the_bias_is_kept_apart_for_a_reason(
     write_product: ProductWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If this fails, onnxruntime has learned to do it, and the subtraction can go."""
-    monkeypatch.setattr("flash_export.exporters.quantization.rewrite._keep_bias_apart", lambda place: None)
+    monkeypatch.setattr("flash_export.exporters.quantization.rewrite.Place._keep_bias_apart", lambda place: None)
     _, weight = make_product()
     bias = np.ones(weight.shape[1], np.float32)
     model = quantize_product(write_product(weight, bias), make_plan("int8", len(weight)))
@@ -285,7 +268,7 @@ def test_the_bias_is_kept_apart_for_a_reason(
 
 def test_a_plan_without_the_range_that_it_needs_is_refused(write_product: ProductWriter) -> None:
     with pytest.raises(ValueError, match="scheme int8 with activation_max=None"):
-        quantize_product(write_product(make_product()[1]), ProductPlan("int8"))
+        quantize_product(write_product(make_product()[1]), ProductPlan(SCHEMES_BY_NAME["int8"]))
 
 
 def test_only_products_with_weights_are_listed(write_product: ProductWriter) -> None:

@@ -1,4 +1,4 @@
-"""Ways to round a product: smoothing where channels have outliers, two terms last, none where nothing fits."""
+"""Ways to round a product: smoothing where channels have outliers, and two terms last."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ import numpy as np
 import pytest
 
 from flash_export.config import SCHEMES
-from flash_export.exporters.quantization.numbers import round_activation, round_to_int8
-from flash_export.exporters.quantization.trial import TrialProduct
-from flash_export.quantization.activations import Activations
-from flash_export.quantization.rounding import STRENGTHS, list_roundings
+from flash_export.exporters.quantization.numbers import INT8
+from flash_export.exporters.quantization.rounding import STRENGTHS, ProductSample
+from tests.exporters.quantization.builders import list_roundings
 
 K, N = 64, 32
 
 
-def make_product(*outliers: int, k: int = K) -> tuple[TrialProduct, Activations]:
+def make_product(*outliers: int, k: int = K) -> ProductSample:
     """Make a product whose input has some channels a hundred times as large as the others."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((300, k)).astype(np.float32)
     x[:, list(outliers)] *= 100
     weight = rng.standard_normal((k, N)).astype(np.float32)
     weight[list(outliers)] /= 100
-    return TrialProduct("head", "x", weight), Activations(x, np.abs(x).max(axis=0))
+    return ProductSample(weight, x, np.abs(x).max(axis=0))
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
 def test_smoothing_is_taken_where_channels_have_outliers(scheme: str) -> None:
-    product, activations = make_product(3, 40)
-    rough = list_roundings(product, activations, scheme, smoothing=False)[0]
-    smooth = list_roundings(product, activations, scheme)[0]
+    sample = make_product(3, 40)
+    rough = list_roundings(sample, scheme, smoothing=False)[0]
+    smooth = list_roundings(sample, scheme)[0]
     assert (rough.plan.smoothing, rough.strength) == (None, 0.0)
     assert smooth.error < rough.error / 10
     assert smooth.strength in STRENGTHS
@@ -36,39 +35,37 @@ def test_smoothing_is_taken_where_channels_have_outliers(scheme: str) -> None:
     assert set(np.argsort(smooth.plan.smoothing)[-2:]) == {3, 40}
     assert np.log(smooth.plan.smoothing).mean() == pytest.approx(0, abs=1e-5)
     assert smooth.plan.activation_max == (
-        None if scheme == "int8-dynamic" else float((activations.max_abs / smooth.plan.smoothing).max())
+        None if scheme == "int8-dynamic" else float((sample.max_abs / smooth.plan.smoothing).max())
     )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_smoothing_is_not_taken_without_outliers(scheme: str) -> None:
-    for rounding in list_roundings(*make_product(), scheme):
+    for rounding in list_roundings(make_product(), scheme):
         assert (rounding.plan.smoothing, rounding.strength) == (None, 0.0)
 
 
 @pytest.mark.parametrize("scheme", ["int4", "fp8"])
 def test_only_whole_numbers_are_smoothed(scheme: str) -> None:
-    (rounding,) = list_roundings(*make_product(3), scheme)
+    (rounding,) = list_roundings(make_product(3), scheme)
     assert rounding.plan.smoothing is None
 
 
 @pytest.mark.parametrize("outliers", [(), (3, 40)])
 def test_int8_ends_in_two_terms(outliers: tuple[int, ...]) -> None:
-    product, activations = make_product(*outliers)
-    first, last = list_roundings(product, activations, "int8", smoothing=False)
+    sample = make_product(*outliers)
+    first, last = list_roundings(sample, "int8", smoothing=False)
     assert (first.plan.terms, last.plan.terms) == (1, 2)
     assert last.error < first.error
-    assert last.plan.activation_max == first.plan.activation_max == float(activations.max_abs.max())
+    assert last.plan.activation_max == first.plan.activation_max == float(sample.max_abs.max())
 
 
 def test_the_error_is_that_of_the_product() -> None:
-    product, activations = make_product()
-    rounding = list_roundings(product, activations, "int8")[0]
-    x, weight = activations.sample.astype(np.float64), product.weight.astype(np.float64)
+    sample = make_product()
+    rounding = list_roundings(sample, "int8")[0]
+    x, weight = sample.x.astype(np.float64), sample.weight.astype(np.float64)
     step = np.abs(x).max() / 127
-    rounded = (
-        round_activation(activations.sample, float(step), is_float=False) @ round_to_int8(product.weight).dequantize()
-    )
+    rounded = INT8.round_activation(sample.x, float(step)) @ INT8.round_weight(sample.weight).dequantize()
     expected = np.sqrt(np.square(rounded - x @ weight).mean() / np.square(x @ weight).mean())
     assert rounding.error == pytest.approx(expected, rel=1e-3)
     assert 0.001 < rounding.error < 0.05
@@ -76,31 +73,24 @@ def test_the_error_is_that_of_the_product() -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_more_bits_cost_less(scheme: str) -> None:
-    errors = {scheme: list_roundings(*make_product(), scheme)[0].error for scheme in SCHEMES}
+    errors = {scheme: list_roundings(make_product(), scheme)[0].error for scheme in SCHEMES}
     assert errors["int8"] < errors["fp8"] < errors["int4"]
     assert errors["int8"] == errors["int8-dynamic"]
 
 
-def test_a_block_that_does_not_divide_leaves_no_way() -> None:
-    assert list_roundings(*make_product(k=48), "int4", block_size=32) == ()
-    (rounding,) = list_roundings(*make_product(k=48), "int4", block_size=16)
-    assert (rounding.plan.block_size, rounding.plan.activation_max) == (16, None)
-
-
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_what_is_always_zero_can_be_rounded(scheme: str) -> None:
-    product = TrialProduct("head", "x", np.zeros((K, N), np.float32))
-    nothing = Activations(np.zeros((9, K), np.float32), np.zeros(K, np.float32))
-    for rounding in list_roundings(product, nothing, scheme):
+    nothing = ProductSample(np.zeros((K, N), np.float32), np.zeros((9, K), np.float32), np.zeros(K, np.float32))
+    for rounding in list_roundings(nothing, scheme):
         assert rounding.error == 0
         assert rounding.plan.activation_max in (None, 1.0)
 
 
 def test_a_dead_channel_does_not_spoil_the_smoothing_of_the_others() -> None:
-    product, activations = make_product(3)
-    x = activations.sample.copy()
+    sample = make_product(3)
+    x = sample.x.copy()
     x[:, 7] = 0
-    first = list_roundings(product, Activations(x, np.abs(x).max(axis=0)), "int8")[0]
+    first = list_roundings(ProductSample(sample.weight, x, np.abs(x).max(axis=0)), "int8")[0]
     assert first.plan.smoothing is not None
     assert np.isfinite(first.plan.smoothing).all()
     assert first.error < 0.02
