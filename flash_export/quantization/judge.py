@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import InputError
 from flash_export.runtime.ort import OrtRunner
@@ -12,8 +12,6 @@ from flash_export.tasks.registry import get_task
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    import numpy as np
 
     from flash_export.bundle.manifest import GraphSpec
     from flash_export.data.samples import Sample
@@ -60,7 +58,7 @@ class Judge:
         found = self._predict(path, ESTIMATE_SAMPLES)
         return self._task.measure_loss(self._expected, found, self._samples).share
 
-    def _predict(self, path: Path, count: int) -> list[np.ndarray]:
+    def _predict(self, path: Path, count: int) -> list[Any]:
         """Return what is kept of each sample's predictions."""
         found = []
         with OrtRunner(self._graph, path, threads=self._threads) as runner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -131,13 +131,11 @@ class Task(Protocol):
         """Score what a model returns for a sample; None where the sample has no target."""
         ...
 
-    def keep(self, interface: Interface, outputs: Outputs, sample: Sample) -> np.ndarray:
+    def keep(self, interface: Interface, outputs: Outputs, sample: Sample) -> Any:
         """Return what :meth:`measure_loss` needs of the outputs, in as little memory as may be."""
         ...
 
-    def measure_loss(
-        self, expected: Sequence[np.ndarray], found: Sequence[np.ndarray], samples: Sequence[Sample]
-    ) -> Loss:
+    def measure_loss(self, expected: Sequence[Any], found: Sequence[Any], samples: Sequence[Sample]) -> Loss:
         """Return what a variant loses against a reference, given what was kept of both.
 
         Args:

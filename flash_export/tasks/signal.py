@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flash_export.data.batch import iterate_blocks
-from flash_export.tasks.base import Comparison, Measure, Score
-from flash_export.tasks.energy import EnergyLoss
+from flash_export.tasks.base import Comparison, Loss, Measure, Score
+from flash_export.tasks.energy import compute_energy_share
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Bool, Float
 
     from flash_export.data.batch import Outputs
@@ -30,7 +32,7 @@ SNR = Measure("snr_db", "signal to noise", "dB", "higher", "The same, where a wr
 MAX_DB = 300.0
 
 
-class SignalTask(EnergyLoss):
+class SignalTask:
     """Outputs compared by ratios of energies, each row and channel alone, the mean of the decibels taken."""
 
     name = "signal"
@@ -64,6 +66,12 @@ class SignalTask(EnergyLoss):
     def keep(self, interface: Interface, outputs: Outputs, sample: Sample) -> np.ndarray:
         """Return all outputs in one vector, in float32."""
         return np.concatenate([outputs[spec.name].ravel() for spec in interface.outputs]).astype(np.float32)
+
+    def measure_loss(
+        self, expected: Sequence[np.ndarray], found: Sequence[np.ndarray], samples: Sequence[Sample]
+    ) -> Loss:
+        """Return the share of the energy that is error."""
+        return Loss(compute_energy_share(expected, found))
 
 
 def compute_si_sdr(expected: Float[np.ndarray, ...], actual: Float[np.ndarray, ...]) -> float:

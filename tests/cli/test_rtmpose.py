@@ -158,7 +158,7 @@ def test_it_is_quantized_compared_and_validated_again(head_bundle: Bundle, files
     assert refused.exit_code == 2
     assert "has no held-out data to calibrate with" in refused.stderr
     made = check("quantize", head_bundle.path, "-o", tmp_path / "int8", *data, *THREADS)
-    assert "classifiers.x" in made.stdout
+    assert re.search(r"Loss 0\.\d+%, accepted 0\.50%", made.stdout)
     assert check("validate", tmp_path / "int8", "--no-latency", *THREADS)
     page = ("--html", tmp_path / "page.html")
     compared = check(
@@ -166,7 +166,7 @@ def test_it_is_quantized_compared_and_validated_again(head_bundle: Bundle, files
     )
     first, second = json.loads(compared.stdout)["entries"]
     assert first["quality"]["measures"] == {"pixel_error": 0, "within_half_pixel": 1}
-    assert 0 < second["quality"]["measures"]["within_half_pixel"] < 1
+    assert second["quality"]["measures"]["within_half_pixel"] >= 0.995  # what the budget says of keypoints
     text = (tmp_path / "page.html").read_text()
     assert "How far the decoded keypoints are from the original" in text
     assert not re.search("token|byte per|per byte", text)

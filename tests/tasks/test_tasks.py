@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from flash_export.data.batch import Batch
 from flash_export.data.samples import Sample
+from flash_export.data.sources import RandomSource
 from flash_export.interface import Bins, Features, Interface, TensorSpec, Waveform
 from flash_export.models.token_model import describe_token_model
 from flash_export.tasks.base import Comparison, join_comparisons
-from flash_export.tasks.keypoints import KeypointsTask
+from flash_export.tasks.keypoints import KeptKeypoints, KeypointsTask
 from flash_export.tasks.registry import TASKS, get_task
 from flash_export.tasks.signal import MAX_DB, SignalTask, compute_si_sdr, compute_snr
 from flash_export.tasks.tokens import TokensTask
@@ -129,6 +130,28 @@ def test_keypoints_move_by_pixels() -> None:
     found = KeypointsTask().compare(POSE, expected, actual, np.ones((1, 2), bool))
     assert found.measures == pytest.approx({"pixel_error": (0.5 + 5) / 2, "within_half_pixel": 0.5})
     assert found.count == 2
+
+
+def test_the_loss_of_keypoints_is_energy_or_who_moved() -> None:
+    task, batch = KeypointsTask(), RandomSource(POSE).draw(1, 2)
+    sample = Sample(batch, np.ones((1, 2), bool))
+
+    def keep(first: dict[int, float], second: dict[int, float]) -> KeptKeypoints:
+        scores = np.zeros((1, 2, 40))
+        for keypoint, peaks in enumerate((first, second)):
+            for at, height in peaks.items():
+                scores[0, keypoint, at] = height
+        return task.keep(POSE, {"simcc_x": scores, "simcc_y": scores}, sample)
+
+    expected = [keep({10: 1.0}, {20: 1.0})]
+    higher = task.measure_loss(expected, [keep({10: 1.1}, {20: 1.1})], [sample])
+    assert higher.share == pytest.approx(0.01)
+    assert higher.measures == {"within_half_pixel": 1}
+    assert task.measure_loss(expected, [keep({10: 1.0}, {22: 1.0})], [sample]).measures == {"within_half_pixel": 0.5}
+    near_tie = keep({10: 1.0, 30: 0.999}, {20: 1.0})
+    swapped = task.measure_loss([near_tie], [keep({10: 0.999, 30: 1.0}, {20: 1.0})], [sample])
+    assert swapped.share == 0.5  # where energy would say a millionth
+    assert math.isinf(task.measure_loss(expected, [keep({10: math.nan}, {20: 1.0})], [sample]).share)
 
 
 def test_means_are_joined_by_how_many_predictions_they_are_of() -> None:
