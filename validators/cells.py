@@ -205,7 +205,7 @@ class CellChecker:
             eager_latency_ms=latency.eager,
             compiled_latency_ms=latency.compiled,
             speedup=latency.speedup,
-            units_per_s=cell.tokens / latency.backend.p50 * 1e3,
+            units_per_s=cell.positions / latency.backend.p50 * 1e3,
         )
 
     def _measure(self, opened: OpenBackend, inputs: Batch, first: tuple[float, float]) -> LatencyResult:

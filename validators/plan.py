@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flash_export.interface import Interface
 
 DEFAULT_BATCHES = (1, 3)
-DEFAULT_CELL_TOKENS = 65536
+DEFAULT_CELL_POSITIONS = 65536
 QUICK_SEQ_LEN, QUICK_BUDGET_S = 1024, 0.1
 # Families that attend to the whole sequence have no chunk; this only decides where their lengths are probed.
 PROBE_CHUNK_SIZE = 128
@@ -43,7 +43,7 @@ class Cell:
 
     Attributes:
         batch: Sequences.
-        seq_len: Tokens of each, padding included.
+        seq_len: Length of each, padding included.
         masked: Whether rows are padded on the right.
         inputs: ``random`` or ``recorded``, from the held-out data.
         is_timed: Whether its latency is worth measuring.
@@ -56,7 +56,7 @@ class Cell:
     is_timed: bool = True
 
     @property
-    def tokens(self) -> int:
+    def positions(self) -> int:
         """Number of positions, padding included."""
         return self.batch * self.seq_len
 
@@ -192,14 +192,14 @@ def check_lengths(graph: GraphSpec, seq_lens: Sequence[int] | None, batches: Seq
 def describe_default_omission(cell: Cell) -> str | None:
     """Say why the default plan leaves a cell out, or None when it does not.
 
-    A batch repeats the work of one row; beyond this many tokens on a CPU it takes most of the time and tells little
+    A batch repeats the work of one row; beyond this many positions on a CPU it takes most of the time and tells little
     that the single row of that length has not told.
     """
-    if cell.batch == 1 or cell.tokens <= DEFAULT_CELL_TOKENS:
+    if cell.batch == 1 or cell.positions <= DEFAULT_CELL_POSITIONS:
         return None
     return (
-        f"left out by default: {cell.batch} x {cell.seq_len} is more than {DEFAULT_CELL_TOKENS} tokens; check it with "
-        f"--seq-lens {cell.seq_len} --batch {cell.batch}"
+        f"left out by default: {cell.batch} x {cell.seq_len} is more than {DEFAULT_CELL_POSITIONS} positions; check it "
+        f"with --seq-lens {cell.seq_len} --batch {cell.batch}"
     )
 
 
@@ -225,7 +225,7 @@ def build_noise_batch(cell: Cell, data: Data) -> tuple[Cell, Batch] | None:
     Of a few positions one draw tells little of what rounding costs: by chance the eager model may be right to the last
     bit. So the noise floor of a small cell is that of as many rows as hold ``NOISE_POSITIONS``.
     """
-    if cell.tokens >= NOISE_POSITIONS:
+    if cell.positions >= NOISE_POSITIONS:
         return None
     more = replace(cell, batch=-(-NOISE_POSITIONS // cell.seq_len), masked=False, is_timed=False)
     return more, build_batch(more, data, seed=1)

@@ -30,7 +30,7 @@ class Row:
         backend: What was checked.
         graph: Graph of the bundle that it runs.
         batch: Sequences.
-        seq_len: Tokens of each, padding included.
+        seq_len: Length of each, padding included.
         masked: Whether the sequences were right-padded.
         status: What came out.
         reason: Why the row failed or was skipped, or what is missing from a row that passed.

@@ -107,12 +107,12 @@ class Step:
 
     Attributes:
         label: What it is, unique in its validation.
-        tokens: How much work it is.
+        work: How much it is, in positions.
         run: Does it.
     """
 
     label: str
-    tokens: int
+    work: int
     run: Callable[[], StepResult]
 
 
@@ -285,7 +285,7 @@ def _list_steps(
         run = partial(_check_invariances, one, checker, bundle, limit)
         yield Step(f"invariances of {one.backend.name}", 10 * get_probe_chunk(checker.interface), run)
     for cell in plan.list_cells(graph):
-        yield Step(str(cell), cell.tokens, partial(_check_cell, checker, cell, opened))
+        yield Step(str(cell), cell.positions, partial(_check_cell, checker, cell, opened))
     if heldout is not None:
 
         def read_heldout() -> StepResult:
@@ -327,7 +327,7 @@ def _check_invariances(opened: OpenBackend, checker: CellChecker, bundle: Bundle
 
 
 def _run_steps(steps: Sequence[Step], journal: Journal, progress: ProgressCallback | None) -> Iterator[StepResult]:
-    total, done = sum(step.tokens for step in steps), 0
+    total, done = sum(step.work for step in steps), 0
     for step in steps:
         if progress:
             progress(done, total, step.label)
@@ -336,6 +336,6 @@ def _run_steps(steps: Sequence[Step], journal: Journal, progress: ProgressCallba
             result = step.run()
             journal.record(step.label, result)
         yield result
-        done += step.tokens
+        done += step.work
     if progress:
         progress(total, total, "done")

@@ -15,7 +15,7 @@ from flash_export.errors import ConfigError
 from flash_export.interface import TensorSpec
 from flash_export.models.token_model import describe_token_model
 from flash_export.validators.plan import (
-    DEFAULT_CELL_TOKENS,
+    DEFAULT_CELL_POSITIONS,
     RECORDED,
     Cell,
     build_batch,
@@ -109,7 +109,7 @@ def test_recorded_cells_are_cut_from_the_data() -> None:
 def test_only_long_batches_are_left_out_by_default(batch: int, seq_len: int, left_out: bool) -> None:
     reason = describe_default_omission(Cell(batch, seq_len, masked=False))
 
-    assert bool(reason) == left_out == (batch > 1 and batch * seq_len > DEFAULT_CELL_TOKENS)
+    assert bool(reason) == left_out == (batch > 1 and batch * seq_len > DEFAULT_CELL_POSITIONS)
     assert not left_out or f"--seq-lens {seq_len} --batch {batch}" in str(reason)
 
 
