@@ -59,11 +59,13 @@ def test_held_is_what_the_graph_has_in_fp32(name: str, islands: str, tmp_path: P
 
     dtypes = read_dtypes(bundle)
     del dtypes["logits"]  # a Cast to fp32 of a product that may have been half
-    held = {quantity for quantity in dtypes if find_held(quantity, bundle.manifest.precision)}
+    held = {quantity for quantity in dtypes if find_held(MODELS[name].config, quantity, bundle.manifest.precision)}
     assert held == {quantity for quantity, dtype in dtypes.items() if dtype == "FLOAT"}
     assert bool(held) == (islands == "all")
 
 
 def test_norms_are_held_by_every_export_and_an_fp32_bundle_has_no_islands() -> None:
-    assert [find_held(name, None) for name in ("layers.3.norm_squares", "norm_squares")] == ["always", "always"]
-    assert find_held("layers.3.kv", None) is None
+    config = MODELS["causal"].config
+    squares = ("layers.3.norm_squares", "norm_squares")
+    assert [find_held(config, name, None) for name in squares] == ["always", "always"]
+    assert find_held(config, "layers.3.kv", None) is None
