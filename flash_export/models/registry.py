@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.errors import ConfigError
 from flash_export.models.importers.flash_pytorch import FLASH, GAU
+from flash_export.models.importers.gau_alpha import GAU_ALPHA
 from flash_export.models.importers.mmpose import RTMPOSE_GAU
 from flash_export.suggest import list_known
 
@@ -16,6 +17,7 @@ FAMILIES: dict[str, Family] = {
     "flash": FLASH,
     "gau": GAU,
     "rtmpose_gau": RTMPOSE_GAU,
+    "gau_alpha": GAU_ALPHA,
 }
 
 
