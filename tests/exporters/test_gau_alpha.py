@@ -139,6 +139,7 @@ def test_padding_counts_for_nothing_however_large_scores_are() -> None:
     assert torch.equal(lowered(input_ids, mask)[1, :5], lowered(replaced, mask)[1, :5])
 
 
+@pytest.mark.slow
 def test_dialect_s_graph_is_the_reference_batch_by_batch(tmp_path: Path) -> None:
     model = build_model(replace(CONFIG, mask_dialect="gau_alpha", depth=1))
     inputs = make_batch([9, 1, 2])
