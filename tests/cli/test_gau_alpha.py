@@ -171,7 +171,7 @@ def test_ranges_square_what_the_norms_read(gau_alpha_bundle: Bundle) -> None:
 
 @pytest.mark.slow
 def test_it_is_quantized_compared_and_validated_again(gau_alpha_bundle: Bundle, tmp_path: Path) -> None:
-    # Scales are measured on long rows; what a short one gives the second product is several times as large.
+    # Scales are measured on long rows; what a single token gives the second product is up to three times as large.
     keep = ("--keep", "layers.*.out")
     made = check("quantize", gau_alpha_bundle.path, "-o", tmp_path / "int8", *keep, *THREADS)
     assert all(re.search(rf"{name} +int8", made.stdout) for name in ("layers.0.projection", "layers.1.projection"))

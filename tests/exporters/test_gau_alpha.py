@@ -12,6 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
 from flash_export.bundle.bundle import Bundle
 from flash_export.config import BuildOptions, ExportOptions
@@ -167,6 +169,18 @@ def test_blocks_hold_no_shape_arithmetic(bundle: Bundle) -> None:
         *("MatMul", "Sigmoid", "Mul", "Split", "Add", "Transpose", "Softmax"),
         *("ReduceMean", "Sqrt", "Div"),
     }
+
+
+def test_every_reader_takes_the_graph(model: GauAlphaModel, bundle: Bundle) -> None:
+    """ONNX's reference evaluator runs it, and onnxruntime's symbolic shape inference has a shape for every value."""
+    graph = onnx.load(bundle.get_graph_path())
+    inputs = make_batch([9, 5, 1])
+    feeds = dict(zip(("input_ids", "attention_mask"), (one.numpy() for one in inputs), strict=True))
+    (logits,) = ReferenceEvaluator(graph).run(None, feeds)
+    assert compute_error(model(*inputs), torch.from_numpy(logits)) <= RELATIVE_TOLERANCE
+    inferred = SymbolicShapeInference.infer_shapes(graph).graph
+    shaped = {value.name for value in (*inferred.value_info, *inferred.output)}
+    assert {output for node in inferred.node for output in node.output} <= shaped
 
 
 def test_marks_are_the_quantities_of_the_reference(model: GauAlphaModel, bundle: Bundle) -> None:
