@@ -29,16 +29,18 @@ from flash_export.exporters.lowering.pieces import (
     apply_attention_fn,
     apply_silu,
 )
+from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.primitives import reshape, shift_half_token, sum_earlier_chunks
 from flash_export.layers.attention import build_causal_mask
 from flash_export.layers.position import shift_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from jaxtyping import Float, Int
     from torch import Tensor
 
+    from flash_export.exporters.lowering.precision import Precision
     from flash_export.layers.norm import ScaleNorm
     from flash_export.models.flash import FlashConfig, FlashLayer, FlashModel
 
@@ -143,17 +145,19 @@ class TriangularLinearAttention(CausalLinearAttention):
 class SeparateProjection(InputProjection):
     """Gates, and what queries and keys are made of, have a product each."""
 
-    def __init__(self, layer: FlashLayer, columns: Int[Tensor, " q"]) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, widths: Sequence[int], precision: Precision = FP32) -> None:
         """Split the weights where the graph would split the product."""
-        super().__init__(layer, columns)
-        weights = self.weight.split(self.widths, dim=1)
+        super().__init__(weight, bias, widths, precision)
+        weights = self.weight.split(self.widths[1:], dim=1)
         self.gate_weight, self.qk_weight = (nn.Buffer(weight.contiguous()) for weight in weights)
-        self.gate_bias, self.qk_bias = (nn.Buffer(bias.clone()) for bias in self.bias.split(self.widths))
+        self.gate_bias, self.qk_bias = (
+            nn.Buffer(part.clone()) for part in bias[self.widths[0] :].split(self.widths[1:])
+        )
         del self.weight, self.bias
 
     def forward(self, x: Float[Tensor, "b g 1 c d"]) -> Projected:
         """Return values, gates and the query/key projection."""
-        value = apply_silu(x @ self.value_weight + self.value_bias)
+        value = apply_silu(self._project(x, self.value_weight, self.value_bias, "value"))
         gate = apply_silu(x @ self.gate_weight + self.gate_bias)
         return value, gate, apply_silu(x @ self.qk_weight + self.qk_bias)
 
@@ -161,18 +165,10 @@ class SeparateProjection(InputProjection):
 class JoinedProjection(InputProjection):
     """One product for all three, and one Split."""
 
-    def __init__(self, layer: FlashLayer, columns: Int[Tensor, " q"]) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, widths: Sequence[int], precision: Precision = FP32) -> None:
         """Join the weights."""
-        super().__init__(layer, columns)
-        self.widths = [len(self.value_bias), *self.widths]
-        self.weight = nn.Buffer(torch.cat((self.value_weight, self.weight), dim=1))
-        self.bias = nn.Buffer(torch.cat((self.value_bias, self.bias)))
-        del self.value_weight, self.value_bias
-
-    def forward(self, x: Float[Tensor, "b g 1 c d"]) -> Projected:
-        """Return values, gates and the query/key projection."""
-        value, gate, z = apply_silu(x @ self.weight + self.bias).split(self.widths, dim=-1)
-        return value, gate, z
+        super().__init__(weight, bias, widths, precision)
+        self.join()
 
 
 class SlicingHeads(Heads):
@@ -282,7 +278,7 @@ def slice_rotary(model: FlashModel) -> LoweredFlash:
     qk_dim, rotary_dim = model.config.qk_dim, len(lowered.freqs)
     columns = order_rotary_columns(qk_dim, rotary_dim)[0][:qk_dim]
     for layer, reference in _pair_layers(lowered, model):
-        layer.projection = InputProjection(reference, columns)
+        layer.projection = InputProjection.fold(reference, columns)
         layer.heads = SlicingHeads(reference, columns, rotary_dim)
     lowered.freqs = nn.Buffer(lowered.freqs[: rotary_dim // 2].clone())
     return lowered
@@ -330,7 +326,7 @@ def _replace_projection(model: FlashModel, kind: type[InputProjection]) -> Lower
     lowered = LoweredFlash(model)
     columns, _ = order_rotary_columns(model.config.qk_dim, len(lowered.freqs))
     for layer, reference in _pair_layers(lowered, model):
-        layer.projection = kind(reference, columns)
+        layer.projection = kind.fold(reference, columns)
     return lowered
 
 

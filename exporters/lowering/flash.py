@@ -193,7 +193,7 @@ class LoweredFlashLayer(GatedOutput):
         config, self.precision = layer.config, precision
         columns, signs = order_rotary_columns(config.qk_dim, rotary_dim)
         self.norm, self.norm_gain = lower_norm(layer.norm, channels), compute_norm_gain(layer.norm)
-        self.projection = InputProjection(layer, columns, precision)
+        self.projection = InputProjection.fold(layer, columns, precision)
         self.heads = Heads(layer, columns, signs, rotary_dim, precision)
         self.quadratic = QuadraticAttention(layer, precision)
         self.linear = LinearAttention(config, precision)
