@@ -94,10 +94,10 @@ class InputProjection(nn.Module):
         self.precision, self.widths, self.is_joined = precision, list(widths), False
         value_width, *rest = self.widths
         value_weight, weight = weight.split([value_width, sum(rest)], dim=1)
-        self.value_weight = nn.Buffer(precision.narrow(value_weight, "value").contiguous())
-        self.weight = nn.Buffer(precision.narrow(weight, "gate").contiguous())
         value_bias, bias = (None, None) if bias is None else bias.split([value_width, sum(rest)])
+        self.value_weight = nn.Buffer(precision.narrow(value_weight, "value").contiguous())
         self.value_bias = None if value_bias is None else nn.Buffer(precision.narrow(value_bias, "value").clone())
+        self.weight = nn.Buffer(precision.narrow(weight, "gate").contiguous())
         self.bias = None if bias is None else nn.Buffer(precision.narrow(bias, "gate").clone())
 
     @classmethod
