@@ -21,6 +21,8 @@ SAMPLED_TOKENS = 512
 MAX_RECORDED_BYTES = 1 << 30
 FIRST_LENGTH = 256
 MAX_FIXED_ROWS = 32
+# An attention over few positions averages less, so that a product may be given most there; by length, how often.
+SHORT_LENGTHS = {1: 256, 2: 128, 4: 64, 8: 32, 16: 16, 32: 8, 64: 4}
 
 
 def list_lengths(rows: Batch, longest: int, bytes_a_position: int) -> list[int]:
@@ -37,7 +39,7 @@ def list_lengths(rows: Batch, longest: int, bytes_a_position: int) -> list[int]:
 def record_activations(
     trial: TrialGraph, path: Path, rows: Batch, seq_lens: Sequence[int], threads: int | None = None
 ) -> dict[str, ProductSample]:
-    """Run the graph as it is, and return what each product was given.
+    """Run the graph as it is, and return what each product was given: samples, and the largest, in short rows too.
 
     Args:
         trial: The graph.
@@ -50,15 +52,18 @@ def record_activations(
     samples: dict[str, list[np.ndarray]] = {name: [] for name in values}
     largest: dict[str, np.ndarray] = {}
     each = max(SAMPLED_TOKENS // len(seq_lens), 1)
+    few = {n: count for n, count in SHORT_LENGTHS.items() if rows.interface.min_len <= n < seq_lens[0]}
+    short = [length for length, count in few.items() for _ in range(count)]
     with OrtRunner(trial.graph, path, threads=threads, inner_values=values) as runner:
-        for piece in _cut(rows, seq_lens):
+        for index, piece in enumerate(_cut(rows, (*seq_lens, *short))):
             outputs = runner.run(piece.to_inputs(trial.graph.inputs))
             for name in values:
                 given = outputs[name].reshape(-1, outputs[name].shape[-1])
-                chosen = np.linspace(0, len(given) - 1, min(each, len(given))).astype(np.int64)
-                samples[name].append(given[chosen])
                 peak = np.abs(given).max(axis=0)
                 largest[name] = np.maximum(largest.get(name, peak), peak)
+                if index < len(seq_lens):
+                    chosen = np.linspace(0, len(given) - 1, min(each, len(given))).astype(np.int64)
+                    samples[name].append(given[chosen])
     joined = {name: np.concatenate(samples[name]) for name in values}
     return {
         one.name: ProductSample(one.weight, joined[one.input_name], largest[one.input_name]) for one in trial.products

@@ -24,6 +24,7 @@ from flash_export.quantization.activations import (
     list_lengths,
     record_activations,
 )
+from flash_export.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,6 +123,18 @@ def test_the_largest_of_all_tokens_and_a_sample_of_them_are_recorded(tmp_path: P
     assert found["a"][1].tolist() == [1800]
     assert found["c"][1].tolist() == [810000]
     assert set(found["c"][0].ravel().tolist()) <= {1, 810000}
+
+
+def test_what_is_larger_in_short_rows_is_held_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = OrtRunner.run
+
+    def average(self: OrtRunner, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: values / inputs["input_ids"].size for name, values in run(self, inputs).items()}
+
+    monkeypatch.setattr(OrtRunner, "run", average)
+    found = record(tmp_path, np.ones(2000, np.int64), [256, 512])
+    assert found["a"][1].tolist() == [2]  # of one token; 256 have 2 / 256
+    assert set(found["a"][0].ravel().tolist()) == {2 / 256, 2 / 512}
 
 
 def test_each_length_goes_on_where_the_last_one_ended_and_then_begins_again(tmp_path: Path) -> None:
