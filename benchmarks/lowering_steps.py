@@ -27,11 +27,12 @@ from peers import PeerConfig, add_model_options, build_original, compute_error, 
 from report import make_parser, print_table, write_json
 from sessions import THREADS, bind_run, make_options, make_token_feeds, make_tokens, open_session
 from timing import time_alternating
-from undone_steps import STEPS, lower_fully
+from undone_steps import STEPS
 
 from flash_export.config import FORWARD, ExportOptions
 from flash_export.exporters.analysis import analyse_graph
 from flash_export.exporters.graphs import describe_graphs
+from flash_export.exporters.lowering.flash import LoweredFlash
 from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from timing import Timings
     from undone_steps import Step
 
-    from flash_export.exporters.lowering.flash import LoweredFlash
     from flash_export.models.flash import FlashModel
 
 LENGTHS, QUICK_LENGTHS = (1000, 2048), (40,)
@@ -215,10 +215,11 @@ def main(arguments: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             model = load_model(config, folder)
-            ours = write_graph(lower_fully(model), folder / "ours.onnx")
+            ours = write_graph(LoweredFlash(model), folder / "ours.onnx")
             for step in select_steps(config, options.only):
                 path = folder / "without.onnx"
-                without = write_graph(step.undo(model), path, mask=step.mask, keep_shapes=step.keep_shapes)
+                with step.take_back(model) as lowered:
+                    without = write_graph(lowered, path, mask=step.mask, keep_shapes=step.keep_shapes)
                 timed += [time_step(step, config, without, ours, n, quick=options.quick) for n in lengths]
                 if step.keep_shapes:
                     measured.append(measure_memory(step, config, without, ours, memory_len))

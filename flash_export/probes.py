@@ -29,12 +29,16 @@ class Quantity:
         kind: What it is indexed by.
         is_zero_in_padding: Whether padded tokens are known to have zeros, so that they can be compared too.
         place: Whether it is computed before the blocks, in each of them, or after them.
+        is_normed: Whether a norm reads it: that of the next block, if it is the last of its own or before them all.
+        is_fp32: Whether every half-precision graph holds it in fp32.
     """
 
     label: str
     kind: Kind = "tokens"
     is_zero_in_padding: bool = False
     place: Literal["before", "block", "after"] = "block"
+    is_normed: bool = False
+    is_fp32: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from torch.nn import functional as F
 
 from flash_export.exporters.lowering.base import LoweredModel
 from flash_export.exporters.lowering.fold import (
-    HIDDEN_SCORE,
     compute_norm_gain,
     fold_heads,
+    hide_future,
     order_channels,
     order_rotary_columns,
+    repeat_frequencies,
 )
 from flash_export.exporters.lowering.pieces import (
     RESIDUAL,
@@ -43,7 +44,6 @@ from flash_export.exporters.primitives import (
     shift_half_token,
     sum_earlier_chunks,
 )
-from flash_export.layers.attention import build_causal_mask
 from flash_export.models.flash import HEADS
 
 if TYPE_CHECKING:
@@ -71,10 +71,7 @@ class Heads(nn.Module):
         """Fold signs and divisors into the affine maps, and what makes up for the factor missing in Laplace."""
         super().__init__()
         config, self.precision = layer.config, precision
-        slope, _ = get_score_line(config.attention_fn)
-        restored = 1 / get_attention_factor(config.attention_fn)
-        key_divisor = config.chunk_size if config.causal else get_key_divisor(config, precision)
-        self.factors = [slope / config.chunk_size, restored, 1.0, 1 / key_divisor]
+        self.factors = list_head_factors(config, precision)
         gamma, beta = fold_heads(layer.qk_offset_scale, columns, signs, self.factors)
         self.gamma, self.beta = (nn.Buffer(precision.narrow(x, "heads").unsqueeze(1)) for x in (gamma, beta))
         self.widths = [rotary_dim, config.qk_dim - rotary_dim, rotary_dim]
@@ -104,6 +101,14 @@ class Heads(nn.Module):
         return widen(x) if self.gamma.dtype == torch.float32 else x
 
 
+def list_head_factors(config: FlashConfig, precision: Precision) -> list[float]:
+    """Return what goes into each head: divisors of scores and sums, and what makes up for what Laplace leaves out."""
+    slope, _ = get_score_line(config.attention_fn)
+    restored = 1 / get_attention_factor(config.attention_fn)
+    key_divisor = config.chunk_size if config.causal else get_key_divisor(config, precision)
+    return [slope / config.chunk_size, restored, 1.0, 1 / key_divisor]
+
+
 class QuadraticAttention(nn.Module):
     """``attention_fn(q k^T + bias) v`` inside each chunk."""
 
@@ -114,9 +119,7 @@ class QuadraticAttention(nn.Module):
         self.attention_fn = config.attention_fn
         slope, shift = get_score_line(config.attention_fn)
         bias = precision.narrow(layer.rel_pos_bias(config.chunk_size) * slope - shift, "scores")
-        if config.causal:
-            bias = bias.masked_fill(~build_causal_mask(config.chunk_size, bias.device), HIDDEN_SCORE)
-        self.bias = nn.Buffer(bias)
+        self.bias = nn.Buffer(hide_future(bias) if config.causal else bias)
 
     def forward(
         self, q: Float[Tensor, "b g 1 c s"], k: Float[Tensor, "b g 1 c s"], v: Float[Tensor, "b g 1 c e"]
@@ -193,7 +196,7 @@ class LoweredFlashLayer(GatedOutput):
         config, self.precision = layer.config, precision
         columns, signs = order_rotary_columns(config.qk_dim, rotary_dim)
         self.norm, self.norm_gain = lower_norm(layer.norm, channels), compute_norm_gain(layer.norm)
-        self.projection = InputProjection(layer, columns, precision)
+        self.projection = InputProjection.fold(layer, columns, precision)
         self.heads = Heads(layer, columns, signs, rotary_dim, precision)
         self.quadratic = QuadraticAttention(layer, precision)
         self.linear = LinearAttention(config, precision)
@@ -243,16 +246,17 @@ class LoweredFlash(LoweredModel):
         self.config: FlashConfig = model.config
         self.precision = precision
         rotary = model.rotary_pos_emb
-        channels = order_channels(model.config.dim, model.config.shift_tokens)
-        columns, _ = order_rotary_columns(model.config.qk_dim, 2 * len(rotary.freqs))
+        channels, swaps_halves = order_channels(model.config.dim, model.config.shift_tokens)
+        rotary_dim = 2 * len(rotary.freqs)
+        columns, _ = order_rotary_columns(model.config.qk_dim, rotary_dim)
         self.orders = {"channels": channels.tolist(), "heads": columns[: model.config.qk_dim].tolist()}
         self.embedding = TokenEmbedding(
-            model.token_emb, model.abs_pos_emb, channels, precision, swaps_halves=model.config.shift_tokens
+            model.token_emb, model.abs_pos_emb, channels, precision, swaps_halves=swaps_halves
         )
-        self.freqs = nn.Buffer(torch.cat((rotary.freqs, rotary.freqs)))  # (r,)
+        self.freqs = nn.Buffer(repeat_frequencies(rotary.freqs))
         layers = cast("list[FlashLayer]", model.layers)
         self.layers = nn.ModuleList(
-            LoweredFlashLayer(layer, len(self.freqs), channels, precision.enter_block(index))
+            LoweredFlashLayer(layer, rotary_dim, channels, precision.enter_block(index))
             for index, layer in enumerate(layers)
         )
         self.head = Head(model.to_logits, channels, precision)

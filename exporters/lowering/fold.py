@@ -6,10 +6,11 @@ Axes: d model width, e hidden width, s query/key width, r rotated width, h heads
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 
+from flash_export.layers.attention import build_causal_mask
 from flash_export.layers.norm import ScaleNorm
 
 if TYPE_CHECKING:
@@ -36,23 +37,39 @@ def fold_input_projection(
     hidden, qk = get_linear(to_hidden), get_linear(to_qk)
     weight = torch.cat((hidden.weight, qk.weight[qk_columns]))
     bias = torch.cat((hidden.bias, qk.bias[qk_columns]))
-    if isinstance(norm, ScaleNorm):
-        weight = weight * (norm.g * norm.dim**0.5)
-    return weight.mT.contiguous(), bias
+    return fold_norm_gain(weight, norm).mT.contiguous(), bias
+
+
+def fold_norm_gain(weight: Float[Tensor, "w d"], norm: nn.Module) -> Float[Tensor, "w d"]:
+    """Return a matrix that has the gain of the norm before it in it, and ``dim**0.5``."""
+    return weight * (norm.g * norm.dim**0.5) if isinstance(norm, ScaleNorm) else weight
 
 
 def compute_norm_gain(norm: nn.Module) -> float:
-    """Return the factor of a norm's output that :func:`fold_input_projection` moved into the matrix."""
+    """Return the factor of a norm's output that :func:`fold_norm_gain` moved into the matrix."""
     return float(norm.g.detach()) * norm.dim**0.5 if isinstance(norm, ScaleNorm) else 1.0
 
 
-def order_channels(dim: int, shift_tokens: bool) -> Int[Tensor, " d"]:
+class ChannelOrder(NamedTuple):
+    """An order of the residual stream's channels, and whether it is the two halves the other way round."""
+
+    channels: Int[Tensor, " d"]
+    swaps_halves: bool = False
+
+
+def order_channels(dim: int, shift_tokens: bool) -> ChannelOrder:
     """Return the order of the residual stream's channels: the passing half first where tokens are shifted.
 
     The shifted channels of token i - 1 then lie right before the passing channels of token i, so that the token shift
     is a move by half a token, and gives the channels in their original order.
     """
-    return torch.arange(dim).roll(dim // 2) if shift_tokens else torch.arange(dim)
+    channels = torch.arange(dim)
+    return ChannelOrder(channels.roll(dim // 2), swaps_halves=True) if shift_tokens else ChannelOrder(channels)
+
+
+def hide_future(bias: Float[Tensor, "c c"]) -> Float[Tensor, "c c"]:
+    """Return a table ``(query, key)`` of what is added to scores, by which no later key is seen."""
+    return bias.masked_fill(~build_causal_mask(len(bias), bias.device), HIDDEN_SCORE)
 
 
 def get_linear(projection: nn.Sequential) -> nn.Linear:
@@ -71,6 +88,11 @@ def fold_heads(
     """Reorder the affine maps to ``columns``, and multiply each head by its factor and each column by its sign."""
     scale = torch.tensor(factors)[:, None] * signs
     return offset_scale.gamma[:, columns] * scale, offset_scale.beta[:, columns] * scale
+
+
+def repeat_frequencies(freqs: Float[Tensor, " r/2"]) -> Float[Tensor, " r"]:
+    """Return the frequencies of ``[even | odd]``: both turn by the same angle."""
+    return torch.cat((freqs, freqs))
 
 
 def order_rotary_columns(qk_dim: int, rotary_dim: int) -> tuple[Int[Tensor, " q"], Float[Tensor, " q"]]:

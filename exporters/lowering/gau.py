@@ -63,7 +63,7 @@ class LoweredGauLayer(nn.Module):
         self.score_factor = HALF_SCORE_FACTOR if precision.is_half and config.attention_fn == RELU2 else 1.0
         gamma, beta = fold_heads(layer.offsetscale, columns, torch.ones(config.qk_dim), [self.score_factor, 1.0])
         self.norm, self.norm_gain = lower_norm(layer.norm, torch.arange(config.dim)), compute_norm_gain(layer.norm)
-        self.projection = InputProjection(layer, columns, precision)
+        self.projection = InputProjection.fold(layer, columns, precision)
         self.gamma, self.beta = (nn.Buffer(precision.narrow(x, "heads")) for x in (gamma, beta))
         self.bias_by_distance = nn.Buffer(bake_bias_by_distance(layer, self.score_factor, precision))
         to_out = get_linear(layer.to_out)

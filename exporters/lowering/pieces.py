@@ -15,8 +15,11 @@ from flash_export.layers.activation import LAPLACE_MEAN, LAPLACE_STDS, RELU2
 from flash_export.layers.norm import ScaleNorm
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Float, Int
     from torch import Tensor
+    from typing_extensions import Self
 
     from flash_export.exporters.lowering.precision import Precision
     from flash_export.layers.position import ScaledSinusoid
@@ -72,22 +75,40 @@ class InputProjection(nn.Module):
     The values have a product of their own: a Split copies what it splits, and they are as wide as the gates.
     """
 
-    def __init__(self, layer: FlashLayer | GauLayer, columns: Int[Tensor, " q"], precision: Precision = FP32) -> None:
-        """Fold the weights of a layer, its query/key columns in this order."""
+    def __init__(
+        self,
+        weight: Float[Tensor, "d w"],
+        bias: Float[Tensor, " w"] | None,
+        widths: Sequence[int],
+        precision: Precision = FP32,
+    ) -> None:
+        """Take the weights of one product.
+
+        Args:
+            weight: To be multiplied from the right.
+            bias: None: there is none.
+            widths: Of what the columns are: values, gates, and all that queries and keys are made of.
+            precision: What the parts are computed in.
+        """
         super().__init__()
-        self.precision = precision
-        hidden_dim = layer.config.hidden_dim
-        self.widths, self.is_joined = [hidden_dim, len(columns)], False
+        self.precision, self.widths, self.is_joined = precision, list(widths), False
+        value_width, *rest = self.widths
+        value_weight, weight = weight.split([value_width, sum(rest)], dim=1)
+        value_bias, bias = (None, None) if bias is None else bias.split([value_width, sum(rest)])
+        self.value_weight = nn.Buffer(precision.narrow(value_weight, "value").contiguous())
+        self.value_bias = None if value_bias is None else nn.Buffer(precision.narrow(value_bias, "value").clone())
+        self.weight = nn.Buffer(precision.narrow(weight, "gate").contiguous())
+        self.bias = None if bias is None else nn.Buffer(precision.narrow(bias, "gate").clone())
+
+    @classmethod
+    def fold(cls, layer: FlashLayer | GauLayer, columns: Int[Tensor, " q"], precision: Precision = FP32) -> Self:
+        """Fold the weights of a layer of flash-pytorch, its query/key columns in this order."""
         weight, bias = fold_input_projection(layer.norm, layer.to_hidden, layer.to_qk, columns)
-        value_weight, weight = weight.split([hidden_dim, sum(self.widths)], dim=1)
-        value_bias, bias = bias.split([hidden_dim, sum(self.widths)])
-        value_weight, value_bias = (precision.narrow(x, "value") for x in (value_weight, value_bias))
-        weight, bias = (precision.narrow(x, "gate") for x in (weight, bias))
-        self.value_weight, self.value_bias = nn.Buffer(value_weight.contiguous()), nn.Buffer(value_bias.clone())
-        self.weight, self.bias = nn.Buffer(weight.contiguous()), nn.Buffer(bias.clone())
+        hidden_dim = layer.config.hidden_dim
+        return cls(weight, bias, [hidden_dim, hidden_dim, len(columns)], precision)
 
     def forward(self, x: Float[Tensor, "*b d"]) -> tuple[Tensor, ...]:
-        """Return values, gates and the query/key projection."""
+        """Return the parts: values, gates, and what queries and keys are made of."""
         return self._split(self._project_all(x) if self.is_joined else self._project_apart(x))
 
     def project_token(self, x: Float[Tensor, "b d"]) -> tuple[Tensor, ...]:
@@ -104,28 +125,33 @@ class InputProjection(nn.Module):
         value = self._project(x, self.value_weight, self.value_bias, "value")
         return [apply_silu(value), apply_silu(self._project(x, self.weight, self.bias, "gate"))]
 
-    def _project(self, x: Tensor, weight: Tensor, bias: Tensor, name: str) -> Tensor:
+    def _project(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
         """Return the product and sum, both of which are to fit."""
-        return self.precision.narrow(self.precision.multiply(x, weight, name) + bias, name)
+        product = self.precision.multiply(x, weight, name)
+        return product if bias is None else self.precision.narrow(product + bias, name)
 
     def _project_all(self, x: Tensor) -> list[Tensor]:
         """Return all as one."""
-        weight: Tensor = self.weight
-        bias: Tensor = self.bias
-        if not self.is_joined:
-            weight = torch.cat((self.value_weight, weight), dim=1)
-            bias = torch.cat((self.value_bias, bias))
-        return [apply_silu(self.precision.multiply(x, weight, "value") + bias)]
+        weight, bias = (self.weight, self.bias) if self.is_joined else self._join_weights()
+        product = self.precision.multiply(x, weight, "value")
+        return [apply_silu(product if bias is None else product + bias)]
+
+    def _join_weights(self) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias of one product of both."""
+        weight = torch.cat((self.value_weight, self.weight), dim=1)
+        if self.value_bias is None or self.bias is None:
+            return weight, None
+        return weight, torch.cat((self.value_bias, self.bias))
 
     def _split(self, parts: list[Tensor]) -> tuple[Tensor, ...]:
-        """Return values, gates and the query/key projection of the two parts, or of one."""
+        """Return all of two products, or of one."""
         *value, rest = parts
-        return (*value, *rest.split(self.widths if value else [self.widths[0], *self.widths], dim=-1))
+        return (*value, *rest.split(self.widths[1:] if value else self.widths, dim=-1))
 
     def join(self) -> None:
         """Make one product of both for good: in few bits a product costs less than to round its input once more."""
-        self.weight.data = torch.cat((self.value_weight, self.weight), dim=1)
-        self.bias.data = torch.cat((self.value_bias, self.bias))
+        weight, bias = self._join_weights()
+        self.weight, self.bias = nn.Buffer(weight), None if bias is None else nn.Buffer(bias)
         del self.value_weight, self.value_bias
         self.is_joined = True
 

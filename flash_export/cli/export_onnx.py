@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.command("onnx", short_help="Export a checkpoint as a bundle of ONNX graphs.")
 @click.argument("checkpoint", type=click.Path())
 @click.option("-o", "--output", "target", type=click.Path(), required=True, help="Bundle folder to create.")
-@click.option("--family", help="Model family of a weights file: flash or gau. Folders tell it themselves.")
+@click.option("--family", help="Model family of a weights file, such as flash. Folders tell it themselves.")
 @click.option("--config", "config_file", type=click.Path(), help="JSON file with what weights cannot tell.")
 @click.option(
     "--set",
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     multiple=True,
     help="One config value; overrides --config. Repeatable.",
 )
-@click.option("--library-version", metavar="VERSION", help="Release of flash-pytorch that made a weights file.")
+@click.option("--library-version", metavar="VERSION", help="Release of the library that made a weights file.")
 @click.option("--weights-key", metavar="KEY", help="Which weights of a file that holds several, such as model_ema.")
-@click.option("--assume-defaults", is_flag=True, help="Take flash-pytorch's defaults for what weights do not tell.")
+@click.option("--assume-defaults", is_flag=True, help="Take the library's defaults for what weights do not tell.")
 @click.option(
     "--opset",
     type=click.IntRange(MIN_OPSET, MAX_OPSET),
@@ -102,7 +102,7 @@ def onnx_command(
 ) -> Inspection:
     """Export CHECKPOINT as a bundle: ONNX graphs, weights, manifest.
 
-    CHECKPOINT is a folder with config.json and model.safetensors, or a weights file of flash-pytorch (.pt, .pth,
+    CHECKPOINT is a folder with config.json and model.safetensors, or a weights file of another library (.pt, .pth,
     .bin, .ckpt, .safetensors, or the .index.json of several) with --family and that library's constructor arguments.
 
     \b

@@ -14,7 +14,7 @@ from flash_export.models.base import CONFIG_FILE, WEIGHTS_FILE, separate_tensors
 from flash_export.models.frequencies import restore_frequencies
 from flash_export.models.import_record import ImportRecord
 from flash_export.models.importers.arguments import GivenArguments, ImportedModel
-from flash_export.models.registry import get_family
+from flash_export.models.registry import FAMILIES, get_family
 from flash_export.models.tensor_files import check_inside, find_weights_file, read_weights
 from flash_export.models.weight_sets import check_plain, select_weight_set
 from flash_export.names import list_names, show_name
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_export.models.base import ModelConfig, ReferenceModel
-    from flash_export.models.registry import Family
+    from flash_export.models.family import Family
     from flash_export.models.weight_sets import WeightSet
 
 
@@ -85,7 +85,8 @@ def load_checkpoint(
     if is_foreign:
         weights = read_weights(file)
         if family is None:
-            raise ConfigError(f"{source.name} does not tell its model family; add --family flash, gau or rtmpose_gau")
+            known = ", ".join(FAMILIES)
+            raise ConfigError(f"{source.name} does not tell its model family; add --family, one of {known}")
         kind = get_family(family)
     else:
         if library_version is not None or assume_defaults:
@@ -94,7 +95,7 @@ def load_checkpoint(
             )
         model_config, kind = _read_config(source, family, config or {})
         weights = read_weights(file)
-    chosen = select_weight_set(weights.values, kind.anchor, file, weights_key)
+    chosen = select_weight_set(weights.values, kind.anchors, file, weights_key)
     check_plain(chosen.tensors, file)
     if is_foreign:
         arguments = GivenArguments(config or {}, library_version, assume_defaults)

@@ -44,7 +44,7 @@ MIN_QK_DIM = 2
 MAX_CHUNK_SIZE = 8192  # each layer has a table of the relative positions in a chunk, 256 MiB of it
 HEADS = ("quad_q", "lin_q", "quad_k", "lin_k")  # in the order of the affine maps
 QUANTITIES = {
-    "embedding": Quantity("token and position embedding", place="before"),
+    "embedding": Quantity("token and position embedding", place="before", is_normed=True),
     "normed": Quantity("input after norm and token shift"),
     "value": Quantity("values", is_zero_in_padding=True),
     "gate": Quantity("gates"),
@@ -56,7 +56,7 @@ QUANTITIES = {
     "quadratic": Quantity("quadratic branch"),
     "kv": Quantity("linear key-value sum", "sums"),
     "linear": Quantity("linear branch"),
-    "out": Quantity("output of the block"),
+    "out": Quantity("output of the block", is_normed=True),
 }
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from flash_export.interface import Interface
 
 QUANTITIES = {
-    "embedding": Quantity("token and position embedding", place="before"),
+    "embedding": Quantity("token and position embedding", place="before", is_normed=True),
     "normed": Quantity("input after the norm"),
     "value": Quantity("values", is_zero_in_padding=True),
     "gate": Quantity("gates"),
@@ -41,7 +41,7 @@ QUANTITIES = {
     "k": Quantity("keys"),
     "weights": Quantity("quadratic attention weights", "pairs"),
     "mixed": Quantity("attended values"),
-    "out": Quantity("output of the block"),
+    "out": Quantity("output of the block", is_normed=True),
 }
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 THETA = 10000
 HEAD_QUANTITIES = {
     "maps": Quantity("feature maps of the keypoints", place="before"),
-    "embedding": Quantity("vectors of the keypoints", place="before"),
+    "embedding": Quantity("vectors of the keypoints", place="before", is_normed=True),
 }
 BLOCK_QUANTITIES = {
     "normed": Quantity("input after the norm"),

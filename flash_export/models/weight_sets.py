@@ -50,12 +50,12 @@ class WeightSet:
     left_out: dict[str, int]
 
 
-def select_weight_set(values: object, anchor: str, path: Path, key: str | None = None) -> WeightSet:
+def select_weight_set(values: object, anchors: Sequence[str], path: Path, key: str | None = None) -> WeightSet:
     """Return the weights of the model in what a file holds.
 
     Args:
         values: What the file holds: tensors by name, in nested mappings and sequences.
-        anchor: Name of a tensor that every model of the family has once.
+        anchors: Names of a tensor that every model of the family has once; the first that the file has counts.
         path: The file, for messages.
         key: Path of the wanted weights, or of a part of the file with one weight set in it; None for the set whose path
             holds plain names such as ``model`` alone.
@@ -65,12 +65,12 @@ def select_weight_set(values: object, anchor: str, path: Path, key: str | None =
         ConfigError: There is no weight set under ``key``, or several sets and none is the plain one.
     """
     tensors = _name_tensors(values, path)
-    keys = sorted(
-        name.removesuffix(anchor).removesuffix(".") for name in tensors if name == anchor or name.endswith(f".{anchor}")
-    )
+    keys = next(filter(None, (_list_keys(tensors, anchor) for anchor in anchors)), [])
     if not keys:  # whoever matches the names says what is missing
         if key is not None:
-            raise ConfigError(f"{path} has no {anchor} under any key; leave --weights-key out, or give another file")
+            raise ConfigError(
+                f"{path} has no {' or '.join(anchors)} under any key; leave --weights-key out, or give another file"
+            )
         return WeightSet("", tensors, ("",), {})
     if len(keys) > MAX_SETS:
         raise CheckpointError(f"{path} holds {len(keys)} sets of weights, more than {MAX_SETS}; save the model alone")
@@ -158,6 +158,13 @@ def _walk(values: object, path: Path) -> Iterator[tuple[tuple[str, ...], Tensor]
                 "save model.state_dict() alone"
             )
         pending.extend(((*parts, str(name)), child) for name, child in reversed(children))
+
+
+def _list_keys(tensors: Mapping[str, Tensor], anchor: str) -> list[str]:
+    """Return the paths to all tensors of that name, in order."""
+    return sorted(
+        name.removesuffix(anchor).removesuffix(".") for name in tensors if name == anchor or name.endswith(f".{anchor}")
+    )
 
 
 def _choose_key(keys: Sequence[str], wanted: str | None, path: Path) -> str:

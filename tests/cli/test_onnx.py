@@ -273,7 +273,10 @@ BAD_INPUTS: dict[str, tuple[Prepare, str]] = {
         give_changed_tensor(lambda tensors: tensors.update({"layers.1.rotary_pos_emb.freqs": torch.ones(10)})),
         "layers.1.rotary_pos_emb.freqs differs from layers.0.rotary_pos_emb.freqs",
     ),
-    "foreign file, no family": (give_foreign_options("--set", "causal=true"), "add --family flash, gau or rtmpose_gau"),
+    "foreign file, no family": (
+        give_foreign_options("--set", "causal=true"),
+        "add --family, one of flash, gau, rtmpose_gau",
+    ),
     "foreign file, no config": (
         give_foreign_options("--family", "flash"),
         "weights do not tell group_size, causal, shift_tokens, laplace_attn_fn, reduce_group_non_causal_attn; give ",

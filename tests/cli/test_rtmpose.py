@@ -149,6 +149,7 @@ def test_ranges_have_one_length_and_no_tokens(head_bundle: Bundle) -> None:
     result = check("profile-ranges", head_bundle.path, *THREADS)
     assert "Measured on random inputs, 17 keypoints;" in result.stdout
     assert "sum of squares in the norm" in result.stdout
+    assert "last norm" not in result.stdout  # there is one, before the unit
     assert "token" not in result.stdout
 
 

@@ -25,7 +25,7 @@ def make_model(value: float = 1.0, prefix: str = "") -> dict[str, torch.Tensor]:
 
 def check_set(values: object, key: str, value: float = 1.0, wanted: str | None = None) -> dict[str, int]:
     """Check which set is selected, by key and by content, and return what else was in the file."""
-    chosen = select_weight_set(values, ANCHOR, FILE, wanted)
+    chosen = select_weight_set(values, (ANCHOR,), FILE, wanted)
     assert chosen.key == key
     assert chosen.tensors.keys() == make_model().keys()
     assert all(torch.equal(chosen.tensors[name], tensor) for name, tensor in make_model(value).items())
@@ -88,7 +88,7 @@ def test_the_plain_set_is_the_default_and_a_key_takes_another(
     values: object, default: str, other: str, wanted: str
 ) -> None:
     assert check_set(values, default) == {}
-    assert set(select_weight_set(values, ANCHOR, FILE).keys) == {default, other}
+    assert set(select_weight_set(values, (ANCHOR,), FILE).keys) == {default, other}
     check_set(values, default, wanted=default)
     check_set(values, other, 2.0, wanted)
     check_set(values, other, 2.0, other)
@@ -97,6 +97,17 @@ def test_the_plain_set_is_the_default_and_a_key_takes_another(
 def test_long_lists_of_numbers_are_no_entries() -> None:
     values = {"model": make_model(), "losses": [0.5] * 300_000}
     assert check_set(values, "model") == {}
+
+
+def test_first_name_that_the_file_has_tells_where_the_model_is() -> None:
+    """A longer name claims what lies beside the shorter one that it ends in."""
+    values = {"model": {"gau.token_emb.weight": torch.ones(2, 2), "cls.weight": torch.ones(2)}}
+    chosen = select_weight_set(values, ("gau.token_emb.weight", ANCHOR), FILE)
+    assert (chosen.key, set(chosen.tensors), chosen.left_out) == ("model", {"gau.token_emb.weight", "cls.weight"}, {})
+    chosen = select_weight_set(values, ("absent", ANCHOR), FILE)
+    assert (chosen.key, set(chosen.tensors)) == ("model.gau", {ANCHOR})
+    with pytest.raises(ConfigError, match=r"has no absent or other under any key; leave --weights-key out"):
+        select_weight_set(values, ("absent", "other"), FILE, "model")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +131,7 @@ def test_long_lists_of_numbers_are_no_entries() -> None:
 )
 def test_what_is_ambiguous_or_absent_is_asked_for(values: object, key: str | None, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        select_weight_set(values, ANCHOR, FILE, key)
+        select_weight_set(values, (ANCHOR,), FILE, key)
     assert message in str(caught.value)
 
 
@@ -148,25 +159,25 @@ def make_doubling() -> list[Any]:
 @pytest.mark.parametrize("values", [make_cycle(), make_deep(), {"a": make_doubling()}], ids=["cycle", "deep", "double"])
 def test_nesting_has_a_limit(values: object) -> None:
     with pytest.raises(CheckpointError, match=r"m\.pt is nested more than 64 deep, or has more than 200,000 entries"):
-        select_weight_set(values, ANCHOR, FILE)
+        select_weight_set(values, (ANCHOR,), FILE)
 
 
 def test_number_of_sets_has_a_limit() -> None:
     values = {str(index): make_model() for index in range(MAX_SETS + 1)}
     with pytest.raises(CheckpointError, match="holds 101 sets of weights, more than 100"):
-        select_weight_set(values, ANCHOR, FILE)
+        select_weight_set(values, (ANCHOR,), FILE)
 
 
 def test_two_tensors_of_one_name() -> None:
     values = {**make_model(), "token_emb": {"weight": torch.ones(2)}}
     with pytest.raises(CheckpointError, match=r"has two tensors token_emb\.weight"):
-        select_weight_set(values, ANCHOR, FILE)
+        select_weight_set(values, (ANCHOR,), FILE)
 
 
 def test_names_in_messages_are_escaped_and_cut() -> None:
     values = {"a\x1b[31m\n" + "x" * 1000: make_model(), "b": make_model()}
     with pytest.raises(ConfigError) as caught:
-        select_weight_set(values, ANCHOR, FILE)
+        select_weight_set(values, (ANCHOR,), FILE)
     message = str(caught.value)
     assert message.isprintable()
     assert r"a\x1b[31m\nxxx" in message

@@ -9,6 +9,7 @@ from flash_export.validators.ranges.measure import SQUARES
 
 if TYPE_CHECKING:
     from flash_export.bundle.manifest import PrecisionFacts
+    from flash_export.models.base import ModelConfig
 
 # Held by every export in half precision, or as an island of this bundle.
 Held = Literal["always", "island"]
@@ -26,15 +27,16 @@ _ISLAND_NAMES = {
 }
 
 
-def find_held(name: str, facts: PrecisionFacts | None) -> Held | None:
+def find_held(config: ModelConfig, name: str, facts: PrecisionFacts | None) -> Held | None:
     """Return by what a quantity is fp32 in a half-precision graph; None: it is half, or may become so.
 
     Args:
+        config: The model's.
         name: The quantity, such as ``layers.3.kv``.
         facts: The islands of the bundle; None for an fp32 bundle, whose later exports may choose others.
     """
     point = Point.parse(name)
-    if point.quantity == SQUARES:
+    if point.quantity == SQUARES or config.quantities[point.quantity].is_fp32:
         return "always"
     own = _ISLAND_NAMES.get(point.quantity, point.quantity)
     island = own if point.block is None else f"layers.{point.block}.{own}"

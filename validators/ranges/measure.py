@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.runtime.runner import Runner
 
-# The sum of squares that a norm forms of one token. What a norm reads is the embedding, or the block before it.
+# The sum of squares that a norm forms of one token.
 SQUARES = "norm_squares"
 
 
@@ -35,12 +34,11 @@ def measure_ranges(model: ReferenceModel, runner: Runner, batch: Batch) -> dict[
         runner: What runs it.
         batch: What it reads, without padding.
     """
-    depth = model.config.num_blocks
     found: dict[str, Range] = {}
 
     def read(name: str, values: Tensor) -> None:
         found[name] = _measure(values)
-        if (norm := _name_next_norm(name, depth)) is not None:
+        if (norm := _name_norm(model.config, name)) is not None:
             found[norm] = _measure(values.square().sum(dim=-1))
 
     with model.read_probes(read):
@@ -60,12 +58,12 @@ def _measure(values: Tensor) -> Range:
     return Range(float(values.abs().max()), float(values.square().mean().sqrt()))
 
 
-def _name_next_norm(name: str, depth: int) -> str | None:
-    """Return the name of the sum of squares that the norm after a residual stream forms."""
-    if name == "embedding":
-        return f"layers.0.{SQUARES}"
-    match = re.fullmatch(r"layers\.(\d+)\.out", name)
-    if match is None:
+def _name_norm(config: ModelConfig, name: str) -> str | None:
+    """Return the name of the sum of squares that the norm which reads a quantity forms; None: no norm does."""
+    point, names = Point.parse(name), list(config.quantities)
+    if not config.quantities[point.quantity].is_normed:
         return None
-    following = int(match[1]) + 1
-    return f"layers.{following}.{SQUARES}" if following < depth else SQUARES
+    if point.block is None:
+        return f"layers.0.{SQUARES}"
+    block = point.block + (point.quantity == names[-1])
+    return f"layers.{block}.{SQUARES}" if block < config.num_blocks else SQUARES

@@ -100,8 +100,9 @@ def profile_ranges(
     scales = {probe.name: probe for probe in probes.probes}
     names = list(next(iter(found.values())))
     facts = bundle.manifest.precision
+    config = model.config
     rows = [
-        _build_row(name, describe_quantity(model.config, name), found, scales.get(name), find_held(name, facts))
+        _build_row(name, describe_quantity(config, name), found, scales.get(name), find_held(config, name, facts))
         for name in names
     ]
     rows.sort(key=lambda row: row.urgency)

@@ -16,8 +16,9 @@ import torch
 
 from flash_export.errors import CheckpointError, ConfigError
 from flash_export.layers.position import NUM_BUCKETS
-from flash_export.models.flash import FlashConfig
-from flash_export.models.gau import GauConfig
+from flash_export.models.family import Family
+from flash_export.models.flash import FlashConfig, FlashModel
+from flash_export.models.gau import GauConfig, GauModel
 from flash_export.models.importers.arguments import ImportedModel
 from flash_export.models.importers.flash_pytorch_releases import DEFAULTS, REDUCE, select_releases
 from flash_export.names import list_names
@@ -247,3 +248,7 @@ def _merge_rotary_tables(tensors: Tensors) -> dict[str, Tensor]:
                 )
         merged["rotary_pos_emb.freqs"] = first
     return merged
+
+
+FLASH = Family(FlashConfig, FlashModel, "flash-pytorch", import_flash, FLASH_ARGUMENTS, (ANCHOR,))
+GAU = Family(GauConfig, GauModel, "flash-pytorch", import_gau, GAU_ARGUMENTS, (ANCHOR,))

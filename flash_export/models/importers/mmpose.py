@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import CheckpointError, ConfigError
 from flash_export.layers.norm import SCALE_NORM_EPS
+from flash_export.models.family import Family
 from flash_export.models.importers.arguments import ImportedModel
-from flash_export.models.rtmpose_gau import RtmposeGauConfig, SimccHead
+from flash_export.models.rtmpose_gau import RtmposeGauConfig, RtmposeGauModel, SimccHead
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -281,3 +282,6 @@ def _check_number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{name}={value!r} is not a number; give the value the model was built with")
     return float(value)
+
+
+RTMPOSE_GAU = Family(RtmposeGauConfig, RtmposeGauModel, "mmpose", import_mmpose, {}, (ANCHOR,))

@@ -12,6 +12,7 @@ from flash_export.config import ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
+from flash_export.models.gau_alpha import GauAlphaConfig, GauAlphaModel
 from flash_export.validators.ranges.held import find_held
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ MODELS = {
     "causal": FlashModel(FlashConfig(23, 16, 1, 24, chunk_size=8, qk_dim=12, causal=True)),
     "masked": FlashModel(FlashConfig(23, 16, 1, 24, chunk_size=8, qk_dim=12)),
     "gau": GauModel(GauConfig(23, 16, 1, 24, qk_dim=12)),
+    "gau_alpha": GauAlphaModel(GauAlphaConfig(23, 16, 1, 24, qk_dim=12)),
 }
 
 
@@ -49,6 +51,8 @@ def read_dtypes(bundle: Bundle) -> dict[str, str]:
         pytest.param("masked", "all", marks=pytest.mark.slow),
         pytest.param("gau", "minimal", marks=pytest.mark.slow),
         pytest.param("gau", "all", marks=pytest.mark.slow),
+        pytest.param("gau_alpha", "minimal", marks=pytest.mark.slow),
+        pytest.param("gau_alpha", "all", marks=pytest.mark.slow),
     ],
 )
 def test_held_is_what_the_graph_has_in_fp32(name: str, islands: str, tmp_path: Path) -> None:
@@ -59,11 +63,16 @@ def test_held_is_what_the_graph_has_in_fp32(name: str, islands: str, tmp_path: P
 
     dtypes = read_dtypes(bundle)
     del dtypes["logits"]  # a Cast to fp32 of a product that may have been half
-    held = {quantity for quantity in dtypes if find_held(quantity, bundle.manifest.precision)}
+    config = MODELS[name].config
+    held = {quantity for quantity in dtypes if find_held(config, quantity, bundle.manifest.precision)}
     assert held == {quantity for quantity, dtype in dtypes.items() if dtype == "FLOAT"}
-    assert bool(held) == (islands == "all")
+    always = {quantity for quantity in dtypes if find_held(config, quantity, None)}
+    assert always == ({"layers.0.sum"} if name == "gau_alpha" else set())
+    assert (held > always) == (islands == "all")
 
 
 def test_norms_are_held_by_every_export_and_an_fp32_bundle_has_no_islands() -> None:
-    assert [find_held(name, None) for name in ("layers.3.norm_squares", "norm_squares")] == ["always", "always"]
-    assert find_held("layers.3.kv", None) is None
+    config = MODELS["causal"].config
+    squares = ("layers.3.norm_squares", "norm_squares")
+    assert [find_held(config, name, None) for name in squares] == ["always", "always"]
+    assert find_held(config, "layers.3.kv", None) is None
