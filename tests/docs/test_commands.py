@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENDS_OF_COMMANDS = {"|", "||", "&&", ";", ">", ">>"}
-OPTIONS = {name for command in main.commands.values() for param in command.params for name in param.opts}
+OPTIONS = {name for command in (main, *main.commands.values()) for param in command.params for name in param.opts}
 
 
 def _cut_command(line: str) -> list[str]:
