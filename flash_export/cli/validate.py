@@ -35,7 +35,8 @@ JOURNAL_FILE = ".validation.jsonl"
     "backends",
     metavar="NAME",
     multiple=True,
-    help="ort-cpu, ort-cuda, openvino, trt (every engine) or trt:NAME; repeatable.  [default: all but openvino]",
+    help="ort-cpu, ort-cuda, openvino, trt (every engine) or trt:NAME; stream:NAME reads texts in pieces; repeatable.  "
+    "[default: all but openvino]",
 )
 @click.option(
     "--onnx",
@@ -136,8 +137,8 @@ def validate_command(
 
 
 def _choose_next(bundle: Bundle, report: ValidationReport) -> tuple[str | Path, ...]:
-    if not report:
-        return ("bisect", bundle.path)
+    if not report:  # where nothing ran, there is nothing to look for
+        return ("bisect", bundle.path) if report.count("failed") else ("doctor",)
     if not bundle.list_engines():
         return ("trt", bundle.path)
     if bundle.get_graph().precision == "fp32":

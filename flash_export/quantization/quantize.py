@@ -69,12 +69,12 @@ def quantize_bundle(
         BundleError: ``output`` cannot be written; it is then as it was before.
     """
     options = options or QuantizeOptions()
-    check_output(Path(output), force=force)
     graph = bundle.get_graph()
     if graph.precision != "fp32":
         raise ConfigError(f"{bundle.path} is {graph.precision}; quantize the fp32 bundle that it was made from")
     if Path(output).resolve() == bundle.path.resolve():
         raise ConfigError(f"{output} is the bundle itself, which would be lost; choose another folder")
+    check_output(Path(output), force=force)
     scheme, longest = SCHEMES_BY_NAME[options.scheme], graph.axes["seq"].max
     export_options = _read_export_options(bundle, scheme)
     data = _read_calibration(bundle, options.data, longest)

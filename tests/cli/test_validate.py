@@ -143,6 +143,7 @@ def test_only_skipped_exits_1(bundle: Bundle) -> None:
 
     assert result.exit_code == 1
     assert "NOT VALIDATED  0 passed, 0 failed, 1 skipped" in result.stdout
+    assert result.stderr.endswith("Next: flash-export doctor\n")  # nothing failed that bisect could find
 
 
 @pytest.mark.parametrize(

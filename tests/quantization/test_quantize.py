@@ -212,7 +212,7 @@ def test_a_failure_leaves_the_output_as_it_was(
 def test_a_bundle_is_not_its_own_output(masked_byte_bundle: Bundle) -> None:
     before = list_contents(masked_byte_bundle.path)
     with pytest.raises(ConfigError, match="is the bundle itself, which would be lost; choose another folder"):
-        quantize_bundle(masked_byte_bundle, masked_byte_bundle.path, force=True)
+        quantize_bundle(masked_byte_bundle, masked_byte_bundle.path)
     assert list_contents(masked_byte_bundle.path) == before
 
 
