@@ -65,7 +65,7 @@ def build_model(config: ModelConfig) -> ReferenceModel:
     return model.requires_grad_(requires_grad=False).eval()
 
 
-SLOW = {"gau-laplace"}
+SLOW = {"gau-laplace", "flash-no-mask", "flash-chunk-sums", "flash-causal-laplace"}  # one of each kind stays
 
 
 @pytest.fixture(
@@ -142,7 +142,7 @@ def test_nodes_carry_the_model_s_names_and_nothing_of_the_machine(exported: tupl
 
 
 def test_two_exports_give_identical_bytes(tmp_path: Path) -> None:
-    build_model(CASES["flash"][0]).save_pretrained(tmp_path / "checkpoint")
+    build_model(FlashConfig(**{**SIZES, "depth": 1}, chunk_size=8)).save_pretrained(tmp_path / "checkpoint")
     first = export_onnx(tmp_path / "checkpoint", tmp_path / "first")
     code = "import sys; from flash_export.exporters.export import export_onnx; export_onnx(*sys.argv[1:])"
     subprocess.run(

@@ -30,10 +30,10 @@ SIZES: dict[str, Any] = {"vocab_size": 29, "dim": 22, "depth": 2, "hidden_dim": 
 CASES: dict[str, tuple[FlashConfig, ExportOptions]] = {
     "chunk 16": (FlashConfig(**SIZES, chunk_size=16), ExportOptions()),
     "laplace": (
-        FlashConfig(**SIZES, chunk_size=8, attention_fn="laplace", norm_type="layernorm"),
+        FlashConfig(**{**SIZES, "depth": 1}, chunk_size=8, attention_fn="laplace", norm_type="layernorm"),
         ExportOptions(opset=23),
     ),
-    "no token shift": (FlashConfig(**SIZES, chunk_size=5, shift_tokens=False), ExportOptions(opset=18)),
+    "no token shift": (FlashConfig(**{**SIZES, "depth": 1}, chunk_size=5, shift_tokens=False), ExportOptions(opset=18)),
     "chunk 256": (FlashConfig(**SIZES, chunk_size=256), ExportOptions(mask=True)),
 }
 
@@ -177,7 +177,7 @@ def test_decode_reads_a_slot_before_it_writes_it(stateful: StatefulModel) -> Non
         return names
 
     writes = [node for node in graph.node if node.op_type == "ScatterND"]
-    assert len(writes) == 3 * SIZES["depth"]
+    assert len(writes) == 3 * stateful.model.config.num_blocks
     for write in writes:
         users = [node for node in graph.node if write.input[0] in node.input and node.op_type != "Shape"]
         reads = {node.name for node in users} - {write.name}

@@ -132,7 +132,12 @@ def test_lowered_model_is_the_reference(config: RtmposeGauConfig, batch: int, se
     assert compute_error(expected, actual) <= RELATIVE_TOLERANCE
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+SLOW = {"block of other width", "one keypoint", "head with relative bias"}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CONFIGS]
+)
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Bundle, RtmposeGauModel]:
@@ -228,7 +233,11 @@ def test_fixed_batch_has_no_symbolic_axis(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "precision", "rounding"),
-    [("head", "fp16", HALF_ROUNDING), ("block with all", "fp16", HALF_ROUNDING), ("head", "bf16", 8 * HALF_ROUNDING)],
+    [
+        ("head", "fp16", HALF_ROUNDING),
+        pytest.param("block with all", "fp16", HALF_ROUNDING, marks=pytest.mark.slow),
+        pytest.param("head", "bf16", 8 * HALF_ROUNDING, marks=pytest.mark.slow),
+    ],
 )
 def test_half_graph_is_the_reference_up_to_rounding(name: str, precision: str, rounding: float, tmp_path: Path) -> None:
     model = build_model(CONFIGS[name])
@@ -333,7 +342,12 @@ def test_norm_is_taken_in_fp32_whatever_is_half() -> None:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("head", {}), ("head", {"batch": 3}), ("block with all", {}), ("head", {"precision": "fp16"})],
+    [
+        pytest.param("head", {}, marks=pytest.mark.slow),  # tests/cli/test_rtmpose.py builds a free and a fixed one
+        pytest.param("head", {"batch": 3}, marks=pytest.mark.slow),
+        ("block with all", {}),
+        ("head", {"precision": "fp16"}),
+    ],
     ids=["head", "head-fixed-batch", "block", "head-fp16"],
 )
 def test_engines_are_built(name: str, options: dict[str, Any], tmp_path: Path) -> None:

@@ -395,7 +395,8 @@ def test_engines_of_both_graphs_are_used(
     causal_bundle: Bundle, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An engine keeps its graph's contract, so onnxruntime stands in for TensorRT."""
-    engines = [SimpleNamespace(graph=name) for name in ("decode", "forward", "prefill")]
+    facts: dict[str, Any] = {"inputs": (), "outputs": (), "profiles": ()}
+    engines = [SimpleNamespace(name=name, graph=name, **facts) for name in ("decode", "forward", "prefill")]
     monkeypatch.setattr(Bundle, "list_engines", lambda _: engines)
     monkeypatch.setattr(
         "flash_export.runtime.trt.open_engine",
