@@ -72,6 +72,16 @@ class Batch:
         }
         return Batch(self.interface, arrays, self.lengths[list(rows)], self.seq_len)
 
+    @classmethod
+    def join(cls, batches: Sequence[Batch]) -> Batch:
+        """Return the rows of batches of one length as one."""
+        first = batches[0]
+        arrays = {
+            spec.name: np.concatenate([one.arrays[spec.name] for one in batches], axis=spec.shape.index(BATCH))
+            for spec in first.interface.inputs
+        }
+        return cls(first.interface, arrays, np.concatenate([one.lengths for one in batches]), first.seq_len)
+
     def cut(self, seq_len: int) -> Batch:
         """Return the first part of every row."""
         arrays = {spec.name: _cut_axis(self.arrays[spec.name], spec, seq_len) for spec in self.interface.inputs}

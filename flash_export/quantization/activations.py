@@ -6,23 +6,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flash_export.data.batch import Batch
 from flash_export.data.sources import cut_piece
 from flash_export.exporters.quantization.rounding import ProductSample
+from flash_export.interface import BATCH
 from flash_export.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from flash_export.data.batch import Batch
     from flash_export.exporters.quantization.trial import TrialGraph
 
 SAMPLED_TOKENS = 512
 MAX_RECORDED_BYTES = 1 << 30
 FIRST_LENGTH = 256
 MAX_FIXED_ROWS = 32
-# An attention over few positions averages less, so that a product may be given most there; by length, how often.
-SHORT_LENGTHS = {1: 256, 2: 128, 4: 64, 8: 32, 16: 16, 32: 8, 64: 4}
+# An attention over few positions averages less, so that a product may be given most there; by length, how many rows.
+SHORT_ROWS = {1: 256, 2: 128, 4: 64, 8: 32, 16: 16, 32: 8, 64: 4}
 
 
 def list_lengths(rows: Batch, longest: int, bytes_a_position: int) -> list[int]:
@@ -52,10 +53,9 @@ def record_activations(
     samples: dict[str, list[np.ndarray]] = {name: [] for name in values}
     largest: dict[str, np.ndarray] = {}
     each = max(SAMPLED_TOKENS // len(seq_lens), 1)
-    few = {n: count for n, count in SHORT_LENGTHS.items() if rows.interface.min_len <= n < seq_lens[0]}
-    short = [length for length, count in few.items() for _ in range(count)]
+    short = _cut_short(rows, seq_lens[0], trial.graph.axes[BATCH].max)
     with OrtRunner(trial.graph, path, threads=threads, inner_values=values) as runner:
-        for index, piece in enumerate(_cut(rows, (*seq_lens, *short))):
+        for index, piece in enumerate((*_cut(rows, seq_lens), *short)):
             outputs = runner.run(piece.to_inputs(trial.graph.inputs))
             for name in values:
                 given = outputs[name].reshape(-1, outputs[name].shape[-1])
@@ -78,3 +78,12 @@ def _cut(rows: Batch, seq_lens: Sequence[int]) -> Iterator[Batch]:
             row, start = (row + 1) % rows.size, 0
         yield cut_piece(rows, row, start, seq_len)
         start += seq_len
+
+
+def _cut_short(rows: Batch, shorter_than: int, max_batch: int) -> Iterator[Batch]:
+    """Yield batches of short rows, as far as the model takes any."""
+    for length, count in SHORT_ROWS.items():
+        if rows.interface.min_len <= length < shorter_than:
+            pieces = list(_cut(rows, [length] * count))
+            for start in range(0, count, max_batch):
+                yield Batch.join(pieces[start : start + max_batch])

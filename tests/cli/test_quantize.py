@@ -122,7 +122,9 @@ def test_bundles_that_cannot_be_quantized_are_one_line(int8_bundle: Bundle, tmp_
     check_refused(
         invoke(int8_bundle.path, "-o", tmp_path / "q"), "is int8; quantize the fp32 bundle that it was made fr"
     )
-    check_refused(invoke(int8_bundle.path, "-o", int8_bundle.path), "already holds a bundle; add --force to replace it")
+    check_refused(
+        invoke(int8_bundle.path, "-o", int8_bundle.path), "is int8; quantize the fp32 bundle that it was made fr"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -129,7 +129,7 @@ def test_what_is_larger_in_short_rows_is_held_too(tmp_path: Path, monkeypatch: p
     run = OrtRunner.run
 
     def average(self: OrtRunner, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: values / inputs["input_ids"].size for name, values in run(self, inputs).items()}
+        return {name: values / inputs["input_ids"].shape[1] for name, values in run(self, inputs).items()}
 
     monkeypatch.setattr(OrtRunner, "run", average)
     found = record(tmp_path, np.ones(2000, np.int64), [256, 512])
