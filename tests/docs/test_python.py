@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 TEXT = "What a model of bytes reads to be calibrated: it should be what it sees in use. " * 40
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_line_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx", reason="engines are built here with TensorRT-RTX alone")

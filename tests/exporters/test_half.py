@@ -267,7 +267,7 @@ def test_weights_and_products_are_half(half_bundle: Bundle) -> None:
     ("precision", "opset"),
     [
         ("fp16", 18),
-        ("bf16", 23),
+        pytest.param("bf16", 23, marks=pytest.mark.slow),
         pytest.param("fp16", 23, marks=pytest.mark.slow),
         pytest.param("bf16", 18, marks=pytest.mark.slow),
     ],

@@ -49,8 +49,8 @@ def serialize(traced: TracedGraph) -> bytes:
 @pytest.mark.parametrize(
     ("name", "graph"),
     [
-        ("causal", "prefill"),
         ("gau", "forward"),
+        pytest.param("causal", "prefill", marks=pytest.mark.slow),
         pytest.param("causal", "forward", marks=pytest.mark.slow),
         pytest.param("laplace", "forward", marks=pytest.mark.slow),
     ],

@@ -30,7 +30,7 @@ def count_operators(model: ir.Model) -> Counter[str]:
 @pytest.mark.parametrize(
     "config",
     [
-        FlashConfig(**SIZES, chunk_size=8, causal=True),
+        pytest.param(FlashConfig(**SIZES, chunk_size=8, causal=True), marks=SLOW),
         FlashConfig(**SIZES, chunk_size=8, attention_fn="laplace", norm_type="layernorm"),
         pytest.param(FlashConfig(**SIZES, chunk_size=8, sum_over_chunks=False, mask_divisor="padded"), marks=SLOW),
         GauConfig(**SIZES),

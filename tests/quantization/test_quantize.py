@@ -130,6 +130,7 @@ def test_prefill_and_decode_say_what_forward_does(int8_bundle: Bundle, causal_by
             np.testing.assert_allclose(logits, forward[:, position], rtol=0, atol=0.01 * scale)
 
 
+@pytest.mark.slow
 def test_int4_raises_the_opset_and_gives_the_same_bytes_again(masked_byte_bundle: Bundle, tmp_path: Path) -> None:
     options = QuantizeOptions("int4", budget=0.5, threads=1, keep=("he*",))
     steps: list[tuple[int, int, str]] = []
