@@ -74,7 +74,10 @@ RELU = make_model([helper.make_node("Relu", ["x"], ["y"], name="only")])
     "config",
     [
         pytest.param(FlashConfig(**SIZES, chunk_size=32), marks=pytest.mark.slow),
-        FlashConfig(**SIZES, chunk_size=32, causal=True, norm_type="layernorm", attention_fn="laplace"),
+        pytest.param(
+            FlashConfig(**SIZES, chunk_size=32, causal=True, norm_type="layernorm", attention_fn="laplace"),
+            marks=pytest.mark.slow,
+        ),
         GauConfig(**SIZES),
         pytest.param(GauConfig(**SIZES, causal=True), marks=pytest.mark.slow),
     ],
@@ -94,7 +97,14 @@ def test_exported_models_build(tmp_path: Path, config: FlashConfig | GauConfig) 
     assert engine.num_layers < 130 * (config.depth + 1)  # at most 130 a block, and as many around them
 
 
-@pytest.mark.parametrize(("scheme", "dtype"), [("int8", "int8"), ("int4", "int4"), ("fp8", "float8_e4m3fn")])
+@pytest.mark.parametrize(
+    ("scheme", "dtype"),
+    [
+        ("int8", "int8"),
+        pytest.param("int4", "int4", marks=pytest.mark.slow),
+        pytest.param("fp8", "float8_e4m3fn", marks=pytest.mark.slow),
+    ],
+)
 def test_quantized_models_build_with_layers_of_few_bits(
     export_scheme: SchemeExporter, tmp_path: Path, scheme: str, dtype: str
 ) -> None:

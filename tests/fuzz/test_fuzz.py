@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
 
 SEED = 2202_10447
-QUICK_INPUTS, INPUTS = 40, 3000
+QUICK_INPUTS, INPUTS = 20, 3000
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ def test_chain_rounds_and_overflows_as_half_does(precision: str) -> None:
     ("precision", "causal"),
     [
         ("fp16", True),
-        ("bf16", False),
+        pytest.param("bf16", False, marks=pytest.mark.slow),
         pytest.param("bf16", True, marks=pytest.mark.slow),
         pytest.param("fp16", False, marks=pytest.mark.slow),
     ],

@@ -29,7 +29,7 @@ CONFIGS: dict[str, ModelConfig] = {
 }
 
 
-SLOW = {"chunk-sums", "gau-causal-laplace"}
+SLOW = {"causal-laplace", "chunk-sums", "gau-causal-laplace"}
 
 
 @pytest.mark.parametrize(
