@@ -11,7 +11,7 @@ from flash_export.config import DECODE, MAX_THREADS, PREFILL, check_count
 from flash_export.errors import BundleError, ConfigError
 from flash_export.generation.decoder import RunnerDecoder
 from flash_export.generation.state import identify_model
-from flash_export.runtime.backends import BACKENDS, find_target
+from flash_export.runtime.backends import BACKENDS
 from flash_export.suggest import describe_unknown
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
     from flash_export.bundle.manifest import GraphSpec
     from flash_export.generation.decoder import Decoder
+    from flash_export.runtime.backends import Target
     from flash_export.runtime.runner import Runner
 
 
@@ -80,15 +81,14 @@ def open_pair(bundle: Bundle, backend: str, *, threads: int | None = None) -> St
     return _OPENERS[backend](bundle, threads)
 
 
-def open_decoder(bundle: Bundle, backend: str, *, threads: int | None = None, rounds: bool = True) -> Decoder:
-    """Open the decode graph of a bundle on a backend; see :class:`OpenTarget` for ``rounds``.
+def open_decoder(bundle: Bundle, target: Target, *, threads: int | None = None, rounds: bool = True) -> Decoder:
+    """Open what runs the decode graph of a bundle; see :class:`OpenOptions` for ``rounds``.
 
     Raises:
-        BackendUnavailableError: The backend cannot be used here, or has nothing of that graph.
-        ConfigError: There is no such backend.
+        BackendUnavailableError: It cannot be used here.
     """
-    if (provider := _RESIDENT.get(backend)) is None:
-        return RunnerDecoder(find_target(bundle, backend, DECODE).open(threads=threads, rounds=rounds))
+    if (provider := _RESIDENT.get(target.name)) is None:
+        return RunnerDecoder(target.open(threads=threads, rounds=rounds))
     from flash_export.generation.ort_state import OrtStateRunner
 
     graph, path = bundle.get_graph(DECODE), bundle.get_graph_path(DECODE)
@@ -96,13 +96,15 @@ def open_decoder(bundle: Bundle, backend: str, *, threads: int | None = None, ro
 
 
 def _open_graphs(bundle: Bundle, threads: int | None, *, backend: str) -> StatePair:
-    graph, find = _get_prefill_graph(bundle), BACKENDS[backend].find
-    if missing := [name for name in (PREFILL, DECODE) if not find(bundle, name)]:
+    graph = _get_prefill_graph(bundle)
+    found = {name: BACKENDS[backend].find(bundle, name) for name in (PREFILL, DECODE)}
+    if missing := [name for name, targets in found.items() if not targets]:
         raise BundleError(
             f"{bundle.path} has no engine of {' and '.join(missing)}; build it with 'flash-export trt --graph NAME'"
         )
-    prefill = find(bundle, PREFILL)[-1].open(threads=threads)
-    decoder = open_decoder(bundle, backend, threads=threads)
+    # Of several engines the last by name, so that one that is built for more can be put behind the others.
+    prefill = found[PREFILL][-1].open(threads=threads)
+    decoder = open_decoder(bundle, found[DECODE][-1], threads=threads)
     return StatePair(prefill, decoder, graph, bundle.manifest.interface.window, identify_model(bundle))
 
 

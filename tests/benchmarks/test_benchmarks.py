@@ -225,6 +225,43 @@ def test_a_step_taken_back_changes_nothing(load_module: Callable[[str], Any], tm
         assert error <= lowering_steps.TOLERANCE * expected[valid].abs().max(), step.name
 
 
+# Nodes that a block has more without a step, causal and not; as many as docs/lowering.md says.
+NODES_WITHOUT = {
+    False: {
+        "values of padding zeroed, not scores masked": 1,
+        "divisors and norm gain in the weights": 1,
+        "queries and keys in the product of the gates": 3,
+        "values in a product of their own": -4,
+        "rotary by crossed columns": 3,
+        "token shift by half a token": 1,
+    },
+    True: {
+        "no mask where padding is in the future": 1,
+        "divisors and norm gain in the weights": 2,
+        "bias table hides the future": 1,
+        "queries and keys in the product of the gates": 3,
+        "values in a product of their own": -4,
+        "rotary by crossed columns": 3,
+        "token shift by half a token": 1,
+        "CumSum, not a triangular product": 2,
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_step_taken_back_is_not_in_the_graph(load_module: Callable[[str], Any], tmp_path: Path, causal: bool) -> None:
+    peers, lowering_steps = load_module("peers"), load_module("lowering_steps")
+    config = replace(peers.TINY, depth=2, causal=causal)
+    model, nodes = lowering_steps.load_model(config, tmp_path), {}
+    for step in lowering_steps.select_steps(config, ""):
+        with step.take_back(model) as lowered:
+            graph = lowering_steps.write_graph(lowered, tmp_path / "without.onnx", mask=step.mask)
+        nodes[step.name] = graph.block_nodes
+    ours = nodes["none: the noise"]
+    assert {name: count - ours for name, count in nodes.items() if count != ours} == NODES_WITHOUT[causal]
+
+
 def test_transformer_has_as_many_parameters(load_module: Callable[[str], Any]) -> None:
     peers, transformer = load_module("peers"), load_module("transformer")
     config = peers.PeerConfig()

@@ -396,7 +396,7 @@ def test_engines_of_both_graphs_are_used(
 ) -> None:
     """An engine keeps its graph's contract, so onnxruntime stands in for TensorRT."""
     facts: dict[str, Any] = {"inputs": (), "outputs": (), "profiles": ()}
-    engines = [SimpleNamespace(name=name, graph=name, **facts) for name in ("decode", "forward", "prefill")]
+    engines = [SimpleNamespace(name=name, graph=name, **facts) for name in ("decode", "decode", "forward", "prefill")]
     monkeypatch.setattr(Bundle, "list_engines", lambda _: engines)
     monkeypatch.setattr(
         "flash_export.runtime.trt.open_engine",

@@ -103,7 +103,8 @@ def time_decode(
         bundle = candidate.bundle
         if not has_decode(candidate):
             raise InputError(f"the bundle has no {DECODE} graph")
-        decoder = stack.enter_context(open_decoder(bundle, backend, threads=threads, rounds=False))
+        target = find_target(bundle, backend, DECODE)
+        decoder = stack.enter_context(open_decoder(bundle, target, threads=threads, rounds=False))
         decoder.load_state(State.zeros(bundle.get_graph(DECODE), batch))
         return partial(decoder.step, tokens[:, 0])
 
