@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flash_export.config import FLAVOURS, TENSORRT_RTX, Flavour
+from flash_export.formatting import format_bytes
 from flash_export.install import get_install_command
 from flash_export.strict_json import format_json
 
@@ -198,14 +199,14 @@ def _probe_gpu() -> Finding:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         capability = f"{properties.major}.{properties.minor}"
-        devices.append(f"{properties.name}, compute capability {capability}, {_format_gib(properties.total_memory)}")
+        devices.append(f"{properties.name}, compute capability {capability}, {format_bytes(properties.total_memory)}")
     return Finding("gpu", Status.OK, detail="; ".join(devices))
 
 
 def _probe_disk(folder: Path) -> Finding:
     usage = shutil.disk_usage(folder)
     enough = usage.free >= LOW_DISK_BYTES
-    detail = f"{_format_gib(usage.free)} free of {_format_gib(usage.total)}"
+    detail = f"{format_bytes(usage.free)} free of {format_bytes(usage.total)}"
     cure = "" if enough else "free some space: a bundle holds the weights twice, an engine once more"
     return Finding("disk", Status.OK if enough else Status.LIMITED, detail=detail, cure=cure)
 
@@ -216,7 +217,7 @@ def _probe_memory() -> Finding:
         total, available = (page_bytes * os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
     except (AttributeError, OSError, ValueError):
         return Finding("memory", Status.OK, detail="this system does not say")
-    return Finding("memory", Status.OK, detail=f"{_format_gib(available)} free of {_format_gib(total)}")
+    return Finding("memory", Status.OK, detail=f"{format_bytes(available)} free of {format_bytes(total)}")
 
 
 def _is_installed(name: str) -> bool:
@@ -235,10 +236,6 @@ def _has_cuda_device() -> bool:
 
 def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _format_gib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:.1f} GiB"
 
 
 def _format_flag(value: bool) -> str:

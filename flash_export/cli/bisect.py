@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import output_options
-from flash_export.cli.output import Output, write_text
+from flash_export.cli.options import CHECKS, output_options
 
 if TYPE_CHECKING:
+    from flash_export.cli.output import Output
     from flash_export.validators.bisect.results import BisectReport
 
 
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option("--backend", default="ort-cpu", show_default=True, help="What runs the graph: ort-cpu or ort-cuda.")
 @click.option("--threads", type=int, help="CPU threads of one operator, for both.")
-@click.option("--html", "html_file", metavar="FILE", help="Write a page with a plot of the error by depth.")
-@output_options("html_file", verdict=bool)
+@output_options(*CHECKS, verdict=bool)
 def bisect_command(
     output: Output,
     bundle: Path,
@@ -36,7 +35,6 @@ def bisect_command(
     against: Path | None,
     backend: str,
     threads: int | None,
-    html_file: str | None,
 ) -> BisectReport:
     """Find the first block and quantity where the graph of BUNDLE leaves the model.
 
@@ -52,15 +50,13 @@ def bisect_command(
     """
     from flash_export.bundle.bundle import Bundle
     from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
-    from flash_export.validators.bisect.html import render_bisection
-    from flash_export.validators.bisect.terminal import print_bisection
+    from flash_export.validators.bisect.page import describe_bisection
 
     options = BisectOptions(seq_len=seq_len, batch=batch, backend=backend, threads=threads)
     opened, other = Bundle.open(bundle), Bundle.open(against) if against is not None else None
     with output.show_progress("Bisecting") as progress:
         report = bisect_bundle(opened, options, against=other, progress=progress)
-    write_text(html_file, render_bisection(report))
-    print_bisection(report, output.console)
+    output.show(describe_bisection(report))
     if report:
         output.suggest_next("validate", bundle)
     elif opened.get_graph().is_half:

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import Choice, output_options
-from flash_export.cli.output import format_bytes
+from flash_export.cli.options import REPORT, Choice, output_options
 from flash_export.config import AUTO_FLAVOUR, DECODE, FLAVOURS, FORWARD, PREFILL, BuildOptions
+from flash_export.formatting import format_bytes
+from flash_export.report.document import Document, Pairs, Section
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from flash_export.bundle.bundle import Bundle
     from flash_export.bundle.manifest import EngineManifest
     from flash_export.cli.output import Output
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
 @click.option("--workspace-mib", type=click.IntRange(min=1), help="Most scratch memory a layer may use.")
 @click.option("--tf32", is_flag=True, help="Let fp32 products round to TensorFloat-32: faster, three digits less.")
 @click.option("--force", is_flag=True, help="Replace the engine of that name.")
-@output_options()
+@output_options(*REPORT)
 def trt_command(
     output: Output,
     bundle: Path,
@@ -88,12 +87,13 @@ def trt_command(
     opened = Bundle.open(bundle)
     with output.show_progress("Building") as progress:
         engine = build_engine(opened, options=options, progress=progress)
-    output.echo_rows(_list_facts(opened, engine))
+    output.show(describe_engine(opened, engine))
     output.suggest_next(*_choose_next(opened, engine))
     return engine
 
 
-def _list_facts(bundle: Bundle, engine: EngineManifest) -> Iterable[tuple[str, str]]:
+def describe_engine(bundle: Bundle, engine: EngineManifest) -> Document:
+    """Return the report of a build."""
     from flash_export.bundle.bundle import ENGINE_FOLDER
 
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in engine.layer_dtypes.items())
@@ -101,15 +101,16 @@ def _list_facts(bundle: Bundle, engine: EngineManifest) -> Iterable[tuple[str, s
     blocks = (
         f", {engine.num_layers / depth:.0f} per block with what is around the {depth}" if depth and depth > 1 else ""
     )
-    return {
-        "engine": str(bundle.path / ENGINE_FOLDER / f"{engine.name}.engine"),
+    pairs = {
         "flavour": f"{engine.flavour} {engine.version}",
         "targets": ", ".join(engine.targets),
         "profiles": "; ".join(_format_profile(engine, index) for index in range(len(engine.profiles))),
         "layers": f"{engine.num_layers}{blocks} ({dtypes})",
         "size": format_bytes(engine.size_bytes),
         "built in": f"{engine.build_seconds:.1f} s",
-    }.items()
+    }
+    path = bundle.path / ENGINE_FOLDER / f"{engine.name}.engine"
+    return Document(f"engine {path}", "flash-export trt", sections=(Section("", Pairs(tuple(pairs.items()))),))
 
 
 def _choose_next(bundle: Bundle, engine: EngineManifest) -> tuple[str | Path, ...]:

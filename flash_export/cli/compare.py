@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import IntegerList, output_options
-from flash_export.cli.output import Output, write_text
+from flash_export.cli.options import REPORT, IntegerList, output_options
 
 if TYPE_CHECKING:
+    from flash_export.cli.output import Output
     from flash_export.validators.trade_off.results import TradeOff
 
 
@@ -39,9 +39,7 @@ if TYPE_CHECKING:
 )
 @click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Data to read in place of held-out data.")
 @click.option("--no-latency", is_flag=True, help="Leave timing and memory out.")
-@click.option("--html", "html_file", metavar="FILE", help="Write a page with plots of loss against cost.")
-@click.option("--markdown", "markdown_file", metavar="FILE", help="Write the table in Markdown; - for stdout.")
-@output_options("html_file", "markdown_file")
+@output_options(*REPORT)
 def compare_command(
     output: Output,
     bundles: tuple[Path, ...],
@@ -53,8 +51,6 @@ def compare_command(
     windows: int | None,
     data: Path | None,
     no_latency: bool,
-    html_file: str | None,
-    markdown_file: str | None,
 ) -> TradeOff:
     """Show what each BUNDLE of one model costs and loses: size, latency, score, agreement, divergence.
 
@@ -71,17 +67,13 @@ def compare_command(
     """
     from flash_export.bundle.bundle import Bundle
     from flash_export.validators.trade_off.compare import DEFAULT_BUDGET_S, CompareOptions, compare_bundles
-    from flash_export.validators.trade_off.html import render_trade_off
-    from flash_export.validators.trade_off.markdown import render_trade_off_markdown
-    from flash_export.validators.trade_off.terminal import print_trade_off
+    from flash_export.validators.trade_off.page import describe_trade_off
 
     options = CompareOptions(seq_lens, batch, backend, threads, windows, data, 0.0 if no_latency else DEFAULT_BUDGET_S)
     opened = [Bundle.open(path) for path in bundles]
     first = Bundle.open(reference) if reference is not None else None
     with output.show_progress("Comparing") as progress:
         trade = compare_bundles(opened, options, progress, reference=first)
-    write_text(html_file, render_trade_off(trade))
-    write_text(markdown_file, render_trade_off_markdown(trade))
-    print_trade_off(trade, output.console)
+    output.show(describe_trade_off(trade))
     output.suggest_next("validate", bundles[-1])
     return trade

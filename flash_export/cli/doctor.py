@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import output_options
+from flash_export.cli.options import REPORT, output_options
+from flash_export.report.document import Document, Section, Styled, tabulate, text
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from flash_export.cli.output import Output
     from flash_export.doctor import Diagnosis
+    from flash_export.report.document import Style
 
-_STYLES = {"ok": "green", "limited": "yellow", "missing": "yellow", "broken": "red"}
+_STYLES: dict[str, Style] = {"ok": "passed", "limited": "skipped", "missing": "skipped", "broken": "failed"}
 
 
 @click.command("doctor", short_help="Show what is installed here, and what to install.")
-@output_options(verdict=bool)
+@output_options(*REPORT, verdict=bool)
 def doctor_command(output: Output) -> Diagnosis:
     """Show what is installed here, what can be done with it, and what to install for the rest.
 
@@ -32,25 +32,32 @@ def doctor_command(output: Output) -> Diagnosis:
     from flash_export.doctor import diagnose
 
     diagnosis = diagnose()
-    _print_table(diagnosis, output.console)
+    output.show(describe_diagnosis(diagnosis))
     output.suggest_next("demo" if diagnosis else "doctor")
     return diagnosis
 
 
-def _print_table(diagnosis: Diagnosis, console: Console) -> None:
-    from rich.table import Table
-
-    from flash_export.terminal import make_text
-
-    table = Table("", "status", "version", "here", "to do", box=None, pad_edge=False)
-    for finding in diagnosis.findings:
-        status = finding.status.value
-        table.add_row(
-            finding.name,
-            make_text((status, _STYLES[status])),
-            finding.version,
-            make_text(finding.detail),
-            make_text(finding.cure),
-        )
-    console.print(table)
-    console.print("Models can be exported here." if diagnosis else "No model can be exported here.", style="bold")
+def describe_diagnosis(diagnosis: Diagnosis) -> Document:
+    """Return the report of a diagnosis."""
+    return Document(
+        subject="What is installed here, and what it is good for",
+        command="flash-export doctor",
+        headline="Models can be exported here." if diagnosis else "No model can be exported here.",
+        status="passed" if diagnosis else "failed",
+        word="READY" if diagnosis else "NOT READY",
+        sections=(
+            Section(
+                "",
+                tabulate(
+                    diagnosis.findings,
+                    [
+                        (text("what"), lambda finding: finding.name),
+                        (text("status"), lambda finding: Styled(finding.status.value, _STYLES[finding.status.value])),
+                        (text("version"), lambda finding: finding.version),
+                        (text("here", is_prose=True), lambda finding: finding.detail),
+                        (text("to do", is_prose=True), lambda finding: finding.cure),
+                    ],
+                ),
+            ),
+        ),
+    )

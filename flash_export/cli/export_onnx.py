@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import Choice, output_options, parse_config
-from flash_export.cli.output import format_bytes
+from flash_export.cli.options import REPORT, Choice, output_options, parse_config
 from flash_export.config import (
     DEFAULT_MAX_BATCH,
     DEFAULT_MAX_SEQ_LEN,
@@ -19,6 +18,8 @@ from flash_export.config import (
     PRECISIONS,
     ExportOptions,
 )
+from flash_export.formatting import format_bytes
+from flash_export.report.document import Document, Pairs, Section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -78,7 +79,7 @@ if TYPE_CHECKING:
     help="Data to judge the model by: text (bytes), token ids as .npy, or inputs as .npz. Default: the checkpoint's.",
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, with its engines and reports.")
-@output_options()
+@output_options(*REPORT)
 def onnx_command(
     output: Output,
     checkpoint: str,
@@ -145,33 +146,36 @@ def onnx_command(
             progress=progress,
         )
         inspection = inspect_bundle(bundle)
-    print_export(bundle, inspection, output)
+    output.show(describe_export(bundle, inspection))
     output.suggest_next("validate", bundle.path)
     return inspection
 
 
-def print_export(bundle: Bundle, inspection: Inspection, output: Output) -> None:
-    """Print what an export made."""
+def describe_export(bundle: Bundle, inspection: Inspection) -> Document:
+    """Return the report of what an export made."""
     from flash_export.cli.inspect_path import count_nodes, format_import, format_precision, format_ranges, join_values
 
     manifest, graph, analysis = bundle.manifest, bundle.get_graph(), inspection.graphs[FORWARD]
     size = sum((bundle.path / name).stat().st_size for name in manifest.files)
-    output.echo(f"Exported {manifest.checkpoint['source']} to {bundle.path} ({format_bytes(size)})")
     config = bundle.read_config()
-    output.echo_rows([("model", ", ".join([config.pop("model_type"), *_list_fields(config)]))], indent=2)
-    output.echo_rows(format_import(manifest.imported), indent=2)
+    pairs = [
+        ("model", ", ".join([config.pop("model_type"), *_list_fields(config)])),
+        *format_import(manifest.imported),
+    ]
     if (facts := manifest.model) and facts.state_bytes:
         state = f"with a state of {format_bytes(facts.state_bytes)} per row at any length"
-        output.echo_rows([("graphs", f"{', '.join(manifest.graphs)}, {state}")], indent=2)
-    output.echo_rows(
-        [
-            ("inputs", join_values(analysis.inputs)),
-            ("outputs", join_values(analysis.outputs)),
-            ("ranges", format_ranges(graph)),
-            *(format_precision(manifest.precision, manifest.interface.unit) if manifest.precision else ()),
-            ("nodes", f"{count_nodes(analysis)}; opset {analysis.opset}, {graph.precision}"),
-        ],
-        indent=2,
+        pairs.append(("graphs", f"{', '.join(manifest.graphs)}, {state}"))
+    pairs += [
+        ("inputs", join_values(analysis.inputs)),
+        ("outputs", join_values(analysis.outputs)),
+        ("ranges", format_ranges(graph)),
+        *(format_precision(manifest.precision, manifest.interface.unit) if manifest.precision else ()),
+        ("nodes", f"{count_nodes(analysis)}; opset {analysis.opset}, {graph.precision}"),
+    ]
+    return Document(
+        f"Exported {manifest.checkpoint['source']} to {bundle.path} ({format_bytes(size)})",
+        "flash-export onnx",
+        sections=(Section("", Pairs(tuple(pairs))),),
     )
 
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
-from flash_export.cli.options import output_options
-from flash_export.cli.output import NO_BREAK_SPACE, format_bytes
+from flash_export.cli.options import REPORT, output_options
+from flash_export.formatting import format_bytes
+from flash_export.report.document import Document, Pairs, Section
+from flash_export.report.terminal import NO_BREAK_SPACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 @click.command("inspect", short_help="Show what is in a bundle, a graph or an engine.")
 @click.argument("path", type=click.Path(path_type=Path))
-@output_options()
+@output_options(*REPORT)
 def inspect_command(output: Output, path: Path) -> Inspection:
     """Show inputs, outputs, axes, operators, nodes per block, parameters and work per token of PATH.
 
@@ -44,24 +46,20 @@ def inspect_command(output: Output, path: Path) -> Inspection:
     from flash_export.exporters.inspection import inspect_path
 
     inspection = inspect_path(path)
-    print_inspection(inspection, output)
+    output.show(describe_inspection(inspection))
     output.suggest_next(*_choose_next(inspection))
     return inspection
 
 
-def print_inspection(inspection: Inspection, output: Output) -> None:
-    """Print what is known about a path: a row a fact, by what it is about."""
-    output.echo(f"{inspection.kind} {inspection.path}")
+def describe_inspection(inspection: Inspection) -> Document:
+    """Return the report of what is known about a path: a line a fact, by what it is about."""
+    parts: list[tuple[str, Rows]] = []
     if inspection.manifest:
-        output.echo_rows(_format_manifest(inspection.manifest), indent=2)
-    if inspection.quantization:
-        output.echo_rows(_format_quantization(inspection.quantization), indent=2)
-    for name, analysis in inspection.graphs.items():
-        output.echo(f"  graph {name}")
-        output.echo_rows(_format_graph(analysis), indent=4)
-    for engine in inspection.engines:
-        output.echo(f"  engine {engine.name}")
-        output.echo_rows(_format_engine(engine), indent=4)
+        parts.append(("", _list_manifest(inspection.manifest, inspection.quantization)))
+    parts += [(f"graph {name}", _list_graph(analysis)) for name, analysis in inspection.graphs.items()]
+    parts += [(f"engine {engine.name}", _list_engine(engine)) for engine in inspection.engines]
+    sections = tuple(Section(title, Pairs(tuple(pairs))) for title, pairs in parts)
+    return Document(f"{inspection.kind} {inspection.path}", "flash-export inspect", sections=sections)
 
 
 def _choose_next(inspection: Inspection) -> tuple[str | Path, ...]:
@@ -72,7 +70,7 @@ def _choose_next(inspection: Inspection) -> tuple[str | Path, ...]:
     return ("validate", "BUNDLE", "--onnx", inspection.path)
 
 
-def _format_manifest(manifest: Manifest) -> Rows:
+def _list_manifest(manifest: Manifest, quantization: QuantizationRecord | None) -> Rows:
     checkpoint = manifest.checkpoint
     yield "from", f"{checkpoint['source']} ({checkpoint['format']}, sha256 {checkpoint['sha256'][:12]}...)"
     yield from format_import(manifest.imported)
@@ -87,6 +85,9 @@ def _format_manifest(manifest: Manifest) -> Rows:
         yield name, f"{graph.precision}, {format_ranges(graph)}"
     if manifest.precision:
         yield from format_precision(manifest.precision, manifest.interface.unit)
+    if quantization:
+        loss = f"loss {quantization.loss:.2%}, accepted {quantization.budget:.2%}"
+        yield "quantized", f"{quantization.scheme}: {quantization.quantized_share:.0%} of the weights, {loss}"
     yield "made by", join_pairs(manifest.versions)
     yield "files", f"{len(manifest.files)}, all with the sha256 that the manifest says"
 
@@ -110,11 +111,6 @@ def format_import(record: ImportRecord) -> Rows:
     yield from (("note", note) for note in record.notes)
 
 
-def _format_quantization(record: QuantizationRecord) -> Rows:
-    loss = f"loss {record.loss:.2%}, accepted {record.budget:.2%}"
-    yield "quantized", f"{record.scheme}: {record.quantized_share:.0%} of the weights, {loss}"
-
-
 def format_precision(facts: PrecisionFacts, unit: str) -> Rows:
     """Yield the rows about a half-precision bundle: what is fp32 in it, and up to which length it holds."""
     names = [island.name for island in facts.islands]
@@ -132,7 +128,7 @@ def format_precision(facts: PrecisionFacts, unit: str) -> Rows:
             yield "horizon", f"{facts.horizon.quantity} {reached}; measured on {read}"
 
 
-def _format_graph(analysis: GraphAnalysis) -> Rows:
+def _list_graph(analysis: GraphAnalysis) -> Rows:
     yield "inputs", join_values(analysis.inputs)
     yield "outputs", join_values(analysis.outputs)
     yield "nodes", f"{count_nodes(analysis)}; opset {analysis.opset}; {analysis.producer}"
@@ -162,7 +158,7 @@ def join_values(values: Sequence[str]) -> str:
     return ", ".join([*plain, *state])
 
 
-def _format_engine(engine: EngineManifest) -> Rows:
+def _list_engine(engine: EngineManifest) -> Rows:
     targets = ", ".join(engine.targets)
     yield "built", f"{engine.flavour} {engine.version} for {targets}, in {engine.build_seconds:.1f} s"
     for kind, specs in (("inputs", engine.inputs), ("outputs", engine.outputs)):

@@ -47,13 +47,22 @@ class Choice(click.Choice):  # type: ignore[type-arg,unused-ignore]
         return value
 
 
+FORMATS = {
+    "html": "Write the report as one HTML file.",
+    "markdown": "Write the report as Markdown; - for stdout.",
+    "junit": "Write the checks as JUnit XML, for CI systems.",
+}
+REPORT = ("html", "markdown")  # of every report
+CHECKS = (*REPORT, "junit")  # of one that has checks
+
+
 def output_options(
-    *targets: str, verdict: Callable[[Any], bool] | None = None
+    *formats: str, verdict: Callable[[Any], bool] | None = None
 ) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Give a command ``--json``, ``--quiet`` and ``--verbose``; its function takes an ``output`` and returns a result.
 
     Args:
-        targets: Parameters of the command's other options that write to stdout for ``-``.
+        formats: What the report of the command can be written in, an option each.
         verdict: Whether a result is a yes; on a no, the exit code is 1. None: every result is one.
     """
 
@@ -63,17 +72,17 @@ def output_options(
         @click.option("-v", "--verbose", is_flag=True, help="Show versions, times, and why something was skipped.")
         @click.pass_context
         def run(ctx: click.Context, /, json_file: str | None, quiet: bool, verbose: bool, **values: Any) -> Result:
+            files = {name: values.pop(f"{name}_file") for name in formats}
             outer = ctx.find_object(Output)
             if outer is not None:  # a step of a longer command, which answers for it
                 return function(output=replace(outer, is_step=True), **values)
             if quiet and verbose:
                 raise click.UsageError("--quiet and --verbose contradict each other; give one of them", ctx)
-            takers = [name for name in ("json_file", *targets) if ctx.params[name] == STDOUT]
+            takers = [name for name, target in {"json": json_file, **files}.items() if target == STDOUT]
             if len(takers) > 1:
-                options = {param.name: param.opts[-1] for param in ctx.command.params}
-                listed = " and ".join(options[name] for name in takers)
+                listed = " and ".join(f"--{name}" for name in takers)
                 raise click.UsageError(f"{listed} both go to stdout; give one of them a file", ctx)
-            ctx.obj = Output(quiet=quiet, verbose=verbose, stdout_is_taken=bool(takers))
+            ctx.obj = Output(quiet=quiet, verbose=verbose, stdout_is_taken=bool(takers), files=files)
             with ctx.obj.show_log():
                 result = function(output=ctx.obj, **values)
                 if json_file is not None:
@@ -82,7 +91,10 @@ def output_options(
                 ctx.exit(EXIT_VERDICT_NO)
             return result
 
-        return functools.update_wrapper(run, function)
+        command = functools.update_wrapper(run, function)
+        for name in reversed(formats):
+            command = click.option(f"--{name}", f"{name}_file", metavar="FILE", help=FORMATS[name])(command)
+        return command
 
     return decorate
 

@@ -10,9 +10,7 @@ import contextlib
 import logging
 import platform
 import shlex
-import shutil
-import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -23,15 +21,14 @@ from flash_export.printable import encode_text, escape_unprintable
 from flash_export.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from rich.console import Console
 
     from flash_export.progress import ProgressCallback
+    from flash_export.report.document import Document
 
 STDOUT = "-"
-LABEL_WIDTH = 10
-NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"
 logger = logging.getLogger("flash_export")
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "numpy")
 
@@ -52,12 +49,14 @@ class Output:
         verbose: Whether the log shows versions, times and tracebacks of what was skipped.
         stdout_is_taken: Whether a product goes to stdout, so that text for people has to go to stderr.
         is_step: Whether this is a step of a longer command, which says itself what comes next.
+        files: Where reports are written to, by format; None: not in that one.
     """
 
     quiet: bool = False
     verbose: bool = False
     stdout_is_taken: bool = False
     is_step: bool = False
+    files: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def console(self) -> Console:
@@ -71,11 +70,18 @@ class Output:
         if not self.quiet:
             click.echo(escape_unprintable(text), err=self.stdout_is_taken)
 
-    def echo_rows(self, rows: Iterable[tuple[str, str]], indent: int = 0) -> None:
-        """Show labels with their values, see :func:`wrap_row`."""
-        for label, value in rows:
-            for line in wrap_row(label, value, indent):
-                self.echo(line)
+    def show(self, document: Document) -> None:
+        """Print a report, and write it in every form that was asked for; all are made before the first is written.
+
+        Raises:
+            BundleError: A file cannot be written.
+        """
+        from flash_export.report.terminal import print_document
+
+        made = [(target, _render(document, name)) for name, target in self.files.items() if target is not None]
+        for target, text in made:
+            write_text(target, text)
+        print_document(document, self.console)
 
     def suggest_next(self, *arguments: str | Path) -> None:
         """Show the command that comes next, in a form that a shell takes."""
@@ -115,22 +121,19 @@ def _describe_versions() -> str:
     return ", ".join(versions)
 
 
-def wrap_row(label: str, value: str, indent: int = 0) -> list[str]:
-    """Return the lines of a label and its value; a value that is too long for the terminal goes on below itself.
+def _render(document: Document, name: str) -> str:
+    """Return a report in the format of an option: ``html``, ``markdown`` or ``junit``."""
+    if name == "html":
+        from flash_export.report.html import render_html
 
-    No line ends at a no-break space, which is shown as a plain one.
-    """
-    width = shutil.get_terminal_size().columns
-    start = f"{'':{indent}}{label:<{LABEL_WIDTH - 1}} "
-    lines = textwrap.wrap(
-        value,
-        width,
-        initial_indent=start,
-        subsequent_indent=" " * len(start),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return [line.replace(NO_BREAK_SPACE, " ") for line in lines]
+        return render_html(document)
+    if name == "markdown":
+        from flash_export.report.markdown import render_markdown
+
+        return render_markdown(document)
+    from flash_export.report.junit import render_junit
+
+    return render_junit(document)
 
 
 def format_command(*arguments: str | Path) -> str:
@@ -154,13 +157,3 @@ def write_text(target: str | Path | None, text: str) -> None:
         click.echo(escape_unprintable(text), nl=False)
     elif target is not None:
         write_file(Path(target), encode_text(text))
-
-
-def format_bytes(count: int) -> str:
-    """Return a size with a binary unit, such as ``3.1 MiB``."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"

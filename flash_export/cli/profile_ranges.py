@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import IntegerList, output_options
+from flash_export.cli.options import REPORT, IntegerList, output_options
 
 if TYPE_CHECKING:
     from flash_export.cli.output import Output
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="Time for the default lengths.")
 @click.option("--threads", type=int, help="CPU threads of one operator.")
 @click.option("--all", "show_all", is_flag=True, help="Print every quantity, not the worst alone.")
-@output_options()
+@output_options(*REPORT)
 def profile_ranges_command(
     output: Output,
     bundle: Path,
@@ -52,12 +52,12 @@ def profile_ranges_command(
       flash-export profile-ranges BUNDLE --json ranges.json
     """
     from flash_export.bundle.bundle import Bundle
+    from flash_export.validators.ranges.page import DEFAULT_ROWS, describe_ranges
     from flash_export.validators.ranges.profile import RangesOptions, profile_ranges
-    from flash_export.validators.ranges.terminal import DEFAULT_ROWS, print_ranges
 
     options = RangesOptions(seq_lens, windows, random, data, seconds, threads)
     with output.show_progress("Measuring") as progress:
         report = profile_ranges(Bundle.open(bundle), options, progress)
-    print_ranges(report, output.console, None if show_all else DEFAULT_ROWS)
+    output.show(describe_ranges(report, None if show_all else DEFAULT_ROWS))
     output.suggest_next("onnx", bundle, "-o", f"{bundle}-fp16", "--precision", "fp16")
     return report

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import Choice, output_options
+from flash_export.cli.options import REPORT, Choice, output_options
 from flash_export.config import DEFAULT_SCHEME, SCHEMES, QuantizeOptions
 from flash_export.errors import ConfigError
+from flash_export.report.document import Document, Fact, Section, number, tabulate, text
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from flash_export.bundle.bundle import Bundle
     from flash_export.bundle.quantization_record import ProductRecord, QuantizationRecord
     from flash_export.cli.output import Output
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 @click.option("--smoothing/--no-smoothing", default=True, help="Move outliers of activations into weights (default).")
 @click.option("--threads", type=int, help="CPU threads of one operator.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, with its engines and reports.")
-@output_options()
+@output_options(*REPORT)
 def quantize_command(
     output: Output,
     bundle: Path,
@@ -79,7 +78,7 @@ def quantize_command(
         quantized = quantize_bundle(Bundle.open(bundle), target, options=options, force=force, progress=progress)
     record = quantized.read_quantization()
     assert record is not None
-    print_record(quantized, record, output.console)
+    output.show(describe_quantization(quantized, record))
     output.suggest_next("validate", target)
     return record
 
@@ -97,32 +96,41 @@ def parse_share(text: str) -> float:
         raise ConfigError(f"budget={text!r} is not a share; write it like 0.5% or 0.005") from None
 
 
-def print_record(bundle: Bundle, record: QuantizationRecord, console: Console) -> None:
-    """Print what was done and why."""
+def describe_quantization(bundle: Bundle, record: QuantizationRecord) -> Document:
+    """Return the report of a quantization: what was done to each product, and why."""
     from flash_export.tasks.registry import get_task
-    from flash_export.terminal import make_table, make_text
 
-    console.print(make_text((f"{record.scheme}, by {record.predictions:,} predictions on {record.data}", "italic")))
-    rows = [
-        (
-            product.name,
-            describe_product(product),
-            f"{product.weights:,}",
-            "" if product.sensitivity is None else f"{product.sensitivity:.3%}",
-        )
-        for product in record.products
-    ]
-    console.print(make_table(("product", "computed in", "weights", "alone it loses"), rows, align="ll"))
-    for product in record.products:
-        if product.reason is not None:
-            console.print(make_text(f"{product.name}: {describe_product(product)}, because {product.reason}"))
     scores = ""
     if record.score is not None:
         label = get_task(bundle.manifest.interface.task).describe_score(bundle.manifest.interface).label
-        scores = f": {record.score:.4f} {label}, fp32 {record.reference_score:.4f}"
-    console.print(make_text(f"Loss {record.loss:.2%}, accepted {record.budget:.2%}{scores}"))
-    console.print(make_text(f"{record.quantized_share:.0%} of the weights in few bits"))
-    console.print(make_text(f"Bundle: {bundle.path}"), soft_wrap=True)
+        scores = f"{record.score:.4f} {label}, fp32 {record.reference_score:.4f}"
+    return Document(
+        subject=f"Quantization to {bundle.path}: {record.scheme}",
+        command="flash-export quantize",
+        lead=f"Judged by {record.predictions:,} predictions on {record.data}.",
+        facts=(
+            Fact("Loss", f"{record.loss:.2%}, accepted {record.budget:.2%}", scores),
+            Fact("In few bits", f"{record.quantized_share:.0%} of the weights"),
+        ),
+        sections=(
+            Section(
+                "Products",
+                tabulate(
+                    record.products,
+                    [
+                        (text("product"), lambda product: product.name),
+                        (text("computed in"), describe_product),
+                        (number("weights"), lambda product: f"{product.weights:,}"),
+                        (
+                            number("alone it loses"),
+                            lambda product: None if product.sensitivity is None else f"{product.sensitivity:.3%}",
+                        ),
+                    ],
+                    lambda product: product.reason and f"{describe_product(product)}, because {product.reason}",
+                ),
+            ),
+        ),
+    )
 
 
 def describe_product(product: ProductRecord) -> str:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import output_options
-from flash_export.cli.output import Output, write_text
+from flash_export.cli.options import CHECKS, output_options
 
 if TYPE_CHECKING:
+    from flash_export.cli.output import Output
     from flash_export.validators.report.comparison import Comparison
     from flash_export.validators.results import ValidationReport
 
@@ -25,17 +25,11 @@ def is_no_regression(result: ValidationReport | Comparison) -> bool:
 @click.command("report", short_help="Show a validation again, or compare two of them.")
 @click.argument("report", metavar="A.json", type=click.Path(path_type=Path))
 @click.argument("other", metavar="[B.json]", type=click.Path(path_type=Path), required=False)
-@click.option("--html", "html_file", type=click.Path(path_type=Path), help="Write A as one HTML file.")
-@click.option("--markdown", "markdown_file", metavar="FILE", help="Write Markdown here; - for stdout.")
-@click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write A as JUnit XML.")
-@output_options("markdown_file", verdict=is_no_regression)
+@output_options(*CHECKS, verdict=is_no_regression)
 def report_command(
     output: Output,
     report: Path,
     other: Path | None,
-    html_file: Path | None,
-    markdown_file: str | None,
-    junit_file: Path | None,
 ) -> ValidationReport | Comparison:
     """Show the validation A.json again, or what changed from A.json to B.json.
 
@@ -52,29 +46,20 @@ def report_command(
       flash-export report before.json after.json
       flash-export report a.json b.json --markdown - >> $GITHUB_STEP_SUMMARY
     """
-    if other is not None and (html_file or junit_file):
-        raise click.UsageError("--html and --junit show one report, and two were given; use --markdown")
+    if other is not None and output.files["junit"]:
+        raise click.UsageError("--junit lists the checks of one report, and two were given; use --markdown")
+    from flash_export.validators.report.comparison import compare_reports
+    from flash_export.validators.report.comparison_page import describe_comparison
     from flash_export.validators.report.files import read_report
+    from flash_export.validators.report.validation import describe_validation
 
     first = read_report(report)
-    second = None if other is None else read_report(other)
-    if second is None:
-        from flash_export.validators.report.files import ReportFiles, write_report
-        from flash_export.validators.report.markdown import render_markdown
-        from flash_export.validators.report.terminal import print_report
-
-        write_report(first, ReportFiles(html=html_file, junit=junit_file))
-        write_text(markdown_file, render_markdown(first))
-        print_report(first, output.console)
+    if other is None:
+        output.show(describe_validation(first))
         output.suggest_next("bisect" if not first else "validate", first.bundle)
         return first
-
-    from flash_export.validators.report.comparison import compare_reports
-    from flash_export.validators.report.comparison_terminal import print_comparison
-    from flash_export.validators.report.comparison_text import render_comparison_markdown
-
+    second = read_report(other)
     comparison = compare_reports(first, second)
-    write_text(markdown_file, render_comparison_markdown(comparison))
-    print_comparison(comparison, output.console)
+    output.show(describe_comparison(comparison))
     output.suggest_next("bisect" if not comparison else "validate", second.bundle)
     return comparison

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from flash_export.cli.interrupt import RESUMABLE
-from flash_export.cli.options import IntegerList, output_options
-from flash_export.cli.output import Output, write_text
+from flash_export.cli.options import CHECKS, IntegerList, output_options
 
 if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
+    from flash_export.cli.output import Output
     from flash_export.validators.results import ValidationReport
 
 JOURNAL_FILE = ".validation.jsonl"
@@ -58,9 +58,7 @@ JOURNAL_FILE = ".validation.jsonl"
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for report.json and report.html.  [default: BUNDLE/reports]",
 )
-@click.option("--markdown", "markdown_file", metavar="FILE", help="Write a summary in Markdown; - for stdout.")
-@click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write JUnit XML, for CI systems.")
-@output_options("markdown_file", verdict=bool)
+@output_options(*CHECKS, verdict=bool)
 @click.pass_context
 def validate_command(
     ctx: click.Context,
@@ -80,8 +78,6 @@ def validate_command(
     no_latency: bool,
     resume: bool,
     report_dir: Path | None,
-    markdown_file: str | None,
-    junit_file: Path | None,
 ) -> ValidationReport:
     """Compare outputs and latency of an exported BUNDLE with the eager PyTorch model, over many lengths.
 
@@ -101,9 +97,8 @@ def validate_command(
       flash-export validate BUNDLE --markdown - >> $GITHUB_STEP_SUMMARY
     """
     from flash_export.bundle.bundle import REPORT_FOLDER, Bundle
-    from flash_export.validators.report.files import HTML_FILE, JSON_FILE, ReportFiles, write_report
-    from flash_export.validators.report.markdown import render_markdown
-    from flash_export.validators.report.terminal import print_report
+    from flash_export.validators.report.files import HTML_FILE, write_report
+    from flash_export.validators.report.validation import describe_validation
     from flash_export.validators.validate import ValidationOptions, validate_bundle
 
     options = ValidationOptions(
@@ -127,10 +122,9 @@ def validate_command(
     with output.show_progress("Validating") as progress:
         report = validate_bundle(opened, options, progress, journal_path=journal, resume=resume)
     with opened.lock():  # no one puts another bundle in the place of the one that the report is about
-        write_report(report, ReportFiles(folder / JSON_FILE, folder / HTML_FILE, junit_file))
-    write_text(markdown_file, render_markdown(report))
+        write_report(report, folder)
+    output.show(describe_validation(report))
     journal.unlink(missing_ok=True)
-    print_report(report, output.console)
     output.echo(f"Report: {folder / HTML_FILE}")
     output.suggest_next(*_choose_next(opened, report))
     return report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from flash_export.validators.report.formatting import format_percent
+from flash_export.formatting import capitalize, format_percent
 
 if TYPE_CHECKING:
     from flash_export.validators.bisect.results import BisectReport, ProbeRow, Run
@@ -18,7 +18,7 @@ def describe_finding(report: BisectReport) -> str:
         return f"The graph does not run at {run}, so that nothing in it can be read: {run.failure}"
     if run.fault is None:
         return _describe_clean(report)
-    return f"{_capitalize(describe_fault(run, run.fault))} (at {run})"
+    return f"{capitalize(describe_fault(run, run.fault))} (at {run})"
 
 
 def describe_fault(run: Run, fault: ProbeRow) -> str:
@@ -34,11 +34,6 @@ def describe_fault(run: Run, fault: ProbeRow) -> str:
     before = [row.error for row in run.rows[: run.rows.index(fault)] if row.error is not None]
     rest = f"everything before is {_describe_size(max(before))}" if before else "there is nothing before it"
     return f"{fault.title}: {size}{note}; it is the first point above {floor}, {rest}"
-
-
-def describe_block(block: int | None, name: str) -> str:
-    """Name a block, or what is around the blocks."""
-    return name if block is None else f"block {block}"
 
 
 def pick_worst(rows: list[ProbeRow]) -> ProbeRow:
@@ -99,7 +94,3 @@ def _describe_size(error: float) -> str:
     power = math.floor(math.log10(error))
     digit = next((digit for digit in (1, 2, 5) if error <= digit * 10.0**power), 10)
     return f"below {digit * 10.0**power:.0e}"
-
-
-def _capitalize(text: str) -> str:
-    return text[0].upper() + text[1:]

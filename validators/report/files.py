@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from flash_export.errors import ReportError
 from flash_export.files import write_file
 from flash_export.printable import encode_text
 from flash_export.reading import build_record, read_json_object
-from flash_export.validators.report.html import render_html
-from flash_export.validators.report.junit import render_junit
+from flash_export.report.html import render_html
+from flash_export.validators.report.validation import describe_validation
 from flash_export.validators.results import REPORT_FORMAT_VERSION, ValidationReport
 
 # What a folder of reports holds.
 JSON_FILE, HTML_FILE = "report.json", "report.html"
 
 
-@dataclass(frozen=True)
-class ReportFiles:
-    """Where a report is written to, in which form; None: not in that one."""
-
-    json: Path | None = None
-    html: Path | None = None
-    junit: Path | None = None
-
-
-def write_report(report: ValidationReport, files: ReportFiles) -> None:
-    """Write a report in every form that is asked for; all of them are made before the first is written.
+def write_report(report: ValidationReport, folder: Path) -> None:
+    """Write ``report.json`` and ``report.html`` into a folder; both are made before the first is written.
 
     Raises:
         BundleError: A file cannot be written.
     """
-    made: dict[Path, bytes] = {}
-    if files.json is not None:
-        made[files.json] = report.to_json().encode()
-    if files.html is not None:
-        made[files.html] = encode_text(render_html(report))
-    if files.junit is not None:
-        made[files.junit] = render_junit(report)
-    for path, data in made.items():
-        write_file(path, data)
+    page = encode_text(render_html(describe_validation(report)))
+    write_file(folder / JSON_FILE, report.to_json().encode())
+    write_file(folder / HTML_FILE, page)
 
 
 def read_report(path: str | Path) -> ValidationReport:

@@ -1,20 +1,10 @@
-"""How numbers of a report are written for people."""
+"""How numbers are written for people, everywhere."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
-
-from flash_export.validators.plan import RECORDED
-from flash_export.validators.report.measures import compute_error_ratio
-
-if TYPE_CHECKING:
-    from flash_export.tasks.base import Measure
-    from flash_export.validators.latency import Percentiles
-    from flash_export.validators.results import Row
 
 _PLAIN = 1e6  # longer numbers are written with an exponent
-_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
 
 
 def format_percent(fraction: float) -> str:
@@ -29,12 +19,6 @@ def format_percent(fraction: float) -> str:
         return "<0.1%"
     percent = 100 * fraction
     return f"{percent:.0f}%" if percent >= 10 or percent == 0 else f"{percent:.1f}%"
-
-
-def format_share(row: Row) -> str:
-    """Name the error of a compared row as ``1.2% of the limit`` or ``3.5 times the limit``."""
-    ratio = compute_error_ratio(row) or 0.0
-    return f"{format_percent(ratio)} {'the' if ratio >= 2 else 'of the'} limit"
 
 
 def format_factor(factor: float) -> str:
@@ -57,27 +41,9 @@ def format_agreement(fraction: float) -> str:
     return f"{math.floor(1000 * fraction) / 10:g}%"
 
 
-def format_measure(measure: Measure, value: float) -> str:
-    """Format what a task measured, without its unit: shares rounded down, bits as errors, all else in three digits."""
-    if measure.unit == "share":
-        return format_agreement(value)
-    return format_error(value) if measure.unit.startswith("bits") else f"{value:.3g}"
-
-
 def capitalize(text: str) -> str:
     """Return text that starts with a capital letter, the others as they are."""
     return text[:1].upper() + text[1:]
-
-
-def name_measure(measure: Measure) -> str:
-    """Name a column of what a task measured: the label, with the unit that the cells do not have."""
-    label = capitalize(measure.label)
-    return label if measure.unit == "share" else f"{label} ({measure.unit.partition(' ')[0]})"
-
-
-def format_score(measure: Measure, value: float) -> str:
-    """Format a score on held-out data without its unit: bits in four decimals."""
-    return f"{value:.4f}" if measure.unit == "bits" else f"{value:.2f}"
 
 
 def format_change(change: float) -> str:
@@ -113,13 +79,6 @@ def format_ms(milliseconds: float) -> str:
     return f"{milliseconds:.3g} ms"
 
 
-def format_interval(latency: Percentiles) -> str:
-    """Format the interval that holds the median with 95 % confidence, such as ``12.1 to 12.9 ms``."""
-    low, high = format_ms(latency.p50_low), format_ms(latency.p50_high)
-    number, _, unit = low.partition(" ")
-    return f"{number} to {high}" if high.endswith(f" {unit}") else f"{low} to {high}"
-
-
 def format_count(count: float) -> str:
     """Format a large count with three digits that mean something.
 
@@ -142,26 +101,14 @@ def format_length(count: int, unit: str) -> str:
 
 
 def format_bytes(count: int) -> str:
-    """Format a size.
+    """Format a size in binary units.
 
-    >>> format_bytes(512), format_bytes(3 << 20), format_bytes(3 << 29)
-    ('1 KiB', '3.0 MiB', '1.50 GiB')
+    >>> format_bytes(512), format_bytes(500 << 10), format_bytes(3 << 20), format_bytes(3 << 29)
+    ('512 B', '500 KiB', '3.0 MiB', '1.5 GiB')
     """
-    if count >= _GIB:
-        return f"{count / _GIB:.2f} GiB"
-    if count < _MIB:
-        return f"{math.ceil(count / _KIB)} KiB"
-    return f"{count / _MIB:.1f} MiB" if count < 10 * _MIB else f"{count / _MIB:.0f} MiB"
-
-
-def format_shape(row: Row) -> str:
-    """Name the shape of a row: ``batch 3, length 257, masked``."""
-    if row.seq_len is None:
-        return "not tried" if row.status == "skipped" else "any shape"
-    return f"batch {row.batch}, length {row.seq_len}{format_inputs(row, ', ')}"
-
-
-def format_inputs(row: Row, separator: str = "") -> str:
-    """Name what is special about the inputs of a row: ``masked``, ``held-out``, or nothing."""
-    words = [word for word, holds in (("held-out", row.inputs == RECORDED), ("masked", row.masked)) if holds]
-    return "".join(f"{separator}{word}" for word in words)
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if size < 1000:  # 1000 to 1023 would need a fourth digit
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.{0 if unit == 'B' or size >= 9.95 else 1}f} {unit}"

@@ -1,4 +1,4 @@
-"""A profile of ranges in a terminal: the worst quantities first."""
+"""The report of a profile of ranges: the worst quantities first, and what overflows."""
 
 from __future__ import annotations
 
@@ -6,46 +6,39 @@ import math
 from typing import TYPE_CHECKING
 
 from flash_export.ranges.growth import FAR, FP16_MAX
-from flash_export.terminal import make_table, make_text
+from flash_export.report.document import Document, Note, Notes, Section, Styled, number, tabulate, text
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from collections.abc import Iterator
 
     from flash_export.ranges.growth import Growth
+    from flash_export.report.document import Style, Table
     from flash_export.validators.ranges.results import RangeRow, RangesReport
 
 DEFAULT_ROWS = 20
-_STYLES = {"exceeded": "bold red", "grows": "yellow", "no growth": "green", "unknown": "default"}
+_STYLES: dict[str, Style] = {"exceeded": "failed", "grows": "skipped", "no growth": "passed", "unknown": ""}
 _HELD = {"always": "always", "island": "an island"}
 
 
-def print_ranges(report: RangesReport, console: Console, max_rows: int | None = DEFAULT_ROWS) -> None:
-    """Print the worst rows, and in words what there is to say of the whole."""
-    console.print(_build_table(report, report.rows[:max_rows]))
-    if max_rows is not None and len(report.rows) > max_rows:
-        console.print(make_text(f"and {len(report.rows) - max_rows} quantities with more room"))
+def describe_ranges(report: RangesReport, max_rows: int | None = DEFAULT_ROWS) -> Document:
+    """Return the report of a profile; a terminal shows the first rows, the ones with the least room."""
     first, last = report.seq_lens[0], report.seq_lens[-1]
     lengths = f"{last} {report.unit}" if first == last else f"{first} to {last} {report.unit}"
-    lines = [f"Measured on {report.data}, {lengths}; |x| is the largest magnitude, in the scale of the graph."]
-    lines += [f"Not measured: {report.stopped}"] if report.stopped else []
-    for line in (*lines, *describe_held(report)):
-        console.print(make_text(line), soft_wrap=True)
-    console.print(make_text((describe_horizon(report), "bold")), soft_wrap=True)
-
-
-def describe_held(report: RangesReport) -> list[str]:
-    """Say what an fp16 graph holds in fp32, where it cannot overflow."""
-    lines = []
-    for held, by in (("always", "every fp16 export"), ("island", "the islands of this bundle")):
-        rows = sorted((row for row in report.rows if row.held == held), key=lambda row: -row.largest)
-        if rows:
-            labels = ", ".join(dict.fromkeys(row.label for row in rows))
-            lines.append(
-                f"Held in fp32 by {by}, so that it does not overflow: {labels}, up to {rows[0].largest:.2g} in "
-                f"{rows[0].place}."
-            )
-    return lines
+    verdicts = {row.growth.verdict for row in report.rows if not row.held}
+    word = "OVERFLOWS" if "exceeded" in verdicts else "GROWS" if "grows" in verdicts else "HOLDS"
+    return Document(
+        subject=f"Ranges of {report.bundle}",
+        command="flash-export profile-ranges",
+        headline=describe_horizon(report),
+        status={"OVERFLOWS": "failed", "GROWS": "skipped", "HOLDS": "passed"}[word],  # type: ignore[arg-type]
+        word=word,
+        lead=f"Measured on {report.data}, {lengths}; |x| is the largest magnitude, in the scale of the graph.",
+        caveats=(f"Not measured: {report.stopped}",) if report.stopped else (),
+        sections=(
+            Section("Quantities with the least room", _tabulate(report, max_rows)),
+            Section("Held in fp32", Notes(tuple(_list_held(report)))),
+        ),
+    )
 
 
 def describe_horizon(report: RangesReport) -> str:
@@ -96,24 +89,37 @@ def format_horizon(length: float | None) -> str:
     return f"{length:.0f}"
 
 
-def _build_table(report: RangesReport, rows: tuple[RangeRow, ...]) -> Table:
+def _list_held(report: RangesReport) -> Iterator[Note]:
+    """Yield what an fp16 graph holds in fp32, where it cannot overflow."""
+    for held, by in (("always", "every fp16 export"), ("island", "the islands of this bundle")):
+        rows = sorted((row for row in report.rows if row.held == held), key=lambda row: -row.largest)
+        if rows:
+            labels = ", ".join(dict.fromkeys(row.label for row in rows))
+            yield Note(f"{labels}, up to {rows[0].largest:.2g} in {rows[0].place}", who=f"by {by}")
+
+
+def _tabulate(report: RangesReport, max_rows: int | None) -> Table:
     shown = dict.fromkeys((0, len(report.seq_lens) - 1))  # the shortest and the longest, or the only one
-    lengths = [f"at {report.seq_lens[index]}" for index in shown]
-    return make_table(
-        ["block", "quantity", f"|x| {lengths[0]}", *lengths[1:], "room", "power", "fp16 overflows at"],
+    return tabulate(
+        report.rows,
         [
-            [
-                "" if row.block is None else str(row.block),
-                row.label,
-                *(f"{row.points[index].graph_max_abs:.2g}" for index in shown),
-                "" if row.held else f"{row.headroom:.2g}",
-                "" if row.growth.power is None else f"{row.growth.power:.2f}",
-                make_text((_format_horizon(row), _STYLES[row.growth.verdict])),
-            ]
-            for row in rows
+            (text("block"), lambda row: "" if row.block is None else str(row.block)),
+            (text("quantity", is_prose=True), lambda row: row.label),
+            *(
+                (
+                    number(f"{'' if index else '|x| '}at {report.seq_lens[index]}"),
+                    lambda row, index=index: f"{row.points[index].graph_max_abs:.2g}",
+                )
+                for index in shown
+            ),
+            (number("room"), lambda row: None if row.held else f"{row.headroom:.2g}"),
+            (number("power"), lambda row: None if row.growth.power is None else f"{row.growth.power:.2f}"),
+            (
+                text("fp16 overflows at", is_prose=True),
+                lambda row: Styled(_format_horizon(row), _STYLES[row.growth.verdict]),
+            ),
         ],
-        align="ll",
-        folded=(1, len(shown) + 4),
+        max_rows=max_rows,
     )
 
 

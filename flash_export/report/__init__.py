@@ -1,0 +1,1 @@
+"""Reports as plain data, and a renderer for each format: terminal, page, Markdown, JUnit."""
