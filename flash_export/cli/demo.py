@@ -73,7 +73,7 @@ def demo_command(ctx: click.Context, output: Output, folder: Path, model: str, m
     bundle = folder / model
 
     def run(command: click.Command, *arguments: str | Path) -> Any:
-        output.echo(click.style(f"\n$ {format_command(str(command.name), *arguments)}", bold=True))
+        output.echo(f"\n$ {format_command(str(command.name), *arguments)}")
         with command.make_context(command.name, list(map(str, arguments)), parent=ctx) as child:
             return command.invoke(child)
 

@@ -291,7 +291,17 @@ class Document:
     notes: tuple[Note, ...] = ()
     sections: tuple[Section, ...] = ()
     checks: tuple[Check, ...] = ()
-    environment: tuple[tuple[str, str], ...] = ()
+    environment: tuple[tuple[str, str | int], ...] = ()
+
+    @property
+    def environment_pairs(self) -> Pairs:
+        """The environment as people read it: ``chunk_size`` as ``chunk size``, large numbers in groups of digits."""
+        return Pairs(
+            tuple(
+                (name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
+                for name, value in self.environment
+            )
+        )
 
     def list_sections(self, view: View) -> list[Section]:
         """Return what a format shows."""

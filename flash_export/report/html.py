@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,12 @@ STYLE_FILE = "page.css"
 
 def render_html(document: Document) -> str:
     """Return the text of the page."""
+    sections = document.list_sections("page")
+    return _load_template().render(document=document, sections=sections, style=Markup(_read(STYLE_FILE)), axes=drawing)
+
+
+@functools.cache
+def _load_template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read),
         autoescape=True,
@@ -29,9 +36,7 @@ def render_html(document: Document) -> str:
     )
     environment.filters.update(code=_mark_code, draw=drawing.draw_plot, read=_read_cell)
     environment.tests["styled"] = lambda cell: isinstance(cell, Styled)
-    return environment.get_template(TEMPLATE_FILE).render(
-        document=document, sections=document.list_sections("page"), style=Markup(_read(STYLE_FILE)), axes=drawing
-    )
+    return environment.get_template(TEMPLATE_FILE)
 
 
 def _mark_code(text: str) -> Markup:

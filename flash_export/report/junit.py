@@ -29,12 +29,12 @@ def render_junit(document: Document) -> str:
             "id": str(index),
             "package": document.command,
             "hostname": "localhost",
-            "timestamp": dict(document.environment).get("created", "")[:_TIMESTAMP_CHARACTERS],
+            "timestamp": str(dict(document.environment).get("created", ""))[:_TIMESTAMP_CHARACTERS],
         }
         suite = ET.SubElement(root, "testsuite", {**_clean(attributes), **_count(checks)})
         properties = ET.SubElement(suite, "properties")
         for name, value in (("subject", document.subject), *document.environment):
-            ET.SubElement(properties, "property", _clean({"name": name, "value": value}))
+            ET.SubElement(properties, "property", _clean({"name": name, "value": str(value)}))
         for check in checks:
             _append_case(suite, check)
         ET.SubElement(suite, "system-out").text = _clean_text("\n".join(document.alarms))

@@ -64,7 +64,7 @@ def _list_lines(document: Document) -> Iterator[str]:
             yield from ("", f"### {escape(section.title)}") if section.title else ()
             yield from ("", *lines)
     if document.environment:
-        yield from _fold("Environment", list(_list_block(Pairs(document.environment))))
+        yield from _fold("Environment", list(_list_block(document.environment_pairs)))
 
 
 def _list_block(block: Block) -> Iterator[str]:

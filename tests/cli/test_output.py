@@ -10,23 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from flash_export.cli.main import main
-from flash_export.cli.output import Output, format_command, wrap_row
+from flash_export.cli.output import Output, format_command
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from flash_export.bundle.bundle import Bundle
-
-
-def test_a_long_value_goes_on_below_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "29")
-    assert wrap_row("operators", "Add 51, layer-wise 2, MatMul 43", indent=2) == [
-        "  operators Add 51,",
-        "            layer-wise 2,",
-        "            MatMul 43",
-    ]
-    assert wrap_row("path", "a" * 40) == ["path      " + "a" * 40], "a word that a user would copy is not cut"
-    assert wrap_row("operators", "Add 51, layers 2, MatMul\N{NO-BREAK SPACE}43")[1:] == ["          MatMul 43"]
 
 
 def test_a_command_is_quoted_for_a_shell(tmp_path: Path) -> None:

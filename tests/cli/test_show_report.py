@@ -64,7 +64,7 @@ def test_comparison_as_markdown(tmp_path: Path) -> None:
     pair = write(GOOD, tmp_path / "a.json"), write(BAD, tmp_path / "b.json")
     result = invoke(*pair, "--markdown", tmp_path / "changes.md")
     assert result.exit_code == 1
-    assert (tmp_path / "changes.md").read_text().startswith("## ❌ 1 of 2 checks in both passed before and fails now")
+    assert (tmp_path / "changes.md").read_text().startswith("## ❌ 1 of 2 checks in both passed before and fails now.")
 
 
 @pytest.mark.parametrize(

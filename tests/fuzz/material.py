@@ -14,7 +14,7 @@ from flash_export.bundle.bundle import Bundle
 from flash_export.bundle.manifest import EngineManifest, ProfileShapes
 from flash_export.generation.state import State, identify_model
 from flash_export.models.checkpoint import load_pretrained
-from flash_export.validators.report.files import ReportFiles, write_report
+from flash_export.validators.report.files import write_report
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def make_material(folder: Path, causal: Bundle, masked: Bundle, int8: Bundle) ->
     shutil.copytree(int8.path, folder / "int8")
     bundle = Bundle.open(folder / "bundle")
     report = validate_bundle(bundle, OPTIONS, journal_path=folder / "bundle" / JOURNAL)
-    write_report(report, ReportFiles(json=folder / "bundle" / "reports" / "report.json"))
+    write_report(report, folder / "bundle" / "reports")
     for name in ("forward", "prefill", "decode"):
         bundle.write_engine(_describe_engine(name, bundle.get_graph(name)), b"no engine")
     _sign_engines(folder / "bundle")

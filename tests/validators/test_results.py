@@ -9,24 +9,25 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from flash_export.validators.report.html import render_html
-from flash_export.validators.report.junit import render_junit
-from flash_export.validators.report.markdown import render_markdown
-from flash_export.validators.report.terminal import print_report
+from flash_export.report.html import render_html
+from flash_export.report.junit import render_junit
+from flash_export.report.markdown import render_markdown
+from flash_export.report.terminal import print_document
+from flash_export.validators.report.validation import describe_validation
 from tests.validators.report.builders import ENVIRONMENT, make_passed, make_report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flash_export.validators.results import ValidationReport
+    from flash_export.report.document import Document
 
 PLAIN = make_report(make_passed())
 ASSUMED = replace(PLAIN, environment={**ENVIRONMENT, "assumed": "group_size 256, library_version 0.1.9"})
 
 
-def render_terminal(report: ValidationReport) -> str:
+def render_terminal(report: Document) -> str:
     console = Console(file=io.StringIO(), width=200)
-    print_report(report, console)
+    print_document(report, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -36,12 +37,12 @@ def test_caveat_is_there_only_where_something_was_assumed() -> None:
 
 
 @pytest.mark.parametrize("render", [render_terminal, render_html, render_markdown])
-def test_caveat_is_in_what_people_read(render: Callable[[ValidationReport], str]) -> None:
-    assert "Assumed: group" not in render(PLAIN)
-    text = render(ASSUMED).replace("\\_", "_")
+def test_caveat_is_in_what_people_read(render: Callable[[Document], str]) -> None:
+    assert "Assumed: group" not in render(describe_validation(PLAIN))
+    text = render(describe_validation(ASSUMED)).replace("\\_", "_")
     assert "Assumed: group_size 256, library_version 0.1.9. Original and exported model share this" in text
 
 
-@pytest.mark.parametrize("render", [lambda report: report.to_json(), lambda report: render_junit(report).decode()])
-def test_what_was_assumed_is_in_what_machines_read(render: Callable[[ValidationReport], str]) -> None:
-    assert "group_size 256, library_version 0.1.9" in render(ASSUMED)
+def test_what_was_assumed_is_in_what_machines_read() -> None:
+    for text in (ASSUMED.to_json(), render_junit(describe_validation(ASSUMED))):
+        assert "group_size 256, library_version 0.1.9" in text

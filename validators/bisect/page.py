@@ -54,7 +54,7 @@ def describe_bisection(report: BisectReport) -> Document:
         word="CLEAN" if report else "FOUND",
         counts=describe_finding(report),
         alarms=() if fault is None else (f"In the graph it is the value {fault.tensor}.",),
-        sections=tuple(_list_sections(report, run)),
+        sections=tuple(_list_sections(run)),
         checks=tuple(_make_check(one, row) for one in report.runs for row in one.rows),
     )
 
@@ -106,7 +106,7 @@ def _list_block_ticks(run: Run, places: dict[str, float]) -> tuple[tuple[float, 
     return tuple((place, str(block)) for block, place in starts.items() if block % every == 0)
 
 
-def _list_sections(report: BisectReport, run: Run) -> Iterator[Section]:
+def _list_sections(run: Run) -> Iterator[Section]:
     plot = build_depth_plot(run)
     yield Section("", Plots(() if plot is None else (plot,)), views=("page",))
     blocks = group_by_block(run)
@@ -122,7 +122,7 @@ def _list_sections(report: BisectReport, run: Run) -> Iterator[Section]:
         f"In the order of computation, at {run}. Errors are fractions of the largest magnitude of the reference.",
         views=("page",),
     )
-    yield Section("How to read this", _explain(report, run), views=("page",))
+    yield Section("How to read this", _explain(run), views=("page",))
 
 
 def _tabulate(run: Run, rows: Sequence[ProbeRow]) -> Table:
@@ -161,7 +161,7 @@ def _make_check(run: Run, row: ProbeRow) -> Check:
     )
 
 
-def _explain(report: BisectReport, run: Run) -> Explanations:
+def _explain(run: Run) -> Explanations:
     limit = (
         "A share of the quantity's largest magnitude that the graph's precision is accepted to lose. Few bits make "
         "large errors everywhere, so that it finds mistakes and not rounding."
@@ -175,9 +175,9 @@ def _explain(report: BisectReport, run: Run) -> Explanations:
         (
             (
                 "What is compared",
-                f"The same random inputs go through the {report.reference} and through the exported graph "
-                f"({report.backend}), and both are read at every quantity that they share. What the graph holds in "
-                "another order or scale is brought into the model's terms.",
+                "The same random inputs go through the reference and through the exported graph, and both are read at "
+                "every quantity that they share. What the graph holds in another order or scale is brought into the "
+                "model's terms.",
             ),
             ("Limit", limit),
             (

@@ -98,13 +98,7 @@ def describe_validation(report: ValidationReport) -> Document:
         notes=tuple(_list_notes(report)),
         sections=tuple(_list_sections(report, backends)),
         checks=tuple(map(_make_check, report.rows)),
-        environment=(
-            ("bundle", report.bundle),
-            *(
-                (name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value)
-                for name, value in report.environment.items()
-            ),
-        ),
+        environment=(("bundle", report.bundle), *report.environment.items()),
     )
 
 
@@ -212,7 +206,8 @@ def _list_notes(report: ValidationReport) -> Iterator[Note]:
     for status in ("failed", "skipped"):
         groups = [rows for rows in alike.values() if rows[0].status == status]
         for index, rows in enumerate(groups):
-            worst = find_worst(rows) or rows[0]
+            worst = find_worst(rows)
+            worst = rows[0] if worst is None else worst  # a row that failed is false
             if index >= _MAX_NOTES and worst.seq_len is not None:
                 hidden += 1
                 continue
@@ -288,7 +283,7 @@ def _tabulate_groups(report: ValidationReport, groups: Sequence[RowGroup], *, ha
         (text("Result"), lambda group: Styled(group.status, group.status)),
         (text("Checks", is_minor=True), lambda group: group.counts),
         (number("Error"), of_worst(lambda row: _or_none(format_error, row.max_rel_error))),
-        has_noise(report.rows) and (number("x PyTorch's own", is_minor=True), of_worst(format_multiple)),
+        has_noise(report.rows) and (number("Multiple", is_minor=True), of_worst(format_multiple)),
         (number("Of limit"), of_worst(_format_ratio)),
         (number(f"{capitalize(name_measure(measure))}{of_data}", is_minor=True), measure_group),
     ]
@@ -296,7 +291,7 @@ def _tabulate_groups(report: ValidationReport, groups: Sequence[RowGroup], *, ha
         values, score = scores.values, capitalize(scores.measure.label)
         format_one = partial(format_score, scores.measure)
         columns += [(number(score, is_minor=True), lambda group: _or_none(format_one, values.get(group.backend)))]
-    if any(group.timed for group in groups):
+    if any(group.timed is not None for group in groups):
         columns += [
             (number("At", is_minor=True), of_timed(_format_size)),
             (number("Time"), of_timed(lambda row: _format_median(row.latency_ms))),

@@ -61,7 +61,7 @@ def describe_trade_off(trade: TradeOff) -> Document:
             Section("No other bundle is at least as good in both and better in one", Notes(tuple(_list_fronts(trade)))),
             Section("How to read this", Explanations(tuple(_list_terms(trade))), views=("page",)),
         ),
-        environment=tuple((label.replace("_", " "), str(value)) for label, value in trade.environment.items()),
+        environment=tuple(trade.environment.items()),
     )
 
 
@@ -189,9 +189,10 @@ def _list_fronts(trade: TradeOff) -> Iterator[Note]:
 
 
 def _list_terms(trade: TradeOff) -> Iterator[tuple[str, str]]:
-    name = trade.reference.name
     if trade.score is not None:
-        meaning = f"{trade.score.meaning} The change is how much worse a bundle is than {name}."
+        meaning = (
+            f"{trade.score.meaning} The change is how much worse than the first bundle it is."
+        )
         yield f"{capitalize(trade.score.label)}, change", meaning
     yield from ((capitalize(measure.label), measure.meaning) for measure in trade.measures)
     yield (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flash_export.validators.report.files import ReportFiles, write_report
+from flash_export.validators.report.files import HTML_FILE, write_report
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 from tests.validators.report.browser import THEMES, browse, list_requests, needs_browser, read_image
 
@@ -21,9 +21,9 @@ pytestmark = needs_browser
 @pytest.fixture(scope="module")
 def page(pristine_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = validate_bundle(pristine_bundle, ValidationOptions(threads=1, latency_budget_s=0.02))
-    path = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(report, ReportFiles(html=path))
-    return path
+    folder = tmp_path_factory.mktemp("report")
+    write_report(report, folder)
+    return folder / HTML_FILE
 
 
 def test_content_is_there(page: Path, tmp_path: Path) -> None:

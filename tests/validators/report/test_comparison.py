@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flash_export.validators.report.comparison import compare_reports
-from flash_export.validators.report.comparison_text import list_sections
+from flash_export.validators.report.comparison_page import describe_comparison
 from tests.validators.report.builders import (
     FAILED,
     FOOTPRINT,
@@ -30,7 +30,7 @@ def test_report_is_no_worse_than_itself() -> None:
     for report in (FULL, MIXED, QUANTIZED, make_report(make_passed()), make_report(SKIPPED), make_report()):
         comparison = compare_reports(report, report)
         assert comparison
-        assert list_sections(comparison) == []
+        assert not any(section.block for section in describe_comparison(comparison).sections)
         assert comparison.shared == len(report.rows)
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flash_export.errors import BundleError, ReportError
-from flash_export.validators.report.files import ReportFiles, read_report, write_report
-from flash_export.validators.report.html import render_html
-from flash_export.validators.report.junit import render_junit
+from flash_export.report.html import render_html
+from flash_export.validators.report.files import read_report, write_report
+from flash_export.validators.report.validation import describe_validation
 from tests.validators.report.builders import FULL, MIXED
 
 if TYPE_CHECKING:
@@ -16,29 +16,20 @@ if TYPE_CHECKING:
 
 
 def test_files_are_written_whole(tmp_path: Path) -> None:
-    files = ReportFiles(tmp_path / "a" / "report.json", tmp_path / "report.html", tmp_path / "b" / "junit.xml")
-    write_report(MIXED, files)
-
+    write_report(MIXED, tmp_path / "a")
     assert (tmp_path / "a" / "report.json").read_text() == MIXED.to_json()
-    assert (tmp_path / "report.html").read_text() == render_html(MIXED)
-    assert (tmp_path / "b" / "junit.xml").read_bytes() == render_junit(MIXED)
-    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["junit.xml", "report.html", "report.json"]
-
-
-def test_nothing_is_written_where_nothing_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_report(MIXED, ReportFiles())
-    assert list(tmp_path.iterdir()) == []
+    assert (tmp_path / "a" / "report.html").read_text() == render_html(describe_validation(MIXED))
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["report.html", "report.json"]
 
 
 def test_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(BundleError, match="cannot write"):
-        write_report(MIXED, ReportFiles(json=tmp_path / "taken" / "report.json"))
+        write_report(MIXED, tmp_path / "taken")
 
 
 def test_report_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write_report(FULL, ReportFiles(json=tmp_path / "report.json"))
+    write_report(FULL, tmp_path)
     assert read_report(tmp_path / "report.json") == FULL
 
 

@@ -15,16 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from flash_export.report.html import render_html
+from flash_export.report.junit import render_junit
+from flash_export.report.markdown import render_markdown
+from flash_export.report.terminal import print_document
 from flash_export.structure import build
 from flash_export.validators.footprint import Footprint, ShapeCost
 from flash_export.validators.invariances import INVARIANCES
 from flash_export.validators.latency import Percentiles
 from flash_export.validators.report.comparison import compare_reports
-from flash_export.validators.report.comparison_text import render_comparison_markdown
-from flash_export.validators.report.html import render_html
-from flash_export.validators.report.junit import render_junit
-from flash_export.validators.report.markdown import render_markdown
-from flash_export.validators.report.terminal import print_report
+from flash_export.validators.report.comparison_page import describe_comparison
+from flash_export.validators.report.validation import describe_validation
 from flash_export.validators.results import HeldoutScores, Row, ValidationReport
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 from tests.validators.report.builders import (
@@ -143,11 +144,11 @@ def test_any_report_follows_it_comes_back_and_can_be_shown(report: ValidationRep
     values = json.loads(report.to_json())
     del values["passed"]
     assert build(values, ValidationReport) == report
-    assert render_html(report)
-    assert render_markdown(report)
-    assert render_junit(report)
-    assert render_comparison_markdown(compare_reports(FULL, report))
-    print_report(report, Console(file=io.StringIO(), width=80))
+    for document in (describe_validation(report), describe_comparison(compare_reports(FULL, report))):
+        assert render_html(document)
+        assert render_markdown(document)
+        assert render_junit(document)
+        print_document(document, Console(file=io.StringIO(), width=80))
 
 
 @pytest.mark.parametrize(

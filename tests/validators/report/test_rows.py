@@ -4,16 +4,29 @@ from dataclasses import replace
 
 import pytest
 
-from flash_export.validators.report.measures import (
+from flash_export.validators.latency import Percentiles
+from flash_export.validators.report.rows import (
     compute_error_ratio,
     compute_noise_multiple,
     compute_relative_limit,
     find_timed,
     find_worst,
+    format_interval,
+    format_shape,
+    format_share,
     select_comparisons,
     select_invariances,
 )
-from tests.validators.report.builders import CRASHED, FAILED, FULL, SKIPPED, make_invariance, make_latency, make_passed
+from tests.validators.report.builders import (
+    CRASHED,
+    DECLARED,
+    FAILED,
+    FULL,
+    SKIPPED,
+    make_invariance,
+    make_latency,
+    make_passed,
+)
 
 
 def test_error_is_set_in_relation_to_the_limit_and_to_the_eager_model() -> None:
@@ -49,3 +62,20 @@ def test_the_longest_row_of_the_smallest_batch_stands_for_the_times() -> None:
     assert find_timed(rows) == rows[1]
     assert find_timed([FAILED]) is None
     assert find_timed([replace(rows[0], latency_ms=make_latency(1.0), speedup=None)]) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [(12.1, 12.9, "12.1 to 12.9 ms"), (990.0, 1010.0, "990 ms to 1.01 s"), (1010.0, 1050.0, "1.01 to 1.05 s")],
+)
+def test_interval_names_its_unit_once_if_it_is_one(low: float, high: float, text: str) -> None:
+    assert format_interval(Percentiles(low, low, low, low, high, 5)) == text
+
+
+def test_shapes_and_shares() -> None:
+    assert format_shape(FAILED) == "batch 3, length 300, masked"
+    assert format_shape(make_passed(9, inputs="recorded")) == "batch 1, length 9, held-out"
+    assert format_shape(SKIPPED) == "not tried"
+    assert format_shape(DECLARED) == "any shape"
+    assert format_share(FAILED) == "2,000 times the limit"
+    assert format_share(make_passed()) == "16% of the limit"

@@ -9,7 +9,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from flash_export.validators.report.junit import render_junit
+from flash_export.report.junit import render_junit
+from flash_export.validators.report.validation import describe_validation
 from tests.validators.report.builders import CRASHED, FULL, MIXED, QUANTIZED, SKIPPED, make_passed, make_report
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def check_element(element: ET.Element) -> None:
 
 @pytest.mark.parametrize("report", [FULL, MIXED, make_report(SKIPPED), make_report()])
 def test_xml_has_the_shape_that_ci_systems_read(report: ValidationReport) -> None:
-    root = ET.fromstring(render_junit(report))
+    root = ET.fromstring(render_junit(describe_validation(report)))
     assert root.tag == "testsuites"
     check_element(root)
     for suite in root:
@@ -66,7 +67,7 @@ def test_xml_has_the_shape_that_ci_systems_read(report: ValidationReport) -> Non
 
 
 def test_backend_is_a_suite_and_a_row_a_case() -> None:
-    ours, skipped, _ = ET.fromstring(render_junit(FULL))
+    ours, skipped, _ = ET.fromstring(render_junit(describe_validation(FULL)))
     assert [suite.get("name") for suite in (ours, skipped)] == ["ort-cpu", "trt:big"]
     properties = {one.get("name"): one.get("value") for one in ours.iter("property")}
     assert properties["torch"] == "2.13"
@@ -80,26 +81,28 @@ def test_backend_is_a_suite_and_a_row_a_case() -> None:
 
 
 def test_reasons_are_told() -> None:
-    suites = ET.fromstring(render_junit(MIXED))
+    suites = ET.fromstring(render_junit(describe_validation(MIXED)))
     failures = [failure.get("message") for failure in suites.iter("failure")]
     assert failures == ["max abs error 0.5 exceeds it", "Fail: <b>bad</b> & worse"]
     assert [skipped.get("message") for skipped in suites.iter("skipped")] == ["no CUDA device here"]
 
 
 def test_characters_that_xml_cannot_hold_are_replaced() -> None:
-    data = render_junit(make_report(make_passed(), replace(CRASHED, reason="a\x1b[31m\x00b\ud800")))
+    data = render_junit(
+        describe_validation(make_report(make_passed(), replace(CRASHED, reason="a\x1b[31m\x00b\ud800")))
+    )
     (failure,) = ET.fromstring(data).iter("failure")
     assert failure.get("message") == "a\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"
 
 
 def test_name_of_a_check_cannot_break_the_xml() -> None:
     """A report is a file, so that its check may be anything."""
-    data = render_junit(make_report(make_passed(), replace(CRASHED, check="a\x00b")))
+    data = render_junit(describe_validation(make_report(make_passed(), replace(CRASHED, check="a\x00b"))))
     (failure,) = ET.fromstring(data).iter("failure")
     assert failure.get("type") == "a\N{REPLACEMENT CHARACTER}b"
 
 
 def test_quantized_bundle_says_what_it_may_lose() -> None:
-    suite = next(iter(ET.fromstring(render_junit(QUANTIZED))))
+    suite = next(iter(ET.fromstring(render_junit(describe_validation(QUANTIZED)))))
     properties = {one.get("name"): one.get("value") for one in suite.iter("property")}
     assert (properties["precision"], properties["accepted_loss"]) == ("int8", "0.50%")
