@@ -29,11 +29,10 @@ def print_document(document: Document, console: Console) -> None:
     if document.lead:
         console.print(make_text(document.lead))
     for section in document.list_sections("terminal"):
-        console.print()
         if section.title:
-            console.print(make_text((section.title, "bold")), soft_wrap=True)
+            console.print(make_text("\n", (section.title, "bold")), soft_wrap=True)
         _print_block(section.block, console)
-    if document.sections:
+    if document.notes or document.facts or document.caveats or document.alarms or document.word:
         console.print()
     _print_notes(document.notes, console)
     for fact in document.facts:
@@ -66,14 +65,14 @@ def _print_block(block: Block, console: Console) -> None:
 def _print_table(table: Table, console: Console) -> None:
     rows = table.rows[: table.max_rows]
     texts = [[_make_text(cell) for cell in row.cells] for row in rows]
-    kept = _choose_columns(table.columns, texts, console.width)
-    columns = [table.columns[index] for index in kept]
+    titles = _fit_titles(table.columns, texts, console.width)
+    kept = [index for index, title in enumerate(titles) if title is not None]
     console.print(
         make_table(
-            [column.title for column in columns],
+            [titles[index] or "" for index in kept],
             [[line[index] for index in kept] for line in texts],
-            align="".join(column.align[0] for column in columns),
-            folded=[index for index, column in enumerate(columns) if column.is_prose],
+            align="".join(table.columns[index].align[0] for index in kept),
+            folded=[place for place, index in enumerate(kept) if table.columns[index].is_prose],
         )
     )
     if hidden := len(table.rows) - len(rows):
@@ -83,19 +82,34 @@ def _print_table(table: Table, console: Console) -> None:
             console.print(make_text((f"  {_read(row.cells[0])}: {row.remark}", "dim")), soft_wrap=True)
 
 
-def _choose_columns(columns: tuple[Column, ...], lines: list[list[Text]], width: int) -> list[int]:
-    """Return the columns that fit: of those that matter less, the ones on the right are left out first."""
-    widths = [
-        max([len(column.title), *(line[index].cell_len for line in lines)]) for index, column in enumerate(columns)
-    ]
-    widths = [min(one, _PROSE_WIDTH) if column.is_prose else one for one, column in zip(widths, columns, strict=True)]
-    kept = list(range(len(columns)))
-    for index in reversed(kept.copy()):
-        if sum(widths[one] + 1 for one in kept) - 1 <= width:
-            break
-        if columns[index].is_minor:
-            kept.remove(index)
-    return kept
+def _fit_titles(columns: tuple[Column, ...], lines: list[list[Text]], width: int) -> list[str | None]:
+    """Return the headings of a table that has to fit a width; None for a column that is left out.
+
+    If there is too little room, headings are broken between their words; if that is not enough, those of the columns
+    that matter less are left out, from the right.
+    """
+    cells = [max((line[index].cell_len for line in lines), default=0) for index in range(len(columns))]
+    cells = [min(one, _PROSE_WIDTH) if column.is_prose else one for one, column in zip(cells, columns, strict=True)]
+    titles: list[str | None] = [column.title for column in columns]
+
+    def fits() -> bool:
+        widths = [
+            max(cell, *map(len, title.split("\n")))
+            for cell, title in zip(cells, titles, strict=True)
+            if title is not None
+        ]
+        return sum(widths) + len(widths) - 1 <= width
+
+    if not fits():
+        titles = [_break_title(column.title, cell) for column, cell in zip(columns, cells, strict=True)]
+    for index in reversed(range(len(columns))):
+        if not fits() and columns[index].is_minor:
+            titles[index] = None
+    return titles
+
+
+def _break_title(title: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(title, max([width, *map(len, title.split())]))) if title else title
 
 
 def _print_notes(notes: Iterable[Note], console: Console) -> None:

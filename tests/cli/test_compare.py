@@ -37,7 +37,7 @@ def test_table_and_every_file(small_bundle: Bundle, copy: Bundle, tmp_path: Path
     values = json.loads(files["json"].read_text())
     assert [entry["name"] for entry in values["entries"]] == ["copy", "bundle"]
     assert "What 2 bundles cost and lose" in files["html"].read_text()
-    assert files["markdown"].read_text().startswith("| bundle | precision |")
+    assert files["markdown"].read_text().startswith("## What 2 bundles cost and lose")
 
 
 def test_json_on_stdout_stands_alone(small_bundle: Bundle, copy: Bundle) -> None:

@@ -138,8 +138,8 @@ def test_graph_alone(bundle: Bundle) -> None:
     path = bundle.get_graph_path()
     assert read_json(path)["graphs"] == {"model.onnx": read_json(bundle.path)["graphs"]["forward"]}
     text = inspect(path).stdout.splitlines()
-    assert text[:2] == [f"graph {path}", "  graph model.onnx"]
-    assert "    outputs   logits float32 (batch, seq, 17)" in text
+    assert text[:3] == [f"graph {path}", "", "graph model.onnx"]
+    assert "  outputs   logits float32 (batch, seq, 17)" in text
 
 
 def test_parameters_are_counted_by_elements_and_bytes(tmp_path: Path) -> None:
@@ -174,13 +174,14 @@ def test_engine(bundle: Bundle, engine: EngineManifest, suffix: str) -> None:
     path = bundle.path / "engines" / f"small{suffix}"
     assert inspect(path).stdout.splitlines() == [
         f"engine {path}",
-        "  engine small",
-        "    built     tensorrt-rtx 1.7.0.5 for 8.9, 12.0, in 4.2 s",
-        "    inputs    input_ids int64 (batch, seq), attention_mask int64 (batch, seq)",
-        "    outputs   logits float32 (batch, seq, 17)",
-        "    profile 0 input_ids 1x1:1x512:8x512; attention_mask 1x1:1x512:8x512",
-        "    layers    321 (float32 300, int64 21), 3.0 MiB",
-        f"    graph     forward, sha256 {engine.graph_sha256[:12]}...",
+        "",
+        "engine small",
+        "  built     tensorrt-rtx 1.7.0.5 for 8.9, 12.0, in 4.2 s",
+        "  inputs    input_ids int64 (batch, seq), attention_mask int64 (batch, seq)",
+        "  outputs   logits float32 (batch, seq, 17)",
+        "  profile 0 input_ids 1x1:1x512:8x512; attention_mask 1x1:1x512:8x512",
+        "  layers    321 (float32 300, int64 21), 3.0 MiB",
+        f"  graph     forward, sha256 {engine.graph_sha256[:12]}...",
     ]
     values = read_json(path)
     assert values["kind"] == "engine"
@@ -188,7 +189,7 @@ def test_engine(bundle: Bundle, engine: EngineManifest, suffix: str) -> None:
 
 
 def test_bundle_lists_its_engines(bundle: Bundle, engine: EngineManifest) -> None:
-    assert f"  engine {engine.name}" in inspect(bundle.path).stdout.splitlines()
+    assert f"engine {engine.name}" in inspect(bundle.path).stdout.splitlines()
     assert inspect(bundle.path).stderr == f"Next: flash-export validate {bundle.path}\n"
     assert [values["name"] for values in read_json(bundle.path)["engines"]] == ["small"]
 

@@ -53,16 +53,18 @@ def test_it_writes_a_bundle_and_says_what_each_product_became(masked_byte_bundle
     assert record is not None
     assert result.stderr == f"Next: flash-export validate {output}\n"
     lines = [line.rstrip() for line in result.stdout.splitlines()]
-    assert lines[0] == f"int8, by {record.predictions:,} predictions on held-out text"
+    assert lines[:2] == [
+        f"Quantization to {output}: int8",
+        f"Judged by {record.predictions:,} predictions on held-out text.",
+    ]
     rows = [re.sub(" +", " ", line) for line in lines]
     for product in record.products:
-        cost = "" if product.sensitivity is None else f"{product.sensitivity:.3%}"
+        cost = "-" if product.sensitivity is None else f"{product.sensitivity:.3%}"
         assert f"{product.name} {describe_product(product)} {product.weights:,} {cost}".rstrip() in rows
-    assert "head fp32 8,224" in rows
-    assert lines[-4] == "head: fp32, because --keep head"
-    assert lines[-3].startswith(f"Loss {record.loss:.2%}, accepted 0.50%: {record.score:.4f} bits")
-    assert lines[-2] == f"{record.quantized_share:.0%} of the weights in few bits"
-    assert lines[-1] == f"Bundle: {output}"
+    assert "head fp32 8,224 -" in rows
+    assert "  head: fp32, because --keep head" in lines
+    assert lines[-2].startswith(f"Loss: {record.loss:.2%}, accepted 0.50%, {record.score:.4f} bits")
+    assert lines[-1] == f"In few bits: {record.quantized_share:.0%} of the weights"
 
 
 def test_options_are_passed_on(masked_byte_bundle: Bundle, tmp_path: Path, asked: dict[str, Any]) -> None:

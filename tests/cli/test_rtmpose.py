@@ -105,7 +105,7 @@ def test_export_says_what_it_made(files: Path, tmp_path: Path) -> None:
 def test_validation_speaks_of_keypoints_and_pixels(bundle: Bundle, files: Path) -> None:
     result = check("validate", bundle.path, "--no-latency", "--data", files / "features.npz", *THREADS)
     assert re.search(r"PASSED +\d+ passed, 0 failed", result.stdout)
-    assert "mean distance 0 px, within half a pixel 100%" in result.stdout
+    assert "Mean distance: 0 px, in the worst check; within half a pixel 100%" in result.stdout
     assert not re.search(r"\b(token|logit|vocab)", result.stdout)
     page = (bundle.path / "reports" / "report.html").read_text()
     assert "17 keypoints" in page
@@ -159,7 +159,7 @@ def test_it_is_quantized_compared_and_validated_again(head_bundle: Bundle, files
     assert refused.exit_code == 2
     assert "has no held-out data to calibrate with" in refused.stderr
     made = check("quantize", head_bundle.path, "-o", tmp_path / "int8", *data, *THREADS)
-    assert re.search(r"Loss 0\.\d+%, accepted 0\.50%", made.stdout)
+    assert re.search(r"Loss: 0\.\d+%, accepted 0\.50%", made.stdout)
     assert check("validate", tmp_path / "int8", "--no-latency", *THREADS)
     page = ("--html", tmp_path / "page.html")
     compared = check(

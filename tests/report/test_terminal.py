@@ -54,7 +54,7 @@ def test_columns_that_matter_less_are_left_out_where_there_is_no_room() -> None:
     assert narrow[3].split() == ["name", "half", "way"]
     assert all(len(line) <= 50 for line in narrow)
     assert not any("\N{HORIZONTAL ELLIPSIS}" in line for line in narrow)
-    assert wide[-2] == narrow[-2] == "  value 22.25: it is large"
+    assert wide[-1] == narrow[-1] == "  value 22.25: it is large"
 
 
 def test_order_is_subject_sections_notes_facts_and_last_the_verdict() -> None:

@@ -55,7 +55,7 @@ def format_ratio(row: ProbeRow) -> str:
 
     >>> from flash_export.validators.bisect.results import ProbeRow
     >>> format_ratio(ProbeRow("kv", "kv", "wrong", error=1.0, limit=1e-3))
-    '1000 times'
+    '1,000 times'
     """
     ratio = row.ratio or 0.0
     return format_times(ratio) if ratio >= 2 else f"{format_times(ratio)} of"

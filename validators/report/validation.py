@@ -282,6 +282,7 @@ def _tabulate_groups(report: ValidationReport, groups: Sequence[RowGroup], *, ha
         has_lengths and (text(unit), lambda group: group.label),
         (text("Result"), lambda group: Styled(group.status, group.status)),
         (text("Checks", is_minor=True), lambda group: group.counts),
+        not has_lengths and (number("Claims"), _count_claims),
         (number("Error"), of_worst(lambda row: _or_none(format_error, row.max_rel_error))),
         has_noise(report.rows) and (number("Multiple", is_minor=True), of_worst(format_multiple)),
         (number("Of limit"), of_worst(_format_ratio)),
@@ -295,11 +296,16 @@ def _tabulate_groups(report: ValidationReport, groups: Sequence[RowGroup], *, ha
         columns += [
             (number("At", is_minor=True), of_timed(_format_size)),
             (number("Time"), of_timed(lambda row: _format_median(row.latency_ms))),
-            (number("95% interval", is_minor=True), of_timed(lambda row: _or_none(format_interval, row.latency_ms))),
             (number(f"{unit}/s", is_minor=True), of_timed(lambda row: _or_none(format_count, row.units_per_s))),
             (number("Speed"), of_timed(lambda row: _or_none(_format_times, row.speedup))),
         ]
     return tabulate(groups, columns)
+
+
+def _count_claims(group: RowGroup) -> str | None:
+    """Say how many of the checks of a backend against itself hold: ``6 of 6``."""
+    held = sum(row.status == "passed" for row in group.invariances)
+    return f"{held} of {len(group.invariances)}" if group.invariances else None
 
 
 def _tabulate_failures(failed: Sequence[Row]) -> Table:

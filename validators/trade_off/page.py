@@ -190,9 +190,7 @@ def _list_fronts(trade: TradeOff) -> Iterator[Note]:
 
 def _list_terms(trade: TradeOff) -> Iterator[tuple[str, str]]:
     if trade.score is not None:
-        meaning = (
-            f"{trade.score.meaning} The change is how much worse than the first bundle it is."
-        )
+        meaning = f"{trade.score.meaning} The change is how much worse than the first bundle it is."
         yield f"{capitalize(trade.score.label)}, change", meaning
     yield from ((capitalize(measure.label), measure.meaning) for measure in trade.measures)
     yield (

@@ -11,9 +11,10 @@ from rich.console import Console
 from flash_export.data.sources import RandomSource
 from flash_export.errors import ConfigError, InputError
 from flash_export.ranges.growth import fit_growth
+from flash_export.report.terminal import print_document
+from flash_export.validators.ranges.page import describe_horizon, describe_ranges
 from flash_export.validators.ranges.profile import RangesOptions, profile_ranges
 from flash_export.validators.ranges.results import RangePoint, RangeRow, RangesReport
-from flash_export.validators.ranges.terminal import describe_held, describe_horizon, print_ranges
 from tests.validators.conftest import sign_files
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ TEXT = bytes(range(97, 123)) * 10
 
 def show(report: RangesReport, max_rows: int | None = None) -> str:
     console = Console(width=200, record=True, force_terminal=False)
-    print_ranges(report, console, max_rows)
+    print_document(describe_ranges(report, max_rows), console)
     return console.export_text()
 
 
@@ -106,8 +107,9 @@ def test_default_lengths_stop_when_memory_is_short(pristine_bundle: Bundle, monk
 def test_table_shows_the_worst_first(pristine_bundle: Bundle) -> None:
     report = profile_ranges(pristine_bundle, RangesOptions(LENGTHS, threads=1))
     text = show(report, 3)
-    assert f"and {len(report.rows) - 3} quantities with more room" in text
-    assert report.rows[0].label in text.splitlines()[1]
+    assert f"and {len(report.rows) - 3} more\n" in text
+    heading = text.splitlines().index("Quantities with the least room")
+    assert report.rows[0].label in text.splitlines()[heading + 2]
 
 
 @pytest.mark.parametrize("values", [{"windows": 0}, {"threads": 0}, {"seconds": 0.0}, {"seconds": float("nan")}])
@@ -172,7 +174,7 @@ def test_sums_of_norms_are_held_and_no_overflow(bundle: Bundle) -> None:
     assert report.rows[-1].held == "always"  # the worst come first
     assert rows["embedding"].held is None
     text = show(report)
-    assert "Held in fp32 by every fp16 export, so that it does not overflow: sum of squares in the " in text
+    assert "Held in fp32\nby every fp16 export: sum of squares in the " in text
     assert "held in fp32, always" in text
     assert "overflows at measured lengths" not in text
     assert json.loads(report.to_json())["rows"][-1]["held"] == "always"
@@ -191,10 +193,8 @@ def test_island_of_an_fp16_bundle_is_told() -> None:
     assert describe_horizon(report) == (
         "Nothing grows towards an overflow of fp16; the least room is 6.6e+04-fold, in block 1, linear key-value sum."
     )
-    assert describe_held(report) == [
-        "Held in fp32 by the islands of this bundle, so that it does not overflow: linear key-value sum, up to 9e+04 "
-        "in block 7, linear key-value sum."
-    ]
+    lines = show(report).splitlines()
+    assert "by the islands of this bundle: linear key-value sum, up to 9e+04 in block 7, linear key-value sum" in lines
     assert "held in fp32, an island" in show(report)
 
 

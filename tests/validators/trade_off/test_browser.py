@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flash_export.validators.trade_off.html import render_trade_off
+from flash_export.report.html import render_html
+from flash_export.validators.trade_off.page import describe_trade_off
 from tests.validators.report.browser import THEMES, browse, list_requests, needs_browser, read_image
 from tests.validators.trade_off.builders import FULL
 
@@ -19,7 +20,7 @@ pytestmark = needs_browser
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     path = tmp_path / "trade-off.html"
-    path.write_text(render_trade_off(FULL))
+    path.write_text(render_html(describe_trade_off(FULL)))
     return path
 
 

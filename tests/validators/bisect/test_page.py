@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from flash_export.validators.bisect.html import render_bisection
-from flash_export.validators.bisect.plot import build_depth_plot
+from flash_export.report.html import render_html
+from flash_export.report.terminal import print_document
+from flash_export.validators.bisect.page import build_depth_plot, describe_bisection
 from flash_export.validators.bisect.results import BisectReport, ProbeRow, Run
 from flash_export.validators.bisect.summary import describe_finding, group_by_block, pick_worst
-from flash_export.validators.bisect.terminal import print_bisection
 
 EMBEDDING = ProbeRow("embedding", "graph/Add_0:0", "clean", 1e-8, 2e-8, 3e-5, label="embedding")
 NORMED = ProbeRow(
@@ -27,7 +27,7 @@ CLEAN = BisectReport("bundle", "float64 model", "ort-cpu", (Run(1, 9, False, (EM
 
 def show(report: BisectReport) -> str:
     console = Console(width=200, record=True, force_terminal=False)
-    print_bisection(report, console)
+    print_document(describe_bisection(report), console)
     return console.export_text()
 
 
@@ -56,31 +56,35 @@ def test_terminal_shows_the_block_at_fault() -> None:
     assert "In the graph it is the value layers.7.linear/CumSum_0:0" in text
     assert "FOUND  Block 7, linear key-value sum" in text
     assert "CLEAN  No fault found" in show(CLEAN)
-    assert show(BROKEN).strip() == (
-        "FOUND  The graph does not run at 2 x 300, so that nothing in it can be read: Fail: Reshape of node "
-        "layers.0/Reshape_0"
+    assert (
+        show(BROKEN)
+        .strip()
+        .endswith(
+            "FOUND  The graph does not run at 2 x 300, so that nothing in it can be read: Fail: Reshape of node "
+            "layers.0/Reshape_0"
+        )
     )
 
 
 def test_page_stands_alone_and_names_the_fault() -> None:
-    page = render_bisection(FOUND)
+    page = render_html(describe_bisection(FOUND))
     assert "Block 7, linear key-value sum is wrong first." in page
     assert page.count("<svg") == 4  # the plot and three keys
-    assert 'class="fault"' in page
-    assert "In the graph it is the value <code>layers.7.linear/CumSum_0:0</code>" in page
+    assert 'class="marked"' in page
+    assert "In the graph it is the value layers.7.linear/CumSum_0:0." in page
     assert "http://" not in page
     assert "https://" not in page
-    assert "Every quantity is within its limit." in render_bisection(CLEAN)
-    assert "The graph does not run." in render_bisection(BROKEN)
+    assert "Every quantity is within its limit." in render_html(describe_bisection(CLEAN))
+    assert "The graph does not run." in render_html(describe_bisection(BROKEN))
 
 
 def test_plot_has_a_mark_for_every_number_and_one_at_the_fault() -> None:
     plot = build_depth_plot(RUN)
     assert plot is not None
-    assert [tick.label for tick in plot.x_ticks] == ["7"]
-    marks = plot.series[-1].marks
-    assert [mark.kind for mark in marks] == ["dot", "dot", "cross", "cross"]
-    assert plot.marker is not None
-    assert plot.marker.position == marks[2].x
+    assert plot.x.ticks == ((1.0, "7"),)
+    points = plot.series[-1].points
+    assert [point.kind for point in points] == ["dot", "dot", "cross", "cross"]
+    assert points[3].y is None
+    assert plot.marker == (points[2].x, "block 7, linear key-value sum")
     nothing = Run(1, 1, False, (ProbeRow("logits", "logits", "clean", 0.0, 0.0, 0.0),))
     assert build_depth_plot(nothing) is None
