@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from flash_export.runtime.runner import Runner
     from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
+    from flash_export.validators.failures import FailureFolder
     from flash_export.validators.plan import Cell
     from flash_export.validators.results import Status
 
@@ -95,6 +96,7 @@ class CellChecker:
         budget_s: Time for measuring the latency of one cell; 0: do not measure it.
         is_default_plan: Whether the lengths are ours, so that the very expensive cells may be left out.
         data: Where the inputs of cells come from.
+        failures: Where the inputs and outputs of what fails are kept; None: nowhere.
         drawn_noise: Error of the eager model on what was drawn for small cells, which those of one length share.
     """
 
@@ -104,6 +106,7 @@ class CellChecker:
     budget_s: float
     is_default_plan: bool
     data: Data
+    failures: FailureFolder | None = None
     drawn_noise: dict[Cell, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -185,12 +188,14 @@ class CellChecker:
             specs=opened.backend.outputs,
             other_noise=expected.other_noise,
         )
-        del actual
         row = replace(
             make_row(opened.backend, cell, result.reason, failed=not result),
             **vars(result),
             status="passed" if result else "failed",
         )
+        if not result and self.failures is not None:
+            self.failures.keep(row, inputs, expected.reference, actual)
+        del actual
         # A masked batch costs what an unmasked one does, so time is spent on the latter alone.
         if not result or cell.masked or not (self.budget_s and cell.is_timed and opened.backend.is_timed):
             return row
@@ -249,4 +254,5 @@ def _compute_noise(expected: Outputs, eager: Outputs) -> dict[str, float]:
 def make_row(backend: Backend, cell: Cell, reason: str | None, *, failed: bool = False) -> Row:
     """Return a row that failed or was skipped."""
     status: Status = "failed" if failed else "skipped"
-    return Row(backend.name, backend.graph, cell.batch, cell.seq_len, cell.masked, status, reason, inputs=cell.inputs)
+    shape = cell.batch, cell.seq_len, cell.masked
+    return Row(backend.name, backend.graph, *shape, status, reason, inputs=cell.inputs, name=cell.name)

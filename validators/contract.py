@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flash_export.bundle.manifest import GraphSpec
     from flash_export.validators.backends import Backend
 
-CHECK = "symbolic-shape"
+SYMBOLIC_SHAPE = "symbolic-shape"
 
 
 def check_symbolic_shapes(backend: Backend, graph: GraphSpec) -> list[Row]:
@@ -29,7 +29,16 @@ def check_symbolic_shapes(backend: Backend, graph: GraphSpec) -> list[Row]:
         return []
     from flash_export.graph_files import read_graph
 
-    row = Row(backend.name, backend.graph, None, None, masked=False, status="passed", check=CHECK)
+    row = Row(
+        backend.name,
+        backend.graph,
+        None,
+        None,
+        masked=False,
+        status="passed",
+        check=SYMBOLIC_SHAPE,
+        name=SYMBOLIC_SHAPE,
+    )
     model = read_graph(backend.onnx_path)
     if fixed := list(_find_fixed_axes(model, backend, graph)):
         return [replace(row, status="failed", reason=f"{'; '.join(fixed)}: it was traced for that size alone")]

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from flash_export.validators.cells import OpenBackend
 
 
+# What ``--check`` calls the score.
+HELDOUT_SCORE = "heldout-score"
+
+
 def compare_scores(
     heldout: Heldout, interface: Interface, graph: GraphSpec, reference: Runner, backends: tuple[OpenBackend, ...]
 ) -> tuple[HeldoutScores | None, list[Row]]:
@@ -87,4 +91,4 @@ def _describe_excess(scores: HeldoutScores, name: str, limit: Limit) -> str | No
 def _make_row(opened: OpenBackend, cell: Cell, reason: str) -> Row:
     backend = opened.backend
     row = Row(backend.name, backend.graph, cell.batch, cell.seq_len, False, "failed", f"held-out data: {reason}")
-    return replace(row, inputs=cell.inputs)
+    return replace(row, inputs=cell.inputs, name=HELDOUT_SCORE)

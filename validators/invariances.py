@@ -17,7 +17,7 @@ from flash_export.validators.cells import describe_exception, make_row
 from flash_export.validators.plan import Cell, build_batch, get_probe_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from flash_export.bundle.manifest import GraphSpec
     from flash_export.data.batch import Batch, Outputs
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
     from flash_export.validators.cells import OpenBackend
+    from flash_export.validators.failures import FailureFolder
     from flash_export.validators.results import Row
 
     Pair = tuple[Outputs, Outputs]
@@ -56,7 +57,13 @@ class Invariance:
 
 
 def check_invariances(
-    opened: OpenBackend, data: Data, graph: GraphSpec, limit: Limit, measure_noise: Callable[[Cell], float]
+    opened: OpenBackend,
+    data: Data,
+    graph: GraphSpec,
+    limit: Limit,
+    measure_noise: Callable[[Cell], float],
+    names: Collection[str] | None = None,
+    failures: FailureFolder | None = None,
 ) -> list[Row]:
     """Return one row an invariance that the model promises.
 
@@ -66,19 +73,21 @@ def check_invariances(
         graph: Contract of the forward graph.
         limit: How far two computations of the same numbers may differ.
         measure_noise: Error of the eager model at a shape, as a fraction of the output's scale.
+        names: Which invariances; None: all of them.
+        failures: Where the inputs and outputs of what fails are kept; None: nowhere.
     """
     interface, batches = data.random.interface, graph.axes[BATCH]
     rows = []
     for invariance in INVARIANCES:
-        if not invariance.applies(interface, opened.backend):
+        if not invariance.applies(interface, opened.backend) or (names is not None and invariance.name not in names):
             continue
         batch = min(max(invariance.batch, batches.min), batches.max)
         cell = Cell(batch, choose_length(graph, interface), masked=False)
         if batch == 1 < invariance.batch:
             row = make_row(opened.backend, cell, "it takes several rows, and the graph takes one")
         else:
-            row = _check(invariance, opened, data, cell, limit, measure_noise)
-        rows.append(replace(row, check=invariance.name))
+            row = _check(invariance, opened, data, cell, limit, measure_noise, failures)
+        rows.append(replace(row, check=invariance.name, name=invariance.name))
     return rows
 
 
@@ -95,11 +104,13 @@ def _check(
     cell: Cell,
     limit: Limit,
     measure_noise: Callable[[Cell], float],
+    failures: FailureFolder | None,
 ) -> Row:
     if misfit := opened.backend.describe_misfit(cell):
         return make_row(opened.backend, cell, misfit)
+    inputs = build_batch(cell, data)
     try:
-        pair = invariance.compute(opened, build_batch(cell, data), build_batch(cell, data, seed=1))
+        pair = invariance.compute(opened, inputs, build_batch(cell, data, seed=1))
         worst = max((_measure_difference(name, pair) for name in pair[0]), key=lambda found: found.relative)
     except Exception as error:  # whatever a backend raises, the other checks still have something to tell
         return make_row(opened.backend, cell, describe_exception(error), failed=True)
@@ -109,6 +120,9 @@ def _check(
     if not np.isfinite(worst.absolute):
         return make_row(opened.backend, cell, "a run gives NaN or infinity", failed=True)
     passed = worst.absolute <= accepted
+    if not passed and failures is not None:
+        row = replace(make_row(opened.backend, cell, invariance.claim, failed=True), name=invariance.name)
+        failures.keep(row, inputs, *pair)
     claim = f"{invariance.claim}; it differs by {worst.absolute:.3g}, accepted are {accepted:.3g}"
     return replace(
         make_row(opened.backend, cell, None if passed else claim, failed=not passed),

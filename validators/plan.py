@@ -6,6 +6,7 @@ crosses the chunk boundary from both sides and then doubles up to the longest se
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ PROBE_CHUNK_SIZE = 128
 NOISE_POSITIONS = 128
 RANDOM, RECORDED = "random", "recorded"
 QUICK, FULL = "quick", "full"
+_CELL_NAME = re.compile(r"(?P<batch>\d{1,9})x(?P<seq_len>\d{1,9})(?P<masked>-masked)?(?P<heldout>-heldout)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,25 @@ class Cell:
         """Number of positions, padding included."""
         return self.batch * self.seq_len
 
+    @property
+    def name(self) -> str:
+        """What ``--check`` calls it: ``3x300``, ``3x300-masked``, ``1x515-heldout``."""
+        held_out = "-heldout" if self.inputs == RECORDED else ""
+        return f"{self.batch}x{self.seq_len}{'-masked' if self.masked else ''}{held_out}"
+
+    @classmethod
+    def parse(cls, name: str) -> Cell | None:
+        """Return the cell of a name; None for what is none.
+
+        >>> Cell.parse("3x300-masked")
+        Cell(batch=3, seq_len=300, masked=True, inputs='random', is_timed=True)
+        """
+        match = _CELL_NAME.fullmatch(name)
+        if match is None or "0" in (match["batch"], match["seq_len"]):
+            return None
+        inputs = RECORDED if match["heldout"] else RANDOM
+        return cls(int(match["batch"]), int(match["seq_len"]), bool(match["masked"]), inputs)
+
     def __str__(self) -> str:
         recorded = " of held-out data" if self.inputs == RECORDED else ""
         return f"{self.batch} x {self.seq_len}{recorded}{' masked' if self.masked else ''}"
@@ -75,8 +96,9 @@ class Plan:
         batches: Batch sizes.
         data_lens: Lengths of held-out data, one sequence each.
         sweep: Lengths that stand for each remainder of the chunk, one sequence each, not timed.
+        cells: The shapes, in place of all of the above.
         is_default: Whether we chose the lengths, so that very expensive shapes may be left out.
-        has_invariances: Whether what needs no reference is checked too.
+        checks: Names of what else is checked: what needs no reference, and the score; None: all of it.
         latency_budget_s: Time for measuring the latency of one cell.
     """
 
@@ -85,15 +107,22 @@ class Plan:
     batches: tuple[int, ...] = DEFAULT_BATCHES
     data_lens: tuple[int, ...] = ()
     sweep: tuple[int, ...] = ()
+    cells: tuple[Cell, ...] | None = None
     is_default: bool = True
-    has_invariances: bool = True
+    checks: tuple[str, ...] | None = None
     latency_budget_s: float = DEFAULT_BUDGET_S
 
     def list_cells(self, graph: GraphSpec) -> tuple[Cell, ...]:
         """Return every shape, the sweep first, since it is what finds lengths that were baked in."""
+        if self.cells is not None:
+            return self.cells
         swept = (Cell(1, length, masked=False, is_timed=False) for length in self.sweep if length not in self.seq_lens)
         texts = (Cell(1, length, masked=False, inputs=RECORDED, is_timed=False) for length in self.data_lens)
         return (*swept, *plan_cells(graph, self.seq_lens, self.batches), *texts)
+
+    def includes(self, check: str) -> bool:
+        """Tell whether what is no shape is checked."""
+        return self.checks is None or check in self.checks
 
 
 def get_probe_chunk(interface: Interface) -> int:

@@ -42,6 +42,7 @@ class Row:
             quantized bundle, because no eager model has its precision.
         tolerance: Largest accepted ``max_abs_error``.
         output: Which output the figures are of, of a model that has several: the furthest off.
+        name: What ``flash-export validate --check`` calls it; empty for what has no name.
         measures: What the task measures, by name: see ``measures`` of the report.
         latency_ms: Latency of the backend.
         eager_latency_ms: Latency of the eager model, measured in turn with the backend.
@@ -65,6 +66,7 @@ class Row:
     noise: float | None = None
     tolerance: float | None = None
     output: str | None = None
+    name: str = ""
     measures: dict[str, float] = field(default_factory=dict)
     latency_ms: Percentiles | None = None
     eager_latency_ms: Percentiles | None = None
@@ -114,6 +116,8 @@ class ValidationReport:
         scores: The score on held-out data of ``eager`` and of each backend; None where there is none.
         diagnosis: What the failures have in common, a sentence each.
         footprints: What each backend costs in a process of its own: opening, first calls, memory.
+        arguments: What was given to ``flash-export validate`` beside the bundle and what is checked.
+        onnx_files: Graphs of other exporters among the backends.
     """
 
     bundle: str
@@ -124,6 +128,8 @@ class ValidationReport:
     scores: HeldoutScores | None = None
     diagnosis: tuple[str, ...] = ()
     footprints: tuple[Footprint, ...] = ()
+    arguments: tuple[str, ...] = ()
+    onnx_files: tuple[str, ...] = ()
     format_version: int = REPORT_FORMAT_VERSION
 
     def __post_init__(self) -> None:

@@ -18,17 +18,19 @@ from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.files import hash_file
 from flash_export.interface import SEQ
 from flash_export.printable import format_path
+from flash_export.suggest import describe_unknown
 from flash_export.tasks.registry import get_task
 from flash_export.validators.backends import GRAPH, list_backends
 from flash_export.validators.cells import CellChecker, OpenBackend, describe_exception
-from flash_export.validators.contract import check_symbolic_shapes
+from flash_export.validators.contract import SYMBOLIC_SHAPE, check_symbolic_shapes
 from flash_export.validators.diagnosis import diagnose_rows
 from flash_export.validators.environment import describe_environment
+from flash_export.validators.failures import FailureFolder
 from flash_export.validators.footprint import measure_footprint, plan_footprint
-from flash_export.validators.heldout_score import compare_scores
-from flash_export.validators.invariances import check_invariances
+from flash_export.validators.heldout_score import HELDOUT_SCORE, compare_scores
+from flash_export.validators.invariances import INVARIANCES, check_invariances
 from flash_export.validators.journal import Journal, StepResult
-from flash_export.validators.plan import QUICK, Plan, check_lengths, get_probe_chunk, make_plan
+from flash_export.validators.plan import QUICK, Cell, Plan, check_lengths, get_probe_chunk, make_plan
 from flash_export.validators.results import Row, ValidationReport
 from flash_export.version import __version__
 
@@ -45,9 +47,13 @@ if TYPE_CHECKING:
     from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
     from flash_export.validators.footprint import FootprintRequest
-    from flash_export.validators.plan import Cell
 
 logger = logging.getLogger(__name__)
+INVARIANCE_CHECKS = (*(one.name for one in INVARIANCES), SYMBOLIC_SHAPE)
+# Files are in the key of a journal by their hashes, and what is kept changes no row.
+_NOT_IN_KEY = ("onnx_files", "data", "failures")
+# Checks that are no shape, by the names that a report has for them.
+CHECKS = (*INVARIANCE_CHECKS, HELDOUT_SCORE)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ class ValidationOptions:
             footprints.
         compiled: Whether the eager model is timed under ``torch.compile`` too.
         data: A file to read in place of the bundle's held-out data.
+        checks: Names of checks, as a report has them, in place of the plan and of all else.
+        failures: Folder to keep the inputs and outputs of what fails in; None: nowhere.
     """
 
     plan: str = QUICK
@@ -82,15 +90,29 @@ class ValidationOptions:
     latency_budget_s: float | None = None
     compiled: bool = False
     data: Path | None = None
+    checks: tuple[str, ...] = ()
+    failures: Path | None = None
 
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
         if self.seq_lens is not None and self.max_seq_len is not None:
             raise ConfigError("seq_lens and max_seq_len were both given; max_seq_len limits the plans only")
+        if self.checks and (self.seq_lens is not None or self.batches is not None):
+            raise ConfigError(
+                "checks and lengths or batches were both given; a check has a length and a batch of its own"
+            )
+        for name in self.checks:
+            if name not in CHECKS and Cell.parse(name) is None:
+                raise ConfigError(f"{describe_unknown('check', name, CHECKS)}, or a shape such as 3x300-masked")
         check_count("threads", self.threads, MAX_THREADS)
         for name, value in (("atol", self.atol), ("rtol", self.rtol)):
             if value is not None and not 0 <= value < math.inf:  # nothing could fail within an infinite one
                 raise ConfigError(f"{name}={value} is not usable; use a finite number of at least 0")
+
+    def list_arguments(self) -> tuple[str, ...]:
+        """Return what of these a command line needs to do a single check again, beside its name and backend."""
+        values = {"--data": self.data, "--atol": self.atol, "--rtol": self.rtol, "--threads": self.threads}
+        return tuple(str(part) for name, value in values.items() if value is not None for part in (name, value))
 
     def get_limit(self, precision: str, quantization: QuantizationRecord | None = None) -> Limit:
         """Return what decides on a graph of this precision; a quantized one may lose what it was made to lose."""
@@ -159,8 +181,9 @@ def validate_bundle(
         reference = stack.enter_context(_open_eager(copy.deepcopy(model), options.threads, "fp64"))
         eager = stack.enter_context(_open_eager(model, options.threads, precision))
         opened, skipped = _open_backends(stack, bundle, backends, eager, limit, options)
+        failures = None if options.failures is None else FailureFolder(options.failures, logger)
         checker = CellChecker(
-            model.config, reference, eager, plan.latency_budget_s, is_default_plan=plan.is_default, data=data
+            model.config, reference, eager, plan.latency_budget_s, plan.is_default, data=data, failures=failures
         )
         steps = list(_list_steps(plan, checker, opened, heldout, bundle, limit))
         steps += _list_footprints(plan, checker, opened, bundle, options)
@@ -181,6 +204,8 @@ def validate_bundle(
         # Few bits are wrong here and there; what they were made from was validated, and traced as this was.
         () if quantization is not None else diagnose_rows(rows, get_probe_chunk(interface)),
         tuple(result.footprint for result in results if result.footprint is not None),
+        options.list_arguments(),
+        tuple(map(format_path, options.onnx_files)),
     )
 
 
@@ -196,7 +221,12 @@ def _plan(bundle: Bundle, backends: Sequence[Backend], options: ValidationOption
     )
     batches = options.batches or plan.batches
     if options.seq_lens is not None:
-        plan = Plan("lengths", options.seq_lens, is_default=False, has_invariances=False)
+        plan = Plan("lengths", options.seq_lens, is_default=False, checks=(HELDOUT_SCORE,))
+    if options.checks:
+        cells = tuple(cell for name in options.checks if (cell := Cell.parse(name)) is not None)
+        for cell in cells:
+            check_lengths(graph, (cell.seq_len,), (cell.batch,))
+        plan = Plan("checks", (), cells=cells, is_default=False, checks=options.checks)
     budget_s = plan.latency_budget_s if options.latency_budget_s is None else options.latency_budget_s
     return replace(plan, batches=batches, latency_budget_s=budget_s)
 
@@ -222,7 +252,9 @@ def _identify(bundle: Bundle, options: ValidationOptions, plan: Plan, backends: 
         "engines": [engine.engine_sha256 for engine in bundle.list_engines()],
         "onnx_files": [hash_file(path) for path in options.onnx_files],
         "data": None if options.data is None else hash_file(options.data),
-        "options": {name: value for name, value in asdict(options).items() if name not in ("onnx_files", "data")},
+        "options": {
+            name: value for name, value in asdict(options).items() if name not in ("onnx_files", "data", "failures")
+        },
         "plan": asdict(plan),
         "backends": [backend.name for backend in backends],
     }
@@ -282,12 +314,12 @@ def _list_steps(
     if not opened:
         return
     graph = bundle.get_graph(GRAPH)
-    for one in opened if plan.has_invariances else ():
-        run = partial(_check_invariances, one, checker, bundle, limit)
+    for one in opened if any(map(plan.includes, INVARIANCE_CHECKS)) else ():
+        run = partial(_check_invariances, one, checker, bundle, limit, plan)
         yield Step(f"invariances of {one.backend.name}", 10 * get_probe_chunk(checker.interface), run)
     for cell in plan.list_cells(graph):
         yield Step(str(cell), cell.positions, partial(_check_cell, checker, cell, opened))
-    if heldout is not None:
+    if heldout is not None and plan.includes(HELDOUT_SCORE):
 
         def read_heldout() -> StepResult:
             scores, unanswered = compare_scores(heldout, checker.interface, graph, checker.eager, tuple(opened))
@@ -300,7 +332,7 @@ def _list_footprints(
     plan: Plan, checker: CellChecker, opened: Sequence[OpenBackend], bundle: Bundle, options: ValidationOptions
 ) -> Iterator[Step]:
     graph = bundle.get_graph(GRAPH)
-    for one in opened if plan.latency_budget_s else ():
+    for one in opened if plan.latency_budget_s and plan.cells is None else ():
         request = plan_footprint(
             bundle.path,
             one.backend,
@@ -321,10 +353,15 @@ def _check_cell(checker: CellChecker, cell: Cell, opened: Sequence[OpenBackend])
     return StepResult(tuple(checker.check(cell, opened)))
 
 
-def _check_invariances(opened: OpenBackend, checker: CellChecker, bundle: Bundle, limit: Limit) -> StepResult:
+def _check_invariances(
+    opened: OpenBackend, checker: CellChecker, bundle: Bundle, limit: Limit, plan: Plan
+) -> StepResult:
     graph = bundle.get_graph(GRAPH)
-    shapes = check_symbolic_shapes(opened.backend, graph)
-    return StepResult((*shapes, *check_invariances(opened, checker.data, graph, limit, checker.measure_noise)))
+    shapes = check_symbolic_shapes(opened.backend, graph) if plan.includes(SYMBOLIC_SHAPE) else []
+    rows = check_invariances(
+        opened, checker.data, graph, limit, checker.measure_noise, plan.checks, failures=checker.failures
+    )
+    return StepResult((*shapes, *rows))
 
 
 def _run_steps(steps: Sequence[Step], journal: Journal, progress: ProgressCallback | None) -> Iterator[StepResult]:

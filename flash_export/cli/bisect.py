@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     metavar="BUNDLE",
     help="Compare with the graph of this bundle in place of the float64 model.",
 )
+@click.option(
+    "--inputs",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Read the inputs.npz of a check that 'flash-export validate --save-failures' kept, in place of random inputs.",
+)
 @click.option("--backend", default="ort-cpu", show_default=True, help="What runs the graph: ort-cpu or ort-cuda.")
 @click.option("--threads", type=int, help="CPU threads of one operator, for both.")
 @output_options(*CHECKS, verdict=bool)
@@ -33,6 +39,7 @@ def bisect_command(
     seq_len: int | None,
     batch: int | None,
     against: Path | None,
+    inputs: Path | None,
     backend: str,
     threads: int | None,
 ) -> BisectReport:
@@ -46,13 +53,14 @@ def bisect_command(
       flash-export bisect BUNDLE
       flash-export bisect BUNDLE --seq-len 300 --batch 1 --html fault.html
       flash-export bisect quantized/ --against BUNDLE
+      flash-export bisect BUNDLE --inputs failures/ort-cpu_3x300-masked/inputs.npz
       flash-export bisect BUNDLE --json - | jq .finding
     """
     from flash_export.bundle.bundle import Bundle
     from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
     from flash_export.validators.bisect.page import describe_bisection
 
-    options = BisectOptions(seq_len=seq_len, batch=batch, backend=backend, threads=threads)
+    options = BisectOptions(seq_len=seq_len, batch=batch, backend=backend, threads=threads, inputs=inputs)
     opened, other = Bundle.open(bundle), Bundle.open(against) if against is not None else None
     with output.show_progress("Bisecting") as progress:
         report = bisect_bundle(opened, options, against=other, progress=progress)

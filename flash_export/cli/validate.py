@@ -45,6 +45,13 @@ JOURNAL_FILE = ".validation.jsonl"
     multiple=True,
     help="Hold another exporter's graph of this model to the same standard; repeatable.",
 )
+@click.option(
+    "--check",
+    "checks",
+    metavar="NAME",
+    multiple=True,
+    help="Do this check alone, by the name that a report gives it, such as 3x300-masked or padding; repeatable.",
+)
 @click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Data to read in place of held-out data.")
 @click.option("--atol", type=float, help="Accept this absolute error, in place of the error budget.")
 @click.option("--rtol", type=float, help="Accept this error relative to the largest output, in place of the budget.")
@@ -56,7 +63,14 @@ JOURNAL_FILE = ".validation.jsonl"
     "--report",
     "report_dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for report.json and report.html.  [default: BUNDLE/reports]",
+    help="Folder for report.json and report.html.  [default: BUNDLE/reports; none with --check]",
+)
+@click.option(
+    "--save-failures",
+    "failures",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep inputs, expected and found outputs of what fails, a folder each, for 'flash-export bisect --inputs'.",
 )
 @output_options(*CHECKS, verdict=bool)
 @click.pass_context
@@ -78,6 +92,8 @@ def validate_command(
     no_latency: bool,
     resume: bool,
     report_dir: Path | None,
+    checks: tuple[str, ...],
+    failures: Path | None,
 ) -> ValidationReport:
     """Compare outputs and latency of an exported BUNDLE with the eager PyTorch model, over many lengths.
 
@@ -92,6 +108,7 @@ def validate_command(
       flash-export validate BUNDLE --plan full
       flash-export validate BUNDLE --seq-lens 1,17,300 --batch 1,8
       flash-export validate BUNDLE --backend trt --rtol 1e-3
+      flash-export validate BUNDLE --backend ort-cpu --check 3x300-masked --save-failures failures
       flash-export validate BUNDLE --onnx other/model.onnx
       flash-export validate BUNDLE --json - | jq .passed
       flash-export validate BUNDLE --markdown - >> $GITHUB_STEP_SUMMARY
@@ -114,18 +131,23 @@ def validate_command(
         threads=threads,
         latency_budget_s=0.0 if no_latency else None,
         compiled=compiled,
+        checks=checks,
+        failures=failures,
     )
-    folder = report_dir or bundle / REPORT_FOLDER
-    journal = folder / JOURNAL_FILE
+    # What repeats a check does not replace the report that it is from.
+    folder = report_dir or (None if checks else bundle / REPORT_FOLDER)
+    journal = None if folder is None else folder / JOURNAL_FILE
     opened = Bundle.open(bundle)
     ctx.meta[RESUMABLE] = journal
     with output.show_progress("Validating") as progress:
         report = validate_bundle(opened, options, progress, journal_path=journal, resume=resume)
-    with opened.lock():  # no one puts another bundle in the place of the one that the report is about
-        write_report(report, folder)
+    if folder is not None:
+        with opened.lock():  # no one puts another bundle in the place of the one that the report is about
+            write_report(report, folder)
     output.show(describe_validation(report))
-    journal.unlink(missing_ok=True)
-    output.echo(f"Report: {folder / HTML_FILE}")
+    if journal is not None:
+        journal.unlink(missing_ok=True)
+        output.echo(f"Report: {journal.with_name(HTML_FILE)}")
     output.suggest_next(*_choose_next(opened, report))
     return report
 

@@ -85,8 +85,8 @@ def _print_table(table: Table, console: Console) -> None:
 def _fit_titles(columns: tuple[Column, ...], lines: list[list[Text]], width: int) -> list[str | None]:
     """Return the headings of a table that has to fit a width; None for a column that is left out.
 
-    If there is too little room, headings are broken between their words; if that is not enough, those of the columns
-    that matter less are left out, from the right.
+    If there is too little room, columns that matter less are left out, from the right; if that is not enough, headings
+    are broken between their words.
     """
     cells = [max((line[index].cell_len for line in lines), default=0) for index in range(len(columns))]
     cells = [min(one, _PROSE_WIDTH) if column.is_prose else one for one, column in zip(cells, columns, strict=True)]
@@ -100,16 +100,16 @@ def _fit_titles(columns: tuple[Column, ...], lines: list[list[Text]], width: int
         ]
         return sum(widths) + len(widths) - 1 <= width
 
-    if not fits():
-        titles = [_break_title(column.title, cell) for column, cell in zip(columns, cells, strict=True)]
     for index in reversed(range(len(columns))):
         if not fits() and columns[index].is_minor:
             titles[index] = None
+    if not fits():
+        titles = [title and _break_title(title, cell) for title, cell in zip(titles, cells, strict=True)]
     return titles
 
 
 def _break_title(title: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(title, max([width, *map(len, title.split())]))) if title else title
+    return "\n".join(textwrap.wrap(title, max([width, *map(len, title.split())])))
 
 
 def _print_notes(notes: Iterable[Note], console: Console) -> None:

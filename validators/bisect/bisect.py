@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import reads_bundles
 from flash_export.config import ERROR_BUDGETS, MAX_THREADS, check_count
-from flash_export.errors import BundleError, ConfigError
+from flash_export.errors import BundleError, ConfigError, InputError
 from flash_export.runtime.backends import BACKENDS, TRT, find_target
 from flash_export.suggest import describe_unknown
 from flash_export.validators.backends import GRAPH
@@ -18,9 +18,12 @@ from flash_export.validators.bisect.quantities import check_probes
 from flash_export.validators.bisect.readings import GraphSource, ModelSource
 from flash_export.validators.bisect.results import BisectReport
 from flash_export.validators.bisect.runs import check_memory, compare_run, plan_runs
-from flash_export.validators.plan import check_lengths
+from flash_export.validators.failures import read_inputs
+from flash_export.validators.plan import Cell, check_lengths
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from flash_export.bundle.bundle import Bundle
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.progress import ProgressCallback
@@ -39,15 +42,21 @@ class BisectOptions:
         batch: Number of rows; None: 2, as far as the graph allows.
         backend: ``ort-cpu`` or ``ort-cuda``.
         threads: Threads of one operator on the CPU; None: what each runtime chooses.
+        inputs: File with the inputs of a check that failed, in place of lengths and batch; None: random inputs.
     """
 
     seq_len: int | None = None
     batch: int | None = None
     backend: str = DEFAULT_BACKEND
     threads: int | None = None
+    inputs: Path | None = None
 
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
+        if self.inputs is not None and (self.seq_len is not None or self.batch is not None):
+            raise ConfigError(
+                "inputs and seq_len or batch were both given; the inputs have a length and a batch already"
+            )
         check_count("threads", self.threads, MAX_THREADS)
         readable = [name for name, backend in BACKENDS.items() if backend.shows_inside]
         if self.backend.split(":")[0] == TRT:
@@ -97,7 +106,14 @@ def bisect_bundle(
 
     model = bundle.load_model()
     check_probes(bundle, model.config, probes)
-    cells = plan_runs(graph, model.config, options.seq_len, options.batch)
+    inputs = None
+    if options.inputs is not None:
+        inputs = read_inputs(options.inputs, graph, model.config.interface)
+        if inputs.is_padded and not graph.has_mask:
+            raise InputError(f"{options.inputs} has padded rows, and the graph takes no mask; bisect without --inputs")
+        cells = [Cell(inputs.size, inputs.seq_len, inputs.is_padded)]
+    else:
+        cells = plan_runs(graph, model.config, options.seq_len, options.batch)
     for cell in cells:
         check_memory(model.config, cell)
     runs = []
@@ -114,7 +130,7 @@ def bisect_bundle(
         for index, cell in enumerate(cells):
             if progress:
                 progress(index, len(cells), str(cell))
-            runs.append(compare_run(cell, model.config, probes.probes, (reference, actual, eager), precision))
+            runs.append(compare_run(cell, model.config, probes.probes, (reference, actual, eager), precision, inputs))
             if not runs[-1]:
                 break
     name = FLOAT64_MODEL if against is None else str(against.path)

@@ -68,6 +68,7 @@ def compare_run(
     probes: tuple[Probe, ...],
     sources: tuple[Source, Source, Source | None],
     precision: str,
+    inputs: Batch | None = None,
 ) -> Run:
     """Compare a graph with the reference at every probe.
 
@@ -77,9 +78,11 @@ def compare_run(
         probes: What the graph can be read at.
         sources: The reference, the graph, and the eager model that tells what rounding does, if there is one.
         precision: Precision of the graph.
+        inputs: What they read; None: random inputs.
     """
     data = Data(RandomSource(config.interface))
-    inputs = build_batch(cell, data)
+    if inputs is None:
+        inputs = build_batch(cell, data)
     reference, graph, eager = sources
     try:
         actual = graph.read(cell, inputs)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 from functools import partial
+from pathlib import PurePath
 from typing import TYPE_CHECKING, TypeVar
 
 from flash_export.formatting import (
@@ -29,6 +31,7 @@ from flash_export.report.document import (
     tabulate,
     text,
 )
+from flash_export.validators.backends import ONNX_PREFIX
 from flash_export.validators.invariances import INVARIANCES
 from flash_export.validators.plan import RECORDED
 from flash_export.validators.report.reading import explain_validation
@@ -215,7 +218,8 @@ def _list_notes(report: ValidationReport) -> Iterator[Note]:
             if where and len(rows) > 1:
                 where += f", and {len(rows) - 1} like it"
             who = " and ".join(dict.fromkeys(row.backend for row in rows))
-            yield Note(str(worst.reason), worst.status, who, where)
+            command = format_repeat(report, worst) if status == "failed" else ""
+            yield Note(str(worst.reason), worst.status, who, where, command)
     if hidden:
         yield Note(f"and {hidden} more reasons", "soft")
 
@@ -233,7 +237,7 @@ def _list_sections(report: ValidationReport, backends: Sequence[RowGroup]) -> It
     yield Section("By length", _tabulate_groups(report, tried, has_lengths=True), views=("terminal",))
     yield Section("By backend", _tabulate_groups(report, backends, has_lengths=False), nearest)
     failed = [row for row in report.rows if row.status == "failed"]
-    yield Section("What failed", _tabulate_failures(failed), views=("markdown",))
+    yield Section("What failed", _tabulate_failures(report, failed), views=("markdown",))
     yield Section(
         "What must hold of any model",
         _tabulate_claims(report),
@@ -302,13 +306,26 @@ def _tabulate_groups(report: ValidationReport, groups: Sequence[RowGroup], *, ha
     return tabulate(groups, columns)
 
 
+def format_repeat(report: ValidationReport, row: Row) -> str:
+    """Return the command that does one check again and nothing else; empty for a check without a name."""
+    if not row.name:
+        return ""
+    backend = ["--backend", row.backend]
+    for path in report.onnx_files:
+        if row.backend == f"{ONNX_PREFIX}{PurePath(path).stem}":
+            backend = ["--onnx", path]
+    return shlex.join(
+        ["flash-export", "validate", report.bundle, *report.arguments, *backend, "--check", row.name, "--no-latency"]
+    )
+
+
 def _count_claims(group: RowGroup) -> str | None:
     """Say how many of the checks of a backend against itself hold: ``6 of 6``."""
     held = sum(row.status == "passed" for row in group.invariances)
     return f"{held} of {len(group.invariances)}" if group.invariances else None
 
 
-def _tabulate_failures(failed: Sequence[Row]) -> Table:
+def _tabulate_failures(report: ValidationReport, failed: Sequence[Row]) -> Table:
     return tabulate(
         failed,
         [
@@ -316,6 +333,7 @@ def _tabulate_failures(failed: Sequence[Row]) -> Table:
             (text("Check"), lambda row: row.check),
             (text("Shape"), format_shape),
             (text("Reason"), lambda row: row.reason or ""),
+            (text("Repeat it"), lambda row: format_repeat(report, row) or None),
         ],
         max_rows=_MAX_FAILURES,
     )
@@ -395,8 +413,13 @@ def _tabulate_comparisons(report: ValidationReport, rows: Sequence[Row]) -> Tabl
                 for measure in report.measures
             ),
         ],
-        lambda row: row.reason,
+        lambda row: _remark(report, row),
     )
+
+
+def _remark(report: ValidationReport, row: Row) -> str:
+    command = format_repeat(report, row) if row.status == "failed" else ""
+    return f"{row.reason or ''}{f'; repeat it: {command}' if command else ''}"
 
 
 def _tabulate_timings(report: ValidationReport, rows: Sequence[Row]) -> Table:

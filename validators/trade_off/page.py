@@ -141,7 +141,7 @@ def _tabulate_quality(trade: TradeOff) -> Table:
                 )
                 for measure in trade.measures
             ),
-            has_memory and (number("memory", is_minor=True), _format_memory),
+            has_memory and (number("memory"), _format_memory),
         ],
     )
 
