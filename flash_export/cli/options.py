@@ -59,7 +59,7 @@ CHECKS = (*REPORT, "junit")  # of one that has checks
 def output_options(
     *formats: str, verdict: Callable[[Any], bool] | None = None
 ) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Give a command ``--json``, ``--quiet`` and ``--verbose``; its function takes an ``output`` and returns a result.
+    """Give a command the options that all have; its function takes an ``output`` and returns a result.
 
     Args:
         formats: What the report of the command can be written in, an option each.
@@ -70,8 +70,17 @@ def output_options(
         @click.option("--json", "json_file", metavar="FILE", help="Write the result as JSON; - for stdout.")
         @click.option("-q", "--quiet", is_flag=True, help="Show errors alone.")
         @click.option("-v", "--verbose", is_flag=True, help="Show versions, times, and why something was skipped.")
+        @click.option("--log-file", metavar="FILE", help="Add the whole log to a file, as --verbose shows it.")
         @click.pass_context
-        def run(ctx: click.Context, /, json_file: str | None, quiet: bool, verbose: bool, **values: Any) -> Result:
+        def run(
+            ctx: click.Context,
+            /,
+            json_file: str | None,
+            quiet: bool,
+            verbose: bool,
+            log_file: str | None,
+            **values: Any,
+        ) -> Result:
             files = {name: values.pop(f"{name}_file") for name in formats}
             outer = ctx.find_object(Output)
             if outer is not None:  # a step of a longer command, which answers for it
@@ -82,7 +91,7 @@ def output_options(
             if len(takers) > 1:
                 listed = " and ".join(f"--{name}" for name in takers)
                 raise click.UsageError(f"{listed} both go to stdout; give one of them a file", ctx)
-            ctx.obj = Output(quiet=quiet, verbose=verbose, stdout_is_taken=bool(takers), files=files)
+            ctx.obj = Output(quiet, verbose, stdout_is_taken=bool(takers), files=files, log_file=log_file)
             with ctx.obj.show_log():
                 result = function(output=ctx.obj, **values)
                 if json_file is not None:

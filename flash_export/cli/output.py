@@ -10,6 +10,7 @@ import contextlib
 import logging
 import platform
 import shlex
+import sys
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
+from flash_export.errors import ConfigError, describe_reason
 from flash_export.printable import encode_text, escape_unprintable
 from flash_export.version import __version__
 
@@ -50,6 +52,7 @@ class Output:
         stdout_is_taken: Whether a product goes to stdout, so that text for people has to go to stderr.
         is_step: Whether this is a step of a longer command, which says itself what comes next.
         files: Where reports are written to, by format; None: not in that one.
+        log_file: Where the whole log is added to; None: nowhere.
     """
 
     quiet: bool = False
@@ -57,6 +60,7 @@ class Output:
     stdout_is_taken: bool = False
     is_step: bool = False
     files: dict[str, str | None] = field(default_factory=dict)
+    log_file: str | None = None
 
     @property
     def console(self) -> Console:
@@ -96,16 +100,42 @@ class Output:
 
     @contextlib.contextmanager
     def show_log(self) -> Iterator[None]:
-        """Show the package's log on stderr while the block runs: warnings, and details if they are wanted."""
-        handler, level = _StderrHandler(), logger.level
-        logger.addHandler(handler)
-        logger.setLevel(logging.ERROR if self.quiet else logging.DEBUG if self.verbose else logging.WARNING)
+        """Show the package's log while the block runs: on stderr warnings, and details if wanted; all of it in a file.
+
+        Raises:
+            ConfigError: The file cannot be opened.
+        """
+        shown = _StderrHandler(logging.ERROR if self.quiet else logging.DEBUG if self.verbose else logging.WARNING)
+        handlers: list[logging.Handler] = [shown]
+        if self.log_file is not None:
+            handlers.append(_open_log(self.log_file))
+        level = logger.level
+        logger.setLevel(min(handler.level for handler in handlers))
+        for handler in handlers:
+            logger.addHandler(handler)
         try:
-            logger.debug("%s", _describe_versions())
+            logger.debug("%s: %s", format_command(*sys.argv[1:]), _describe_versions())
             yield
+        except Exception:
+            if self.log_file is not None:
+                handlers[-1].handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, "stopped", (), sys.exc_info()))
+            raise
         finally:
             logger.setLevel(level)
-            logger.removeHandler(handler)
+            for handler in handlers:
+                logger.removeHandler(handler)
+                handler.close()
+
+
+def _open_log(path: str) -> logging.Handler:
+    """Return what adds lines with time and level to a file."""
+    try:
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ConfigError(f"--log-file {path} cannot be opened ({describe_reason(error)}); give another one") from error
+    handler.setLevel(logging.DEBUG)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return handler
 
 
 class _StderrHandler(logging.Handler):

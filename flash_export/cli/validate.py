@@ -108,7 +108,7 @@ def validate_command(
       flash-export validate BUNDLE --plan full
       flash-export validate BUNDLE --seq-lens 1,17,300 --batch 1,8
       flash-export validate BUNDLE --backend trt --rtol 1e-3
-      flash-export validate BUNDLE --backend ort-cpu --check 3x300-masked --save-failures failures
+      flash-export validate BUNDLE --check 3x300-masked --save-failures failures
       flash-export validate BUNDLE --onnx other/model.onnx
       flash-export validate BUNDLE --json - | jq .passed
       flash-export validate BUNDLE --markdown - >> $GITHUB_STEP_SUMMARY

@@ -63,3 +63,24 @@ def test_verbose_tells_times_and_why_a_backend_is_skipped(bundle: Bundle) -> Non
     assert re.search(r"Debug: Validating: .* took \d+\.\d\d s", result.stderr)
     assert "Debug: ort-cuda is skipped\nTraceback (most recent call last):\n" in result.stderr
     assert "Traceback" not in CliRunner().invoke(main, arguments).stderr
+
+
+def test_log_file_has_versions_command_and_how_it_ended(bundle: Bundle, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    result = CliRunner().invoke(main, ["inspect", str(bundle.path), "-q", "--log-file", str(log)])
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    first = log.read_text()
+    assert re.search(r"^\d{4}-\d\d-\d\d [\d:,]+ DEBUG flash_export: flash-export .*torch ", first)
+
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "none"), "-q", "--log-file", str(log)])
+    assert result.exit_code == 2
+    assert log.read_text().startswith(first)  # it is added to
+    assert "ERROR flash_export: stopped\nTraceback" in log.read_text()
+    assert "does not exist; give a bundle folder" in log.read_text()
+    assert "Traceback" not in result.stderr
+
+
+def test_log_file_that_cannot_be_opened_is_one_line(bundle: Bundle, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(bundle.path), "--log-file", str(tmp_path)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"Error: --log-file {tmp_path} cannot be opened (Is a directory); give another one\n"

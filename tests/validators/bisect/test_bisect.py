@@ -11,8 +11,9 @@ from onnx import helper, numpy_helper
 
 from flash_export.config import QUANTIZATION_BUDGETS
 from flash_export.errors import BundleError, ConfigError, InputError
+from flash_export.report.html import render_html
 from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
-from flash_export.validators.bisect.html import render_bisection
+from flash_export.validators.bisect.page import describe_bisection
 from flash_export.validators.bisect.summary import describe_finding
 from tests.validators.test_quantized import edit as edit_copy
 from tests.validators.test_quantized import edit_constant
@@ -316,7 +317,7 @@ def test_rounding_to_few_bits_is_no_fault(int8_bundle: Bundle) -> None:
     assert all(row.noise is None for row in rows)
     assert {row.limit for row in rows if row.error is not None} == {QUANTIZATION_BUDGETS["int8"].error}
     assert max(row.error or 0 for row in rows) > 1e-3  # it is quantized
-    page = render_bisection(report)
+    page = render_html(describe_bisection(report))
     assert "Eager model" not in page
     assert "Few bits make large errors" in page
 
