@@ -22,11 +22,15 @@ from flash_export.models.token_model import describe_token_model
 
 # Small models on busy machines: threads cost more than they give. Read when PyTorch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tracing is a fifth faster without PyTorch's cache of what an operator returns, and writes the same bytes: with sizes
+# that are symbols, making and reading an entry costs more than asking the operator.
+os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
 
 PROVENANCE = {"source": "model.pt", "format": "flash-pytorch", "sha256": "0" * 64}
 INTERFACE = describe_token_model(256, needs_mask=False, is_causal=True, window=128)
 BundleFactory = Callable[..., Bundle]
 SchemeExporter = Callable[[str], Bundle]
+PrecisionExporter = Callable[[str], Bundle]
 FolderSharer = Callable[[str, Callable[[Path], None]], Path]
 
 
@@ -144,6 +148,24 @@ def masked_byte_bundle(share_folder: FolderSharer) -> Bundle:
 
 
 @pytest.fixture(scope="session")
+def causal_bundle(share_folder: FolderSharer) -> Bundle:
+    """Export a causal model of two layers and odd sizes, all graphs, lengths to 60; not to be changed."""
+    return Bundle.open(share_folder("causal", _export_causal) / "bundle")
+
+
+@pytest.fixture(scope="session")
+def export_half(share_folder: FolderSharer) -> PrecisionExporter:
+    """Export a causal model of two layers in fp16 or bf16, all graphs, each precision once; not to be changed."""
+
+    @functools.cache
+    def export(precision: str) -> Bundle:
+        write = functools.partial(_export_half, precision=precision)
+        return Bundle.open(share_folder(f"causal-{precision}", write) / "bundle")
+
+    return export
+
+
+@pytest.fixture(scope="session")
 def int8_bundle(causal_byte_bundle: Bundle, share_folder: FolderSharer) -> Bundle:
     """Quantize the causal model with the defaults; not to be changed."""
     from flash_export.config import QuantizeOptions
@@ -203,3 +225,31 @@ def _export_bytes(folder: Path, *, causal: bool) -> None:
     (folder / "checkpoint" / "heldout.json").write_text(json.dumps(settings))
     options = ExportOptions(max_seq_len=96, max_batch=4)
     export_onnx(folder / "checkpoint", folder / "bundle", options=options)
+
+
+def _export_causal(folder: Path) -> None:
+    import torch
+
+    from flash_export.exporters.export import export_onnx
+    from flash_export.models.flash import FlashConfig, FlashModel
+
+    torch.manual_seed(0)
+    model = FlashModel(FlashConfig(29, dim=22, depth=2, hidden_dim=33, chunk_size=8, qk_dim=37, causal=True))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder / "checkpoint")
+    export_onnx(folder / "checkpoint", folder / "bundle", options=ExportOptions(max_seq_len=60))  # not whole chunks
+
+
+def _export_half(folder: Path, *, precision: str) -> None:
+    import torch
+
+    from flash_export.exporters.export import export_onnx
+    from flash_export.models.flash import FlashConfig, FlashModel
+
+    torch.manual_seed(0)
+    model = FlashModel(FlashConfig(29, dim=22, depth=2, hidden_dim=34, chunk_size=8, qk_dim=18, causal=True))
+    for name, parameter in model.named_parameters():  # attention is to matter
+        torch.nn.init.normal_(parameter, std=1 if "qk_offset_scale" in name else 0.2)
+    model.save_pretrained(folder / "checkpoint")
+    export_onnx(folder / "checkpoint", folder / "bundle", options=ExportOptions(precision=precision))

@@ -11,11 +11,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-
-from flash_export.config import ExportOptions
-from flash_export.exporters.export import export_onnx
-from flash_export.models.flash import FlashConfig, FlashModel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,18 +23,9 @@ JOURNAL = ".validation.jsonl"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("pristine")
-    torch.manual_seed(0)
-    config = FlashConfig(vocab_size=11, dim=16, depth=2, hidden_dim=32, chunk_size=64, qk_dim=8)
-    FlashModel(config).eval().save_pretrained(folder / "checkpoint")
-    return export_onnx(folder / "checkpoint", folder / "bundle", options=ExportOptions(max_seq_len=4096))
-
-
-@pytest.fixture(scope="module")
-def expected(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def expected(masked_byte_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    subprocess.run([*COMMAND, bundle.path, *OPTIONS, "--report", folder], check=True, capture_output=True)
+    subprocess.run([*COMMAND, masked_byte_bundle.path, *OPTIONS, "--report", folder], check=True, capture_output=True)
     return read_report(folder)
 
 
@@ -70,11 +56,15 @@ def check_killed(bundle: Bundle, folder: Path, expected: dict[str, Any], seed: i
     assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.json"]
 
 
-def test_killed_and_resumed_is_as_uninterrupted(bundle: Bundle, tmp_path: Path, expected: dict[str, Any]) -> None:
-    check_killed(bundle, tmp_path / "reports", expected, seed=0)
+def test_killed_and_resumed_is_as_uninterrupted(
+    masked_byte_bundle: Bundle, tmp_path: Path, expected: dict[str, Any]
+) -> None:
+    check_killed(masked_byte_bundle, tmp_path / "reports", expected, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 21))
-def test_killed_at_twenty_points(bundle: Bundle, tmp_path: Path, expected: dict[str, Any], seed: int) -> None:
-    check_killed(bundle, tmp_path / "reports", expected, seed)
+def test_killed_at_twenty_points(
+    masked_byte_bundle: Bundle, tmp_path: Path, expected: dict[str, Any], seed: int
+) -> None:
+    check_killed(masked_byte_bundle, tmp_path / "reports", expected, seed)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
     from flash_export.models.base import ReferenceModel
 
-SIZES: dict[str, Any] = {"vocab_size": 19, "dim": 8, "depth": 2, "hidden_dim": 12, "qk_dim": 6}
+SIZES: dict[str, Any] = {"vocab_size": 19, "dim": 8, "depth": 1, "hidden_dim": 12, "qk_dim": 6}
 SEQ_LEN, CHUNK_SIZE = 11, 4
 FLASH: dict[str, Any] = {**SIZES, "chunk_size": CHUNK_SIZE}
 OTHER: dict[str, Any] = {"shift_tokens": False, "norm_type": "layernorm", "attention_fn": "laplace"}

@@ -8,34 +8,24 @@ from typing import TYPE_CHECKING
 
 import onnx
 import pytest
-import torch
 
 from flash_export.bundle.bundle import Bundle
-from flash_export.config import ExportOptions
-from flash_export.exporters.export import export_onnx
 from flash_export.files import hash_file, write_file
-from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
 from flash_export.validators.bisect.summary import describe_finding
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module", params=["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
-def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def half(request: pytest.FixtureRequest, export_half: Callable[[str], Bundle]) -> Bundle:
     """A causal bundle, all graphs, that no test may change."""
-    folder = tmp_path_factory.mktemp(request.param)
-    torch.manual_seed(0)
-    model = FlashModel(FlashConfig(vocab_size=31, dim=16, depth=2, hidden_dim=32, chunk_size=8, qk_dim=8, causal=True))
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, std=1 if "qk_offset_scale" in name else 0.3)  # attention is to matter
-    model.save_pretrained(folder / "checkpoint")
-    options = ExportOptions(max_seq_len=96, max_batch=4, precision=request.param)
-    return export_onnx(folder / "checkpoint", folder / "bundle", options=options)
+    return export_half(request.param)
 
 
 def plant_fault(bundle: Bundle, folder: Path) -> Bundle:
@@ -52,7 +42,7 @@ def plant_fault(bundle: Bundle, folder: Path) -> Bundle:
     return Bundle.open(copy.path)
 
 
-OPTIONS = ValidationOptions(backends=("ort-cpu",), latency_budget_s=0)
+OPTIONS = ValidationOptions(backends=("ort-cpu",), latency_budget_s=0, max_seq_len=96)
 
 
 def test_healthy_bundle_passes(half: Bundle) -> None:

@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING
 
 import onnx
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flash_export.bundle.bundle import Bundle
-from flash_export.config import ExportOptions
-from flash_export.exporters.export import export_onnx
 from flash_export.generation.streaming import split_text
-from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.validators.backends import list_backends
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 from tests.validators.conftest import sign_files
@@ -28,20 +24,6 @@ STREAM = "stream:ort-cpu"
 QUICK = ValidationOptions(backends=("ort-cpu", STREAM), latency_budget_s=0)
 
 
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("causal")
-    torch.manual_seed(0)
-    config = FlashConfig(vocab_size=41, dim=16, depth=1, hidden_dim=32, chunk_size=8, qk_dim=8, causal=True)
-    model = FlashModel(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "qk_offset_scale" in name:
-                parameter.normal_()
-    model.save_pretrained(folder / "checkpoint")
-    return export_onnx(folder / "checkpoint", folder / "bundle", options=ExportOptions(max_seq_len=70, max_batch=4))
-
-
 def edit_graph(pristine: Bundle, folder: Path, name: str, change: Callable[[onnx.ModelProto], None]) -> Bundle:
     bundle = Bundle.open(shutil.copytree(pristine.path, folder / "bundle"))
     model = onnx.load(bundle.get_graph_path(name), load_external_data=False)
@@ -50,8 +32,8 @@ def edit_graph(pristine: Bundle, folder: Path, name: str, change: Callable[[onnx
     return sign_files(bundle)
 
 
-def test_good_bundle_passes_and_a_stream_is_not_timed(pristine: Bundle) -> None:
-    report = validate_bundle(pristine, QUICK)
+def test_good_bundle_passes_and_a_stream_is_not_timed(causal_byte_bundle: Bundle) -> None:
+    report = validate_bundle(causal_byte_bundle, QUICK)
     rows = [row for row in report.rows if row.backend == STREAM]
     assert report
     assert {row.seq_len for row in rows} >= {1, 2, 7, 8, 9, 64}
@@ -74,17 +56,17 @@ def include_own_chunk(model: onnx.ModelProto) -> None:
     [("decode", read_own_slot_as_earlier), ("prefill", include_own_chunk)],
 )
 def test_fault_of_one_graph_fails_the_stream_alone(
-    pristine: Bundle, tmp_path: Path, graph: str, fault: Callable[[onnx.ModelProto], None]
+    causal_byte_bundle: Bundle, tmp_path: Path, graph: str, fault: Callable[[onnx.ModelProto], None]
 ) -> None:
-    report = validate_bundle(edit_graph(pristine, tmp_path, graph, fault), QUICK)
+    report = validate_bundle(edit_graph(causal_byte_bundle, tmp_path, graph, fault), QUICK)
     statuses = {name: {row.status for row in report.rows if row.backend == name} for name in ("ort-cpu", STREAM)}
     assert statuses["ort-cpu"] == {"passed"}
     assert "failed" in statuses[STREAM]
     assert not report
 
 
-def test_streams_are_offered_where_the_graphs_are(pristine: Bundle, pristine_bundle: Bundle) -> None:
-    assert STREAM in [backend.name for backend in list_backends(pristine)]
+def test_streams_are_offered_where_the_graphs_are(causal_byte_bundle: Bundle, pristine_bundle: Bundle) -> None:
+    assert STREAM in [backend.name for backend in list_backends(causal_byte_bundle)]
     assert STREAM not in [backend.name for backend in list_backends(pristine_bundle)]
 
 

@@ -113,25 +113,27 @@ def test_a_quantized_graph_keeps_the_promises_and_what_its_values_are_called(
 
 
 @pytest.mark.parametrize(
+    "scheme", ["int8", *(pytest.param(scheme, marks=pytest.mark.slow) for scheme in SCHEMES if scheme != "int8")]
+)
+@pytest.mark.parametrize(
     "chunk_size", [7, *(pytest.param(size, marks=pytest.mark.slow) for size in range(1, 17) if size != 7)]
 )
-def test_no_size_of_a_short_chunk_is_taken_for_a_traced_one(chunk_size: int, tmp_path: Path) -> None:
+def test_no_size_of_a_short_chunk_is_taken_for_a_traced_one(chunk_size: int, scheme: str, tmp_path: Path) -> None:
     """Tables by distance have ``2 * chunk_size - 1`` entries and are read at positions near the chunk size."""
     config = FlashConfig(40, dim=32, depth=1, hidden_dim=32, chunk_size=chunk_size, qk_dim=16, causal=True)
     FlashModel(config).save_pretrained(tmp_path / "checkpoint")
     names = ("layers.0.projection", "layers.0.out", "head")
-    for scheme in SCHEMES:
-        plan = QuantizationPlan(SCHEMES_BY_NAME[scheme], {name: make_plan(scheme, config.dim) for name in names})
-        bundle = export_onnx(
-            tmp_path / "checkpoint",
-            tmp_path / scheme,
-            options=ExportOptions(opset=21, graphs=("forward",)),
-            quantization=Quantization(plan, PROVENANCE, "{}"),
-        )
-        graph = onnx.load(bundle.get_graph_path(), load_external_data=False)
-        assert (graph.ir_version, graph.opset_import[0].version) == (10, 21)
-        tables = [tensor.dims for tensor in graph.graph.initializer if tensor.name.endswith("bias_by_distance")]
-        assert tables == [[2 * chunk_size - 1]]
+    plan = QuantizationPlan(SCHEMES_BY_NAME[scheme], {name: make_plan(scheme, config.dim) for name in names})
+    bundle = export_onnx(
+        tmp_path / "checkpoint",
+        tmp_path / "bundle",
+        options=ExportOptions(opset=21, graphs=("forward",)),
+        quantization=Quantization(plan, PROVENANCE, "{}"),
+    )
+    graph = onnx.load(bundle.get_graph_path(), load_external_data=False)
+    assert (graph.ir_version, graph.opset_import[0].version) == (10, 21)
+    tables = [tensor.dims for tensor in graph.graph.initializer if tensor.name.endswith("bias_by_distance")]
+    assert tables == [[2 * chunk_size - 1]]
 
 
 @pytest.mark.parametrize("way", WAYS)
