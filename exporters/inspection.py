@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import ENGINE_FOLDER, MANIFEST_FILE, Bundle, reads_bundles
+from flash_export.bundle.manifest import EngineManifest, Manifest  # noqa: TC001 (fields are read as a schema)
+from flash_export.bundle.quantization_record import QuantizationRecord  # noqa: TC001
 from flash_export.errors import BundleError
 from flash_export.exporters.analysis import GraphAnalysis, analyse_graph
 from flash_export.strict_json import format_json
-
-if TYPE_CHECKING:
-    from flash_export.bundle.manifest import EngineManifest, Manifest
-    from flash_export.bundle.quantization_record import QuantizationRecord
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from flash_export.models.token_model import describe_token_model
 
 # Small models on busy machines: threads cost more than they give. Read when PyTorch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Tracing a model of one layer is a fifth faster without PyTorch's cache of what an operator returns, and writes the same bytes: with sizes
-# that are symbols, making and reading an entry costs more than asking the operator.
+# Tracing a model of one or two layers is up to a fifth faster without PyTorch's cache of what an operator returns, and
+# writes the same bytes: with sizes that are symbols, an entry costs more to make and read than the operator to ask.
 os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
 
 PROVENANCE = {"source": "model.pt", "format": "flash-pytorch", "sha256": "0" * 64}

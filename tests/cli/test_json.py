@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jsonschema
 import pytest
 from click.testing import CliRunner
 
 from flash_export.cli.main import main
+from flash_export.cli.schemas import FOLDER
 from flash_export.errors import BackendUnavailableError
 from tests.validators.report.builders import make_passed, make_report
 
@@ -33,7 +35,14 @@ def run(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
     result = CliRunner().invoke(main, [*map(str, arguments), "--json", "-", "--quiet"])
     assert (result.exit_code, result.stderr) == (code, "")
     values: dict[str, Any] = json.loads(result.stdout, parse_constant=pytest.fail)
+    jsonschema.validate(values, load_schema(*map(str, arguments)))
     return values
+
+
+def load_schema(command: str, *arguments: str) -> dict[str, Any]:
+    name = {"onnx": "inspect", "report": "report" if len(arguments) > 1 else "validate"}.get(command, command)
+    schema: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+    return schema
 
 
 def test_every_command_is_on_the_page() -> None:

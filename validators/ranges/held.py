@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from flash_export.probes import Point
 from flash_export.validators.ranges.measure import SQUARES
@@ -10,9 +10,7 @@ from flash_export.validators.ranges.measure import SQUARES
 if TYPE_CHECKING:
     from flash_export.bundle.manifest import PrecisionFacts
     from flash_export.models.base import ModelConfig
-
-# Held by every export in half precision, or as an island of this bundle.
-Held = Literal["always", "island"]
+    from flash_export.validators.ranges.results import Held
 
 # What islands call a quantity, where that is another name.
 _ISLAND_NAMES = {

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from flash_export.probes import Probe
     from flash_export.progress import ProgressCallback
     from flash_export.runtime.runner import Runner
-    from flash_export.validators.ranges.held import Held
+    from flash_export.validators.ranges.results import Held
 
 DEFAULT_SECONDS = 60.0
 DEFAULT_WINDOWS = 4

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from flash_export.probes import Point
-from flash_export.ranges.growth import FP16_MAX, FP32_MAX
+from flash_export.ranges.growth import FP16_MAX, FP32_MAX, Growth
 from flash_export.strict_json import format_json
 
-if TYPE_CHECKING:
-    from flash_export.ranges.growth import Growth
-    from flash_export.validators.ranges.held import Held
+# What holds a quantity in fp32: every export in half precision, or an island of this bundle.
+Held = Literal["always", "island"]
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from flash_export.strict_json import format_json
+from flash_export.validators.latency import Percentiles  # noqa: TC001 (its fields are read as a schema)
+from flash_export.validators.results import Row, Status, ValidationReport  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from flash_export.validators.latency import Percentiles
-    from flash_export.validators.results import Row, Status, ValidationReport
 
     Key = tuple[str, str, str, int | None, int | None, bool]
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flash_export.config import FORWARD
-
-if TYPE_CHECKING:
-    from flash_export.tasks.base import Measure
-    from flash_export.validators.footprint import Footprint
-    from flash_export.validators.latency import Percentiles, Ratio
+from flash_export.tasks.base import Measure  # noqa: TC001 (its fields are read as a schema, as those below)
+from flash_export.validators.footprint import Footprint  # noqa: TC001
+from flash_export.validators.latency import Percentiles, Ratio  # noqa: TC001
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""The result of each command, and where its JSON Schema lies: ``flash_export/schemas``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent.parent / "schemas"
+# Written by hand, because it says more than types do.
+VALIDATE = "validate"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one of two validations said."""
+
+    bundle: str
+    passed: bool
+
+
+def make_schemas() -> dict[str, dict[str, Any]]:
+    """Return the schemas that follow from the results' types, by the name of their files."""
+    from flash_export.bundle.manifest import EngineManifest
+    from flash_export.bundle.quantization_record import QuantizationRecord
+    from flash_export.cli.demo import Demonstration
+    from flash_export.cli.generate import Continuation
+    from flash_export.doctor import Diagnosis
+    from flash_export.exporters.inspection import Inspection
+    from flash_export.schema import make_schema
+    from flash_export.validators.bisect.results import BisectReport
+    from flash_export.validators.ranges.results import RangesReport
+    from flash_export.validators.report.comparison import Comparison
+    from flash_export.validators.trade_off.results import TradeOff
+
+    results: dict[str, tuple[type, dict[str, Any]]] = {
+        "doctor": (Diagnosis, {"can_export": bool}),
+        "demo": (Demonstration, {"passed": bool, "bundle": str, "report": dict[str, Any]}),
+        "inspect": (Inspection, {}),
+        "report": (Comparison, {"passed": bool, "before": Outcome, "after": Outcome}),
+        "bisect": (BisectReport, {"clean": bool, "finding": str}),
+        "profile-ranges": (RangesReport, {}),
+        "quantize": (QuantizationRecord, {}),
+        "compare": (TradeOff, {"complete": bool}),
+        "trt": (EngineManifest, {}),
+        "generate": (Continuation, {}),
+    }
+    return {name: make_schema(f"flash-export {name}", kind, extra) for name, (kind, extra) in results.items()}
+
+
+def format_schema(schema: dict[str, Any]) -> str:
+    """Return the text of a schema's file."""
+    return json.dumps(schema, indent=2) + "\n"
