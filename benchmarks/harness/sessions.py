@@ -15,21 +15,18 @@ THREADS = 2
 _LOG_ERROR = 3
 
 
-def make_options(threads: int = THREADS) -> Any:
-    """Return session options whose threads spin during a run, but not after it: they would steal others' cores."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = _LOG_ERROR
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    return options
+def open_session(model: Path | bytes, **options: Any) -> Any:
+    """Open a file, or its bytes, on the CPU, with further attributes of onnxruntime's ``SessionOptions``.
 
-
-def open_session(model: Path | bytes, options: Any = None) -> Any:
-    """Open a graph from a file or from its bytes on the CPU."""
+    Threads spin during a run, but not after it: they would steal others' cores.
+    """
+    settings = onnxruntime.SessionOptions()
+    for name, value in {"intra_op_num_threads": THREADS, "log_severity_level": _LOG_ERROR, **options}.items():
+        setattr(settings, name, value)
+    for entry in ("intra_op.allow_spinning", "force_spinning_stop", "x64quantprecision"):
+        settings.add_session_config_entry(f"session.{entry}", "1")
     source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options or make_options(), providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
 
 
 def make_token_feeds(session: Any, input_ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -53,3 +50,19 @@ def bind_run(session: Any, feeds: Mapping[str, np.ndarray]) -> Callable[[], obje
 def make_tokens(seq_len: int, vocab_size: int) -> np.ndarray:
     """Return one random sequence ``(1, seq)``, the same at every call."""
     return np.random.default_rng(seq_len).integers(0, vocab_size, (1, seq_len))
+
+
+def compute_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference as a fraction of the largest expected magnitude."""
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def check_agreement(what: str, actual: np.ndarray, expected: np.ndarray, reference: str, tolerance: float) -> None:
+    """Check that what is about to be timed computes the same as its reference.
+
+    Raises:
+        RuntimeError: The error is larger than this fraction of the output's scale.
+    """
+    error = compute_error(actual, expected)
+    if not error <= tolerance:
+        raise RuntimeError(f"{what} differs from {reference} by {error:.2g} of the output's scale")
