@@ -19,18 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from flash_export import (
-    Bundle,
-    ExportOptions,
-    FlashConfig,
-    FlashModel,
-    GauConfig,
-    GauModel,
-    ValidationOptions,
-    export_onnx,
-    validate_bundle,
-)
+from flash_export import Bundle, ExportOptions, ValidationOptions, export_onnx, validate_bundle
 from flash_export.config import FORWARD
+from flash_export.models.flash import FlashConfig, FlashModel
+from flash_export.models.gau import GauConfig, GauModel
 from harness.faults import plant_faults
 from harness.report import make_parser, print_rows, print_table, write_json
 

@@ -19,8 +19,9 @@ from flash_export import ExportOptions
 from flash_export.config import DEFAULT_MAX_SEQ_LEN
 from flash_export.validators.memory import read_free_bytes
 from harness.models import PeerConfig, export_ours, select_configs
-from harness.processes import LengthCost, measure_length, measure_segments, run_in_process
+from harness.processes import run_in_process
 from harness.report import describe, judge, make_parser, print_table, write_json
+from harness.sessions import LengthCost, measure_length, measure_segments
 
 LENGTHS, QUICK_LENGTHS = [4096, 16384, 65536], [64, 256]
 LONGEST, LONGEST_IN_SEGMENTS = 262144, 1048576

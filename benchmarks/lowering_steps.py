@@ -31,9 +31,9 @@ from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
 from harness.models import PeerConfig, save_original, select_configs
-from harness.processes import measure_length, run_in_process
+from harness.processes import run_in_process
 from harness.report import describe, make_parser, print_rows, write_json
-from harness.sessions import THREADS, bind_run, check_agreement, make_token_feeds, make_tokens, open_session
+from harness.sessions import THREADS, bind_tokens, check_agreement, make_tokens, measure_length, open_session
 from harness.timing import Effort, Timings, time_alternating
 from harness.undone_steps import STEPS, Step
 
@@ -119,7 +119,7 @@ def time_step(step: Step, config: PeerConfig, graphs: dict[str, Path], seq_len: 
     sessions = {name: open_session(path, enable_mem_pattern=False) for name, path in graphs.items()}
     check_graphs(step.name, sessions, seq_len, config.num_tokens)
     tokens = make_tokens(seq_len, config.num_tokens)
-    candidates = {name: bind_run(session, make_token_feeds(session, tokens)) for name, session in sessions.items()}
+    candidates = {name: bind_tokens(session, tokens) for name, session in sessions.items()}
     timings = time_alternating(candidates, effort)
     # Of the last block: what all blocks share is traced in the first.
     nodes = {name: analyse_graph(path).nodes_by_block[config.depth - 1] for name, path in graphs.items()}

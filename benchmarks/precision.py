@@ -19,18 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flash_export import (
-    BuildOptions,
-    Bundle,
-    CompareOptions,
-    FlashConfig,
-    FlashExportError,
-    FlashModel,
-    build_engine,
-    compare_bundles,
-)
+from flash_export import BuildOptions, Bundle, CompareOptions, FlashExportError, build_engine, compare_bundles
 from flash_export.bundle.bundle import HELDOUT_FILES, SETTINGS_FILE
 from flash_export.config import TENSORRT_RTX
+from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.validators.cells import describe_exception
 from flash_export.validators.report.formatting import format_interval
 from flash_export.validators.trade_off import text

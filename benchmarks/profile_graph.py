@@ -18,7 +18,7 @@ from typing import Any
 
 from harness.models import PeerConfig, export_ours, select_configs
 from harness.report import make_parser, print_table, write_json
-from harness.sessions import bind_run, make_token_feeds, make_tokens, open_session
+from harness.sessions import bind_tokens, make_tokens, open_session
 
 BLOCK_NAME = re.compile(r"layers\.\d+[./]")
 DEFAULT_SEQ_LEN, QUICK_SEQ_LEN = 2048, 40
@@ -39,7 +39,7 @@ class NodeTime:
 def profile_graph(path: Path, seq_len: int, vocab_size: int, folder: Path) -> list[NodeTime]:
     """Run a graph on one sequence under onnxruntime's profiler, which writes its trace into ``folder``."""
     session = open_session(path, enable_profiling=True, profile_file_prefix=str(folder / "trace"))
-    run = bind_run(session, make_token_feeds(session, make_tokens(seq_len, vocab_size)))
+    run = bind_tokens(session, make_tokens(seq_len, vocab_size))
     for _ in range(WARM_UP_RUNS + RUNS):
         run()
     return _read_nodes(json.loads(Path(session.end_profiling()).read_text()))

@@ -12,17 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flash_export import (
-    Bundle,
-    ExportOptions,
-    FlashExportError,
-    QuantizeOptions,
-    State,
-    export_onnx,
-    quantize_bundle,
-)
+from flash_export import Bundle, ExportOptions, FlashExportError, QuantizeOptions, export_onnx, quantize_bundle
 from flash_export.config import DECODE, FORWARD, SCHEMES
 from flash_export.generation.ort_state import OrtStateRunner
+from flash_export.generation.state import State
 from flash_export.validators.cells import describe_exception
 from flash_export.validators.trade_off.candidates import measure_graph_bytes
 from harness.models import TINY, PeerConfig, save_original

@@ -72,7 +72,6 @@ def make_parser(
 
 def describe_environment() -> dict[str, Any]:
     """Return the machine, its load, the versions, and the commit of the code that was measured."""
-    installed = {package.name: package.version for package in metadata.distributions()}
     return {
         "processor": _read_processor(),
         "cores": os.cpu_count(),
@@ -80,7 +79,7 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(terse=True),
         "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "python": platform.python_version(),
-        "packages": {name: installed.get(name) for name in PACKAGES},
+        "packages": {name: next((one.version for one in metadata.distributions(name=name)), None) for name in PACKAGES},
         "commit": _read_commit(),
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -1,17 +1,29 @@
-"""onnxruntime sessions as the benchmarks need them: two threads, which sleep between runs, outputs bound."""
+"""onnxruntime sessions as the benchmarks need them: two threads, which sleep between runs, outputs bound.
+
+And what a text of one length costs in one, in time and peak memory, in the process that measures it.
+"""
 
 from __future__ import annotations
 
+import statistics
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
+
+from flash_export import Bundle, Generator
+from harness.processes import read_peak_mib, restart_peak
+from harness.timing import Activity, time_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
 THREADS = 2
+WARM_UP_LEN = 4096
+MAX_SECONDS_PER_LENGTH = 120.0
 _LOG_ERROR = 3
 
 
@@ -47,6 +59,11 @@ def bind_run(session: Any, feeds: Mapping[str, np.ndarray]) -> Callable[[], obje
     return lambda: session.run_with_iobinding(binding)
 
 
+def bind_tokens(session: Any, input_ids: np.ndarray) -> Callable[[], object]:
+    """Return a function that runs a language model on tokens in the same way."""
+    return bind_run(session, make_token_feeds(session, input_ids))
+
+
 def make_tokens(seq_len: int, vocab_size: int) -> np.ndarray:
     """Return one random sequence ``(1, seq)``, the same at every call."""
     return np.random.default_rng(seq_len).integers(0, vocab_size, (1, seq_len))
@@ -66,3 +83,51 @@ def check_agreement(what: str, actual: np.ndarray, expected: np.ndarray, referen
     error = compute_error(actual, expected)
     if not error <= tolerance:
         raise RuntimeError(f"{what} differs from {reference} by {error:.2g} of the output's scale")
+
+
+@dataclass(frozen=True)
+class LengthCost:
+    """What one length costs."""
+
+    seq_len: int
+    time_us: float  # per token, the median of the runs
+    runs: int
+    peak_mib: float  # highest resident memory while running, less what the open session held before
+    others_share: float  # of the processors, what other processes took meanwhile
+
+    @property
+    def token_kib(self) -> float:
+        """KiB of peak memory per token."""
+        return self.peak_mib * 1024 / self.seq_len
+
+
+def measure_length(path: Path, seq_len: int, vocab_size: int, repeats: int, mem_pattern: bool) -> LengthCost:
+    """Time one length in this process and read its peak memory, output included."""
+    session = open_session(path, enable_mem_pattern=mem_pattern)
+    feeds = make_token_feeds(session, make_tokens(seq_len, vocab_size))
+    return _measure(lambda: bind_run(session, feeds), seq_len, repeats)
+
+
+def measure_segments(path: Path, seq_len: int, vocab_size: int, repeats: int) -> LengthCost:
+    """Time one text that is read in segments."""
+    tokens = make_tokens(seq_len, vocab_size)[0]
+    with Generator.open(Bundle.open(path.parent), threads=THREADS) as generator:
+
+        def warm_up() -> Callable[[], object]:
+            generator.prefill([tokens[:WARM_UP_LEN]])
+            return lambda: generator.prefill([tokens])
+
+        return _measure(warm_up, seq_len, repeats)
+
+
+def _measure(prepare: Callable[[], Callable[[], object]], seq_len: int, repeats: int) -> LengthCost:
+    """Time the function that ``prepare`` returns, and read how far both drive the memory of this process."""
+    before_mib = restart_peak()
+    run = prepare()
+    activity = Activity.read()
+    started, times_ms = time.perf_counter(), list[float]()
+    while len(times_ms) < repeats and (len(times_ms) < 2 or time.perf_counter() - started < MAX_SECONDS_PER_LENGTH):
+        times_ms.append(time_run(run))
+    others_share = activity.compute_others_share()
+    time_us, peak_mib = statistics.median(times_ms) * 1e3 / seq_len, read_peak_mib() - before_mib
+    return LengthCost(seq_len, time_us, len(times_ms), peak_mib, others_share)

@@ -54,6 +54,7 @@ def run_quick(
         results: dict[str, Any] = json.loads(target.read_text())
         environment = results.pop("environment")
         assert environment["packages"]["torch"] == metadata.version("torch")
+        assert environment["packages"]["flash-pytorch"] == metadata.version("flash-pytorch")
         assert environment["cores"] >= 1
         return results
 
