@@ -9,49 +9,43 @@ prefill graph, state and logits included. OpenVINO reads our graph too, where it
 
 from __future__ import annotations
 
+import statistics
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from limit import bind_products, list_products
-from peers import (
-    TOLERANCE,
-    PeerConfig,
-    add_model_options,
-    bind_eager,
-    build_original,
-    compute_error,
-    export_legacy,
-    export_ours,
-    name_attention,
-    select_configs,
-    slim_graph,
-)
-from report import judge, make_parser, print_table, write_json
-from sessions import THREADS, bind_run, make_token_feeds, make_tokens, open_session
-from timing import DEFAULT_BLOCK_MS, DEFAULT_ROUNDS, Timings, compute_geometric_mean, time_alternating
-from transformer import build_transformer, export_transformer
 
-from flash_export.bundle.bundle import Bundle
+from flash_export import Bundle, Generator
 from flash_export.config import FORWARD
 from flash_export.errors import BackendUnavailableError
-from flash_export.generation.generate import Generator
 from flash_export.runtime.backends import find_target
+from harness import models
+from harness.limit import bind_products, list_products
+from harness.report import Figure, make_parser, print_figures, print_table, write_json
+from harness.sessions import THREADS, bind_run, check_agreement, make_token_feeds, make_tokens, open_session
+from harness.timing import QUICK_EFFORT, Effort, Timings, time_alternating
+from harness.transformer import build_transformer, export_transformer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-LENGTHS = (256, 512, 1000, 2048, 4096, 8192)
-QUICK_LENGTHS = (16, 40)
+    # What runs one sequence, and its logits where the weights are those of flash-pytorch.
+    Bound = tuple[Callable[[], object], np.ndarray | None]
+    Bind = Callable[[np.ndarray], Bound]
+
+LENGTHS, QUICK_LENGTHS = (256, 512, 1000, 2048, 4096, 8192), (16, 40)
 LIMIT_FROM = 1024
 SEGMENTS, OPENVINO = "ours, segments", "ours, OpenVINO"
 OURS, EAGER, COMPILED, LEGACY, SLIM = "ours", "eager", "compile", "legacy", "legacy+slim"
 LIMIT, TRANSFORMER = "limit", "Transformer"
-PEERS = (EAGER, COMPILED, LEGACY, SLIM, TRANSFORMER, SEGMENTS, OPENVINO)
+NAMES = (EAGER, COMPILED, LEGACY, SLIM, OURS, OPENVINO, SEGMENTS, LIMIT, TRANSFORMER)
+PEERS = (EAGER, COMPILED, LEGACY, SLIM, TRANSFORMER, SEGMENTS, OPENVINO, LIMIT)
 # Geometric mean over the lengths that a peer's time has to be of ours, by attention.
 MEAN_TARGETS = {
     EAGER: {"non-causal": 1.8, "causal": 1.8},
@@ -62,180 +56,152 @@ LIMIT_TARGET = 0.80
 TRANSFORMER_TARGETS = {2048: 1.2, 4096: 1.8, 8192: 2.8}
 
 
-@dataclass(frozen=True)
-class Sessions:
-    """The graphs of one model that are compared, opened."""
-
-    ours: Any
-    segments: Generator | None
-    legacy: Any
-    slim: Any
-    transformer: Any
-    openvino: Callable[[np.ndarray], np.ndarray] | None
-
-
-def open_sessions(config: PeerConfig, folder: Path) -> Sessions:
-    """Export a model in every way and open the graphs."""
-    legacy = export_legacy(config, folder / "legacy.onnx")
-    ours = export_ours(config, folder / "ours")
+def list_candidates(config: models.PeerConfig, folder: Path, stack: ExitStack, *, compiled: bool) -> dict[str, Bind]:
+    """Export a model in every way and open the graphs; ``stack`` closes what has to be closed."""
+    legacy, ours = models.export_legacy(config, folder / "legacy.onnx"), models.export_ours(config, folder / "ours")
     bundle = Bundle.open(ours.parent)
-    return Sessions(
-        ours=open_session(ours),
-        segments=Generator.open(bundle, threads=THREADS) if config.causal else None,
-        legacy=open_session(legacy),
-        slim=open_session(slim_graph(legacy, folder / "slim.onnx")),
-        transformer=open_session(export_transformer(build_transformer(config), folder / "transformer.onnx")),
-        openvino=_open_openvino(bundle),
-    )
-
-
-def _open_openvino(bundle: Bundle) -> Callable[[np.ndarray], np.ndarray] | None:
-    target = find_target(bundle, "openvino", FORWARD)
+    graphs = {LEGACY: legacy, SLIM: models.slim_graph(legacy, folder / "slim.onnx"), OURS: ours}
+    transformer = open_session(export_transformer(build_transformer(config), folder / "transformer.onnx"))
+    candidates: dict[str, Bind] = {EAGER: lambda tokens: _bind_model(models.build_original(config), tokens)}
+    if compiled:
+        candidates[COMPILED] = lambda tokens: _bind_compiled(config, tokens)
+    candidates |= {name: partial(_bind_session, open_session(path)) for name, path in graphs.items()}
+    if config.causal:
+        generator = stack.enter_context(Generator.open(bundle, threads=THREADS))
+        candidates[SEGMENTS] = lambda tokens: (lambda: generator.prefill([tokens[0]]), None)
     try:
-        runner = target.open(threads=THREADS)
+        candidates[OPENVINO] = _open_openvino(bundle, stack)
     except BackendUnavailableError as error:
         print(f"not compared: {error}", file=sys.stderr)
-        return None
-
-    def run(tokens: np.ndarray) -> np.ndarray:
-        feeds = (tokens, np.ones_like(tokens))  # a mask, where the graph takes one
-        return runner.run({spec.name: array for spec, array in zip(target.inputs, feeds, strict=False)})["logits"]
-
-    return run
+    candidates[LIMIT] = lambda tokens: (bind_products(list_products(config, tokens.shape[1])), None)
+    candidates[TRANSFORMER] = lambda tokens: (bind_run(transformer, {"input_ids": tokens}), None)
+    return candidates
 
 
-def compare_at(
-    config: PeerConfig, seq_len: int, sessions: Sessions, *, compiled: bool, rounds: int, block_ms: float
-) -> Timings:
+def _bind_model(model: Callable[..., Any], tokens: np.ndarray) -> Bound:
+    inputs = torch.from_numpy(tokens)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return model(inputs)
+
+    return run, run().numpy()
+
+
+def _bind_compiled(config: models.PeerConfig, tokens: np.ndarray) -> Bound:
+    """Compile a model for one length."""
+    # Compiled for all lengths at once it is no faster, and the angles that rotary_embedding_torch caches make it
+    # compile again at longer ones.
+    torch._dynamo.reset()
+    return _bind_model(torch.compile(models.build_original(config), dynamic=False), tokens)
+
+
+def _bind_session(session: Any, tokens: np.ndarray) -> Bound:
+    feeds = make_token_feeds(session, tokens)
+    return bind_run(session, feeds), session.run(["logits"], feeds)[0]
+
+
+def _open_openvino(bundle: Bundle, stack: ExitStack) -> Bind:
+    target = find_target(bundle, "openvino", FORWARD)
+    runner = stack.enter_context(target.open(threads=THREADS))
+
+    def bind(tokens: np.ndarray) -> Bound:
+        known = (tokens, np.ones_like(tokens))  # a mask, where the graph takes one
+        feeds = {spec.name: array for spec, array in zip(target.inputs, known, strict=False)}
+        return partial(runner.run, feeds), runner.run(feeds)["logits"]
+
+    return bind
+
+
+def compare_at(config: models.PeerConfig, seq_len: int, candidates: Mapping[str, Bind], effort: Effort) -> Timings:
     """Time all candidates at one length.
 
     Raises:
         RuntimeError: A candidate computes something else than flash-pytorch.
     """
-    print(f"{name_attention(config)}, {seq_len} tokens ...", file=sys.stderr)
-    original = build_original(config)
+    print(f"{config.attention}, {seq_len} tokens ...", file=sys.stderr)
     tokens = make_tokens(seq_len, config.num_tokens)
-    candidates: dict[str, Callable[[], object]] = {EAGER: bind_eager(original, tokens)}
-    if compiled:
-        torch._dynamo.reset()
-        # A model and a compilation for each length: compiled for all lengths at once it is no faster, and the angles
-        # that rotary_embedding_torch caches make it compile again at longer ones.
-        candidates[COMPILED] = bind_eager(torch.compile(build_original(config), dynamic=False), tokens)
-    for name, session in ((LEGACY, sessions.legacy), (SLIM, sessions.slim), (OURS, sessions.ours)):
-        candidates[name] = bind_run(session, make_token_feeds(session, tokens))
-    _check_agreement(original, tokens, candidates.get(COMPILED), sessions)
-    if (generator := sessions.segments) is not None:
-        candidates[SEGMENTS] = lambda: generator.prefill([tokens[0]])
-    if (run := sessions.openvino) is not None:
-        candidates[OPENVINO] = lambda: run(tokens)
-    candidates[LIMIT] = bind_products(list_products(config, seq_len))
-    candidates[TRANSFORMER] = bind_run(sessions.transformer, {"input_ids": tokens})
-    return time_alternating(candidates, rounds=rounds, block_ms=block_ms)
+    bound = {name: bind(tokens) for name, bind in candidates.items()}
+    check_outputs({name: output for name, (_, output) in bound.items() if output is not None})
+    return time_alternating({name: run for name, (run, _) in bound.items()}, effort)
 
 
-def summarise(config: PeerConfig, timings: Mapping[int, Timings]) -> list[tuple[str, float, str]]:
-    """Return name, value and verdict of each target that the measured lengths can say something about."""
-    attention = name_attention(config)
-    rows = []
+def check_outputs(outputs: Mapping[str, np.ndarray]) -> None:
+    """Check that the candidates with the same weights compute what flash-pytorch does."""
+    for name, output in outputs.items():
+        check_agreement(name, output, outputs[EAGER], "flash-pytorch", models.TOLERANCE)
+
+
+def summarise(config: models.PeerConfig, timings: Mapping[int, Timings]) -> list[Figure]:
+    """Return each target that the measured lengths can say something about."""
+    figures = []
     for peer, targets in MEAN_TARGETS.items():
         ratios = [timing.compute_ratio(peer, OURS) for timing in timings.values() if peer in timing.rounds_ms]
         if ratios:
-            mean = compute_geometric_mean(ratios)
-            rows.append((f"{peer} / ours, geometric mean", mean, judge(mean, at_least=targets[attention])))
+            mean = statistics.geometric_mean(ratios)
+            name = f"{peer} / ours, geometric mean"
+            figures.append(Figure.judge(name, mean, at_least=targets[config.attention]))
     shares = [timing.compute_ratio(LIMIT, OURS) for seq_len, timing in timings.items() if seq_len >= LIMIT_FROM]
     if shares:
-        text = f"limit / ours, worst from {LIMIT_FROM} tokens on"
-        rows.append((text, min(shares), judge(min(shares), at_least=LIMIT_TARGET)))
+        name = f"limit / ours, worst from {LIMIT_FROM} tokens on"
+        figures.append(Figure.judge(name, min(shares), at_least=LIMIT_TARGET))
     for seq_len, target in TRANSFORMER_TARGETS.items():
         if seq_len in timings:
             ratio = timings[seq_len].compute_ratio(TRANSFORMER, OURS)
-            rows.append((f"Transformer / ours at {seq_len}", ratio, judge(ratio, at_least=target)))
-    return rows
+            figures.append(Figure.judge(f"Transformer / ours at {seq_len}", ratio, at_least=target))
+    return figures
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Compare, print, write."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--lengths", type=lambda text: [int(part) for part in text.split(",")])
-    add_model_options(parser)
+    parser = make_parser(__doc__, models=True, lengths=True)
     parser.add_argument("--no-compile", dest="compiled", action="store_false", help="leave torch.compile out")
     options = parser.parse_args(arguments)
     torch.set_num_threads(THREADS)
     lengths = options.lengths or (QUICK_LENGTHS if options.quick else LENGTHS)
-    rounds, block_ms = (1, 1.0) if options.quick else (DEFAULT_ROUNDS, DEFAULT_BLOCK_MS)
+    effort = QUICK_EFFORT if options.quick else Effort()
     results = []
-    for config in select_configs(options):
-        with tempfile.TemporaryDirectory() as folder:
-            sessions = open_sessions(config, Path(folder))
-            timings = {
-                seq_len: compare_at(
-                    config, seq_len, sessions, compiled=options.compiled, rounds=rounds, block_ms=block_ms
-                )
-                for seq_len in lengths
-            }
+    for config in models.select_configs(options):
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            candidates = list_candidates(config, Path(folder), stack, compiled=options.compiled)
+            timings = {seq_len: compare_at(config, seq_len, candidates, effort) for seq_len in lengths}
         _print_comparison(config, timings)
         results.append(_describe(config, timings))
     write_json(options.json, {"comparisons": results})
 
 
-def _check_agreement(
-    original: torch.nn.Module, tokens: np.ndarray, compiled: Callable[[], object] | None, sessions: Sessions
-) -> None:
-    expected = np.asarray(bind_eager(original, tokens)())
-    outputs = {
-        name: session.run(["logits"], make_token_feeds(session, tokens))[0]
-        for name, session in ((LEGACY, sessions.legacy), (SLIM, sessions.slim), (OURS, sessions.ours))
-    }
-    if compiled:
-        outputs[COMPILED] = np.asarray(compiled())
-    if sessions.openvino is not None:
-        outputs[OPENVINO] = sessions.openvino(tokens)
-    for name, output in outputs.items():
-        error = compute_error(output, expected)
-        if not error <= TOLERANCE:
-            raise RuntimeError(f"{name} differs from flash-pytorch by {error:.2g} of the output's scale")
-
-
-def _print_comparison(config: PeerConfig, timings: Mapping[int, Timings]) -> None:
-    where = f"{name_attention(config)}, d={config.dim}, {config.depth} layers"
-    names = [EAGER, COMPILED, LEGACY, SLIM, OURS, OPENVINO, SEGMENTS, LIMIT, TRANSFORMER]
-    names = [name for name in names if name in next(iter(timings.values())).rounds_ms]
+def _print_comparison(config: models.PeerConfig, timings: Mapping[int, Timings]) -> None:
+    measured = next(iter(timings.values())).rounds_ms
+    names, peers = ([name for name in names if name in measured] for names in (NAMES, PEERS))
     print_table(
-        f"Milliseconds: {where}",
+        f"Milliseconds: {config.title}",
         ("tokens", *names, "spread", "others"),
         [
-            (
-                str(seq_len),
-                *(timing.get_median_ms(name) for name in names),
-                f"{timing.compute_spread():.0%}",
-                f"{timing.get_others_share():.0%}",
-            )
+            (seq_len, *(timing.medians_ms[name] for name in names), f"{timing.spread:.0%}", f"{timing.others:.0%}")
             for seq_len, timing in timings.items()
         ],
     )
-    peers = [name for name in PEERS if name in names]
-    ratios = {name: [timing.compute_ratio(name, OURS) for timing in timings.values()] for name in (*peers, LIMIT)}
-    rows = [(str(seq_len), *(ratios[name][index] for name in (*peers, LIMIT))) for index, seq_len in enumerate(timings)]
-    means = (compute_geometric_mean(values) for values in ratios.values())
-    print_table(f"Times ours: {where}", ("tokens", *peers, LIMIT), [*rows, ("geometric mean", *means)])
-    print_table(f"Targets: {where}", ("ratio", "measured", "target"), summarise(config, timings))
+    ratios = {n: [timing.compute_ratio(peer, OURS) for peer in peers] for n, timing in timings.items()}
+    rows: list[tuple[object, ...]] = [(n, *row) for n, row in ratios.items()]
+    rows.append(("geometric mean", *map(statistics.geometric_mean, zip(*ratios.values(), strict=True))))
+    print_table(f"Times ours: {config.title}", ("tokens", *peers), rows)
+    print_figures(f"Targets: {config.title}", summarise(config, timings))
 
 
-def _describe(config: PeerConfig, timings: Mapping[int, Timings]) -> dict[str, Any]:
+def _describe(config: models.PeerConfig, timings: Mapping[int, Timings]) -> dict[str, Any]:
     return {
         "model": asdict(config),
         "lengths": [
             {
                 "seq_len": seq_len,
-                "median_ms": {name: timing.get_median_ms(name) for name in timing.rounds_ms},
+                "median_ms": timing.medians_ms,
                 "ratio_to_ours": {name: timing.compute_ratio(name, OURS) for name in timing.rounds_ms},
-                "rounds_ms": timing.rounds_ms,
-                "others_share": timing.others_share,
+                **asdict(timing),
             }
             for seq_len, timing in timings.items()
         ],
         "targets": [
-            {"ratio": name, "value": value, "verdict": text} for name, value, text in summarise(config, timings)
+            {"ratio": one.name, "value": one.value, "verdict": one.target} for one in summarise(config, timings)
         ],
     }
 

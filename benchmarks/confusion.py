@@ -2,37 +2,35 @@
 
     OMP_WAIT_POLICY=passive python benchmarks/confusion.py [--only TEXT] [--json FILE] [--quick]
 
-Every fault of ``faults.py`` is planted in the bundled models that can have it, and validated at both sides of a chunk's
-edge, in batches, masked and not. The healthy ones are models of random dialects and widths, their weights random too
-but large enough that every part matters.
+Every fault of ``harness/faults.py`` is planted in the bundled models that can have it, and validated at both sides of a
+chunk's edge, in batches, masked and not. The healthy ones are models of random dialects and widths, their weights
+random too but large enough that every part matters.
 """
 
 from __future__ import annotations
 
 import itertools
 import tempfile
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from faults import BOTH, FAULTS, plant
-from report import make_parser, print_table, write_json
 
-import flash_export
-from flash_export.config import ExportOptions
-from flash_export.exporters.export import export_onnx
+from flash_export import Bundle, ExportOptions, ValidationOptions, export_onnx, validate_bundle
+from flash_export.config import FORWARD
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from harness.faults import plant_faults
+from harness.report import make_parser, print_rows, print_table, write_json
 
 if TYPE_CHECKING:
-    from flash_export.bundle.bundle import Bundle
-    from flash_export.models.base import ReferenceModel
-    from flash_export.validators.results import ValidationReport
+    from collections.abc import Iterator
 
-ASSETS = Path(flash_export.__file__).parent / "assets"
+    from flash_export.models.base import ReferenceModel
+
 CHUNK = 128
 FAULT_LENGTHS = (1, CHUNK - 1, CHUNK, CHUNK + 1, 300, 512)
 NUM_HEALTHY = 30
@@ -40,75 +38,39 @@ NUM_HEALTHY = 30
 
 @dataclass(frozen=True)
 class Verdict:
-    """What validation says of one bundle.
+    """What validation says of one bundle."""
 
-    Attributes:
-        name: The fault, or the dialect.
-        model: The bundled model, or the family.
-        passed: What validation says.
-        failed_rows: Checks that failed.
-        rows: Checks that ran.
-        worst: Largest error as a multiple of the accepted one, of the checks that gave a number.
-    """
-
-    name: str
-    model: str
+    name: str  # the fault, or the dialect
+    model: str  # the bundled model, or the family
     passed: bool
-    failed_rows: int
-    rows: int
-    worst: float
+    failed_rows: int  # checks that failed
+    rows: int  # checks that ran
+    worst: float  # largest error as a multiple of the accepted one, of the checks that gave a number
+
+    @property
+    def word(self) -> str:
+        """What the table calls it."""
+        return "passed" if self.passed else "failed"
 
 
-def judge(bundle: Bundle, options: ValidationOptions, name: str, model: str) -> Verdict:
+def judge_bundle(name: str, model: str, bundle: Bundle, **options: Any) -> Verdict:
     """Validate a bundle."""
-    report = validate_bundle(bundle, options)
-    return Verdict(
-        name,
-        model,
-        report.passed,
-        report.count("failed"),
-        report.count("failed") + report.count("passed"),
-        find_worst(report),
-    )
+    report = validate_bundle(bundle, ValidationOptions(latency_budget_s=0.0, **options))
+    failed, passed = report.count("failed"), report.count("passed")
+    errors = [(row.max_abs_error or 0.0) / row.tolerance for row in report.rows if row.tolerance]
+    return Verdict(name, model, report.passed, failed, failed + passed, max(errors, default=0.0))
 
 
-def find_worst(report: ValidationReport) -> float:
-    """Return the largest error as a multiple of what is accepted."""
-    ratios = [
-        row.max_abs_error / row.tolerance for row in report.rows if row.max_abs_error is not None and row.tolerance
-    ]
-    return max(ratios, default=0.0)
-
-
-def judge_faults(folder: Path, only: str, models: tuple[str, ...] = BOTH) -> list[Verdict]:
-    """Plant every fault and validate."""
-    options = ValidationOptions(seq_lens=FAULT_LENGTHS, backends=("ort-cpu",), latency_budget_s=0.0)
-    verdicts = []
-    for model in models:
-        bundle = export_onnx(ASSETS / f"byte-{model}", folder / model, options=ExportOptions(graphs=("forward",)))
-        for index, fault in enumerate(fault for fault in FAULTS if model in fault.models and only in fault.name):
-            print(f"{model}: {fault.name} ...", flush=True)
-            with tempfile.TemporaryDirectory(dir=folder) as copy:
-                planted = plant(fault, bundle, Path(copy) / str(index))
-                verdicts.append(judge(planted, options, fault.name, model))
-    return verdicts
-
-
-def judge_healthy(folder: Path, number: int) -> list[Verdict]:
+def judge_healthy(folder: Path, number: int) -> Iterator[Verdict]:
     """Export models of random dialects and validate them."""
-    verdicts = []
     for index in range(number):
         model, name = draw_model(index)
         print(f"healthy: {name} ...", flush=True)
-        model.save_pretrained(folder / f"checkpoint-{index}")
-        graphs = () if index % 3 == 0 else ("forward",)
-        bundle = export_onnx(
-            folder / f"checkpoint-{index}",
-            folder / f"healthy-{index}",
-            options=ExportOptions(max_seq_len=1024, graphs=graphs),
-        )
-        verdicts.append(judge(bundle, ValidationOptions(latency_budget_s=0.0), name, model.config.model_type))
-    return verdicts
+        checkpoint = folder / f"checkpoint-{index}"
+        model.save_pretrained(checkpoint)
+        options = ExportOptions(max_seq_len=1024, graphs=() if index % 3 == 0 else (FORWARD,))
+        bundle = export_onnx(checkpoint, folder / f"healthy-{index}", options=options)
+        yield judge_bundle(name, model.config.model_type, bundle)
 
 
 def draw_model(index: int) -> tuple[ReferenceModel, str]:
@@ -147,33 +109,23 @@ def draw_model(index: int) -> tuple[ReferenceModel, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Judge, print, write."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--only", default="", metavar="TEXT", help="the faults whose name contains this")
-    options = parser.parse_args(arguments)
-    models, healthy, only = (
-        (BOTH[:1], 1, "one weight of the values") if options.quick else (BOTH, NUM_HEALTHY, options.only)
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        faulty = judge_faults(Path(folder), only, models)
-        sound = judge_healthy(Path(folder), healthy)
-    for title, verdicts in (("Planted faults", faulty), ("Healthy models", sound)):
-        print_table(
-            title,
-            ("name", "model", "verdict", "failed", "of", "worst error / accepted"),
-            [
-                (one.name, one.model, "passed" if one.passed else "failed", one.failed_rows, one.rows, one.worst)
-                for one in verdicts
-            ],
-        )
-    print_table(
-        "Confusion",
-        ("", "failed", "passed"),
-        [
-            (name, sum(not one.passed for one in verdicts), sum(one.passed for one in verdicts))
-            for name, verdicts in (("faulty", faulty), ("healthy", sound))
-        ],
-    )
-    write_json(options.json, {"faulty": [asdict(one) for one in faulty], "healthy": [asdict(one) for one in sound]})
+    options = make_parser(__doc__, only="faults").parse_args(arguments)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        faulty = [
+            judge_bundle(fault.name, model, bundle, seq_lens=FAULT_LENGTHS, backends=("ort-cpu",))
+            for model, fault, bundle in plant_faults(options, folder)
+        ]
+        healthy = list(judge_healthy(folder, 1 if options.quick else NUM_HEALTHY))
+    columns = {"name": "name", "model": "model", "verdict": "word", "failed": "failed_rows", "of": "rows"}
+    columns |= {"worst error / accepted": "worst"}
+    print_rows("Planted faults", faulty, columns)
+    print_rows("Healthy models", healthy, columns)
+    groups = {"faulty": faulty, "healthy": healthy}
+    counts = {name: Counter(one.word for one in group) for name, group in groups.items()}
+    rows = [(name, count["failed"], count["passed"]) for name, count in counts.items()]
+    print_table("Confusion", ("", "failed", "passed"), rows)
+    write_json(options.json, {name: [asdict(one) for one in group] for name, group in groups.items()})
 
 
 if __name__ == "__main__":

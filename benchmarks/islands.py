@@ -11,44 +11,44 @@ A share of finite logits below 100 % means NaN or infinity.
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import torch
-from report import make_parser, print_table, write_json
 
-import flash_export
-from flash_export.config import ExportOptions
+from flash_export import ExportOptions, FlashModel, GauConfig, GauModel
+from flash_export.config import DECODE
 from flash_export.data.heldout import load_heldout
 from flash_export.data.sources import Data, RandomSource
 from flash_export.errors import CheckpointError
 from flash_export.exporters.graphs import build_graph_module
 from flash_export.exporters.half_ranges import measure_half_ranges
 from flash_export.exporters.islands import choose_islands
-from flash_export.exporters.lowering import flash, pieces
+from flash_export.exporters.lowering import flash, gau, pieces
+from flash_export.exporters.lowering.flash_state import describe_state
 from flash_export.exporters.lowering.precision import FP32, Precision, widen
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.models.checkpoint import load_pretrained
-from flash_export.models.flash import FlashModel
-from flash_export.models.gau import GauConfig, GauModel
+from harness.models import ASSETS, BUNDLED
+from harness.report import make_parser, print_rows, print_table, write_json
+from harness.undone_steps import replace_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
-    from flash_export.data.heldout import Heldout
-    from flash_export.interface import TensorSpec
+    from flash_export.data.sources import RecordedSource
     from flash_export.models.base import ReferenceModel
+    from harness.undone_steps import Replacements
 
-ASSETS = Path(flash_export.__file__).parent / "assets"
 FP16, BF16 = Precision("fp16"), Precision("bf16")
-LONG = 16384
-DECODE_STEPS = 1500
+CAUSAL, MASKED = BUNDLED
+LONG, QUICK_LEN, SCALED_LEN = 16384, 300, 2048
+DECODE_STEPS, QUICK_DECODE_STEPS = 1500, 20
+# What is multiplied, one after the other, and by how much.
+SCALED = {"embedding": 1e5, "values": 1e5, "queries and keys": 100.0, "output of a block": 1e4, "head": 1e4}
 
 
 @dataclass(frozen=True)
@@ -99,102 +99,87 @@ def add_in_half(scores: Tensor, attention_fn: str, precision: Precision = FP32) 
 
 @dataclass(frozen=True)
 class Change:
-    """What is taken back: an attribute of a module or class that is replaced while a model is lowered and run."""
+    """What is taken back: names that stand for something else while a model is lowered and run."""
 
     name: str
     precision: Precision
-    models: tuple[str, ...] = ("byte-causal", "byte-masked")
-    replaced: tuple[Any, str, Any] | None = None
+    models: tuple[str, ...] = BUNDLED
+    replaced: Replacements = field(default_factory=dict)
+
+
+def _sum_over_chunks_in(dtype: torch.dtype) -> Replacements:
+    return {(flash, "sum_earlier_chunks"): partial(sum_in_half, dtype=dtype)}
 
 
 CHANGES = (
     Change("fp16", FP16),
-    Change("fp16, norms square in half", FP16, replaced=(pieces.LoweredScaleNorm, "forward", square_in_half)),
-    Change("fp16, positions in half", FP16, replaced=(torch, "arange", count_in_half)),
-    Change(
-        "fp16, sum over chunks in half",
-        FP16,
-        ("byte-causal",),
-        (flash, "sum_earlier_chunks", partial(sum_in_half, dtype=torch.float16)),
-    ),
-    Change("fp16, keys not divided before the sum", FP16, ("byte-masked",), (flash, "FP16_KEY_DIVISOR", 1.0)),
+    Change("fp16, norms square in half", FP16, replaced={(pieces.LoweredScaleNorm, "forward"): square_in_half}),
+    Change("fp16, positions in half", FP16, replaced={(torch, "arange"): count_in_half}),
+    Change("fp16, sum over chunks in half", FP16, (CAUSAL,), _sum_over_chunks_in(torch.float16)),
+    Change("fp16, keys not divided before the sum", FP16, (MASKED,), {(flash, "FP16_KEY_DIVISOR"): 1.0}),
     Change("bf16", BF16),
-    Change(
-        "bf16, sum over chunks in half",
-        BF16,
-        ("byte-causal",),
-        (flash, "sum_earlier_chunks", partial(sum_in_half, dtype=torch.bfloat16)),
-    ),
+    Change("bf16, sum over chunks in half", BF16, (CAUSAL,), _sum_over_chunks_in(torch.bfloat16)),
 )
+LAPLACE_IN_HALF: Replacements = {
+    (gau, "apply_attention_fn"): add_in_half,
+    (gau, "widen"): lambda x: x,
+    (torch, "erf"): lambda x, erf=torch.erf: erf(x.half()),
+}
 
 
-def read_model(name: str) -> tuple[ReferenceModel, Heldout]:
-    """Return a bundled model and its held-out text."""
+def read_model(name: str, seq_len: int) -> tuple[ReferenceModel, RecordedSource, Tensor]:
+    """Return a bundled model, its held-out text, and the first tokens of that, ``(1, seq)``."""
     model = load_pretrained(ASSETS / name)
     heldout = load_heldout(ASSETS / name, model.config.interface, CheckpointError)
     assert heldout is not None
-    return model, heldout
+    return model, heldout.source, torch.from_numpy(heldout.source.take(1, seq_len).arrays["input_ids"])
 
 
-def take_back(seq_len: int) -> list[Row]:
-    """Return what the bundled models give without each of what is fp32 in every model."""
-    rows = []
-    for name in ("byte-causal", "byte-masked"):
-        model, heldout = read_model(name)
-        tokens = torch.from_numpy(heldout.source.take(1, seq_len).arrays["input_ids"])
+def take_back(seq_len: int) -> Iterator[Row]:
+    """Yield what the bundled models give without each of what is fp32 in every model."""
+    for name in BUNDLED:
+        model, _, tokens = read_model(name, seq_len)
         expected = run(lower_model(model), tokens)
         for change in (change for change in CHANGES if name in change.models):
-            with mock.patch.object(*change.replaced) if change.replaced else nullcontext():
-                rows.append(compare(name, change.name, expected, run(lower_model(model, change.precision), tokens)))
-    return rows
+            with replace_names(change.replaced):
+                actual = run(lower_model(model, change.precision), tokens)
+            yield compare(name, change.name, expected, actual)
 
 
-def take_back_laplace() -> list[Row]:
-    """Return what Laplace in half gives: over a whole sequence, where most keys weigh little."""
+def take_back_laplace() -> Iterator[Row]:
+    """Yield what Laplace in half gives: over a whole sequence, where most keys weigh little."""
     torch.manual_seed(0)
     config = GauConfig(vocab_size=64, dim=64, depth=4, hidden_dim=128, qk_dim=32, attention_fn="laplace")
     model = GauModel(config).requires_grad_(requires_grad=False).eval()
     tokens = torch.randint(0, 64, (1, 1024))
+    expected, half = run(lower_model(model), tokens), lower_model(model, FP16)
+    yield compare("random gau, laplace", "fp16", expected, run(half, tokens))
+    with replace_names(LAPLACE_IN_HALF):
+        yield compare("random gau, laplace", "fp16, erf and 1 added in half", expected, run(half, tokens))
+
+
+def take_back_running_sum(steps: int) -> Iterator[Row]:
+    """Yield what decode gives if the sum that it carries is rounded to half after every token."""
+    model, _, tokens = read_model(CAUSAL, steps + 1)
+    assert isinstance(model, FlashModel)
     expected = run(lower_model(model), tokens)
-    rows = [compare("random gau, laplace", "fp16", expected, run(lower_model(model, FP16), tokens))]
-    with mock.patch("flash_export.exporters.lowering.gau.apply_attention_fn", add_in_half):
-        scores = mock.patch("flash_export.exporters.lowering.gau.widen", lambda x: x)
-        half = lower_model(model, FP16)
-        with scores, mock.patch("torch.erf", lambda x, erf=torch.erf: erf(x.half())):
-            actual = run(half, tokens)
-    return [*rows, compare("random gau, laplace", "fp16, erf and 1 added in half", expected, actual)]
-
-
-def take_back_running_sum(steps: int) -> list[Row]:
-    """Return what decode gives if the sum that it carries is rounded to half after every token."""
-    model, heldout = read_model("byte-causal")
-    tokens = torch.from_numpy(heldout.source.take(1, steps + 1).arrays["input_ids"][0])
-    expected = run(lower_model(model), tokens[None])
-    decode = build_graph_module("decode", lower_model(model, FP16))
-    rows = []
+    decode = build_graph_module(DECODE, lower_model(model, FP16))
+    specs = describe_state(model.config, 1, "", FP16)
     for change, rounds in (("fp16", False), ("fp16, carried sum in half", True)):
-        state, found = make_state(model), []
+        state = tuple(torch.zeros([int(n) for n in spec.shape], dtype=getattr(torch, spec.dtype)) for spec in specs)
+        found = []
         with torch.inference_mode():
-            for token in tokens:
+            for token in tokens[0]:
                 logits, state = decode(token[None, None], state)
                 found.append(logits[0])
                 if rounds:
                     state = tuple(x.half().float() if x.dtype == torch.float32 else x for x in state)
-        rows.append(compare("byte-causal, decode", change, expected, torch.stack(found, dim=1)))
-    return rows
+        yield compare(f"{CAUSAL}, decode", change, expected, torch.stack(found, dim=1))
 
 
-def make_state(model: ReferenceModel) -> tuple[Tensor, ...]:
-    """Return the state of a text that has not begun."""
-    from flash_export.exporters.lowering.flash_state import describe_state
-
-    assert isinstance(model, FlashModel)
-    specs: tuple[TensorSpec, ...] = describe_state(model.config, 1, "", FP16)
-    return tuple(torch.zeros([int(size) for size in spec.shape], dtype=getattr(torch, spec.dtype)) for spec in specs)
-
-
-def scale_weights(model: Any, part: str, factor: float) -> None:
-    """Multiply the weights of a part."""
+def scale_weights(model: Any, part: str, factor: float) -> Any:
+    """Return a copy of a model with the weights of a part multiplied."""
+    model = copy.deepcopy(model)
     middle = model.layers[len(model.layers) // 2]
     weights = {
         "embedding": model.token_emb.weight,
@@ -204,53 +189,35 @@ def scale_weights(model: Any, part: str, factor: float) -> None:
         "head": model.to_logits[1].weight,
     }
     weights[part].data *= factor
+    return model
 
 
-SCALED = (
-    ("embedding", 1e5),
-    ("values", 1e5),
-    ("queries and keys", 100.0),
-    ("output of a block", 1e4),
-    ("head", 1e4),
-)
-
-
-def provoke(seq_len: int) -> list[Row]:
-    """Return what scaled models give without and with the islands that auto chooses."""
-    rows = []
-    for name in ("byte-causal", "byte-masked"):
-        model, heldout = read_model(name)
-        tokens = torch.from_numpy(heldout.source.take(1, seq_len).arrays["input_ids"])
-        for part, factor in SCALED:
-            scaled = copy.deepcopy(model)
-            scale_weights(scaled, part, factor)
-            expected = run(lower_model(scaled), tokens)
-            data = Data(RandomSource(scaled.config.interface), heldout.source)
-            choice = choose_islands(scaled, data, ExportOptions(precision="fp16", max_seq_len=seq_len))
-            for precision, label in (
-                (FP16, "minimal"),
-                (choice.precision, f"auto, {len(choice.facts.islands)} islands"),
-            ):
+def provoke(seq_len: int) -> Iterator[Row]:
+    """Yield what scaled models give without and with the islands that auto chooses."""
+    for name in BUNDLED:
+        model, text, tokens = read_model(name, seq_len)
+        data = Data(RandomSource(model.config.interface), text)
+        options = ExportOptions(precision="fp16", max_seq_len=seq_len)
+        for part, factor in SCALED.items():
+            scaled = scale_weights(model, part, factor)
+            expected, choice = run(lower_model(scaled), tokens), choose_islands(scaled, data, options)
+            chosen = {"minimal": FP16, f"auto, {len(choice.facts.islands)} islands": choice.precision}
+            for label, precision in chosen.items():
                 actual = run(lower_model(scaled, precision), tokens)
-                rows.append(compare(name, f"{part} x {factor:g}, {label}", expected, actual))
-    return rows
+                yield compare(name, f"{part} x {factor:g}, {label}", expected, actual)
 
 
-def compare_texts(max_seq_len: int) -> list[tuple[str, str, int, float]]:
-    """Return how many times as large values become on random tokens, which no model was trained on, as on text."""
-    rows = []
-    for name in ("byte-causal", "byte-masked"):
-        model, heldout = read_model(name)
+def compare_texts(max_seq_len: int) -> Iterator[tuple[str, str, int, float]]:
+    """Yield how many times as large values become on random tokens, which no model was trained on, as on text."""
+    for name in BUNDLED:
+        model, source, _ = read_model(name, 1)
         drawn = RandomSource(model.config.interface)
-        text, random = (
-            measure_half_ranges(model, Data(drawn, recorded), max_seq_len) for recorded in (heldout.source, None)
-        )
+        text, random = (measure_half_ranges(model, Data(drawn, recorded), max_seq_len) for recorded in (source, None))
         ratios = {
             value: random.magnitudes[value][-1] / sizes[-1] for value, sizes in text.magnitudes.items() if sizes[-1] > 0
         }
         largest = max(ratios, key=lambda value: ratios[value])
-        rows.append((name, largest, text.seq_lens[-1], ratios[largest]))
-    return rows
+        yield name, largest, text.seq_lens[-1], ratios[largest]
 
 
 def run(module: Any, tokens: Tensor) -> Tensor:
@@ -259,32 +226,20 @@ def run(module: Any, tokens: Tensor) -> Tensor:
         return widen(module(tokens))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    arguments = make_parser(__doc__).parse_args(argv)
-    seq_len, steps = (300, 20) if arguments.quick else (LONG, DECODE_STEPS)
-    parts = {
-        "what is fp32 in every model, taken back": [
-            *take_back(seq_len),
-            *take_back_running_sum(steps),
-            *take_back_laplace(),
-        ],
-        "weights scaled until fp16 overflows": provoke(min(seq_len, 2048)),
-    }
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, write."""
+    options = make_parser(__doc__).parse_args(arguments)
+    seq_len, steps = (QUICK_LEN, QUICK_DECODE_STEPS) if options.quick else (LONG, DECODE_STEPS)
+    taken_back = [*take_back(seq_len), *take_back_running_sum(steps), *take_back_laplace()]
+    provoked = list(provoke(min(seq_len, SCALED_LEN)))
+    parts = {"what is fp32 in every model, taken back": taken_back, "weights scaled until fp16 overflows": provoked}
+    columns = {"model": "model", "change": "change", "tokens": "seq_len", "finite": "finite:.1%"}
+    columns |= {"error": "error", "same top token": "top1:.2%"}
     for title, rows in parts.items():
-        print_table(
-            title,
-            ("model", "change", "tokens", "finite %", "error", "same top token %"),
-            [
-                (row.model, row.change, row.seq_len, 100 * row.finite, row.error, f"{100 * row.top1:.2f}")
-                for row in rows
-            ],
-        )
-    texts = compare_texts(seq_len)
+        print_rows(title, rows, columns)
+    texts = list(compare_texts(seq_len))
     print_table("largest value on random tokens over that on text", ("model", "value", "tokens", "ratio"), texts)
-    write_json(
-        arguments.json, {title: [asdict(row) for row in rows] for title, rows in parts.items()} | {"texts": texts}
-    )
+    write_json(options.json, {title: [asdict(row) for row in rows] for title, rows in parts.items()} | {"texts": texts})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What half precision costs a SimCC head in pixels, with and without fp32 islands.
 
+    python benchmarks/keypoints_half.py [--json FILE] [--quick]
+
 The weights are random, in the sizes of RTMPose-m: no trained head is at hand. The classifiers' weights are smooth along
 the bins, so that scores have peaks some pixels wide, as trained ones have; features are normal. Graphs run on the CPU
 with the rounding of a GPU spelled out. "Taken back" shows what is fp32 in every half graph, and why.
@@ -7,36 +9,34 @@ with the rounding of a GPU spelled out. "Taken back" shows what is fp32 in every
 
 from __future__ import annotations
 
-import contextlib
 import math
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import numpy as np
 import torch
-from report import make_parser, print_table, write_json
 from torch.nn import functional as F
 
-from flash_export.config import ExportOptions
+from flash_export import Bundle, ExportOptions, export_onnx
 from flash_export.data.sources import RandomSource
 from flash_export.errors import ConfigError
-from flash_export.exporters.export import export_onnx
 from flash_export.exporters.lowering.pieces import LoweredScaleNorm
 from flash_export.exporters.lowering.rtmpose_gau import Classifiers
 from flash_export.models.rtmpose_gau import RtmposeGauConfig, RtmposeGauModel, SimccHead
 from flash_export.runtime.ort import OrtRunner
 from flash_export.tasks.base import join_comparisons
 from flash_export.tasks.keypoints import PIXELS, WITHIN, KeypointsTask
+from harness.report import make_parser, print_rows, write_json
+from harness.undone_steps import replace_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from flash_export.bundle.bundle import Bundle
+    from harness.undone_steps import Replacements
 
 HEAD = SimccHead(in_channels=768, map_width=6, map_height=8, kernel_size=7, image_width=192, image_height=256)
 CONFIG = RtmposeGauConfig(num_keypoints=17, dim=256, hidden_dim=512, out_dim=256, qk_dim=128, head=HEAD)
@@ -111,30 +111,16 @@ def classify_in_half(self: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     return (hidden @ self.x_weight.half()).float(), (hidden @ self.y_weight.half()).float()
 
 
-TAKEN_BACK: dict[str, tuple[type, Callable[..., Any]]] = {
-    "fp16, norms taken back": (LoweredScaleNorm, norm_in_half),
-    "fp16, scores taken back": (Classifiers, classify_in_half),
+GRAPHS: dict[str, tuple[ExportOptions, Replacements]] = {
+    "fp32": (ExportOptions(), {}),
+    "fp16, islands minimal": (ExportOptions(precision="fp16", islands="minimal"), {}),
+    "fp16, islands auto": (ExportOptions(precision="fp16"), {}),
+    "fp16, islands all": (ExportOptions(precision="fp16", islands="all"), {}),
+    "bf16": (ExportOptions(precision="bf16"), {}),
+    "bf16, islands all": (ExportOptions(precision="bf16", islands="all"), {}),
+    "fp16, norms taken back": (ExportOptions(precision="fp16"), {(LoweredScaleNorm, "forward"): norm_in_half}),
+    "fp16, scores taken back": (ExportOptions(precision="fp16"), {(Classifiers, "forward"): classify_in_half}),
 }
-GRAPHS: dict[str, dict[str, Any]] = {
-    "fp32": {},
-    "fp16, islands minimal": {"precision": "fp16", "islands": "minimal"},
-    "fp16, islands auto": {"precision": "fp16"},
-    "fp16, islands all": {"precision": "fp16", "islands": "all"},
-    "bf16": {"precision": "bf16"},
-    "bf16, islands all": {"precision": "bf16", "islands": "all"},
-    **{name: {"precision": "fp16"} for name in TAKEN_BACK},
-}
-
-
-@contextlib.contextmanager
-def take_back(graph: str) -> Iterator[None]:
-    """Put in half precision what is fp32 in every half graph."""
-    if graph not in TAKEN_BACK:
-        yield
-        return
-    kind, forward = TAKEN_BACK[graph]
-    with mock.patch.object(kind, "forward", forward):
-        yield
 
 
 def measure(config: RtmposeGauConfig, folder: Path, batches: int) -> Iterator[Row]:
@@ -143,10 +129,10 @@ def measure(config: RtmposeGauConfig, folder: Path, batches: int) -> Iterator[Ro
         model = build_model(config, maps, heads)
         checkpoint = folder / f"{maps:g}-{heads:g}"
         model.save_pretrained(checkpoint)
-        for index, (graph, options) in enumerate(GRAPHS.items()):
+        for index, (graph, (options, taken_back)) in enumerate(GRAPHS.items()):
             try:
-                with take_back(graph):
-                    bundle = export_onnx(checkpoint, checkpoint / f"{index}", options=ExportOptions(**options))
+                with replace_names(taken_back):
+                    bundle = export_onnx(checkpoint, checkpoint / f"{index}", options=options)
             except ConfigError:
                 yield Row(name, graph, None, None, None)
                 continue
@@ -155,20 +141,15 @@ def measure(config: RtmposeGauConfig, folder: Path, batches: int) -> Iterator[Ro
             yield Row(name, graph, pixels, within, len(facts.islands) if facts else 0)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    arguments = make_parser(__doc__).parse_args(argv)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, write."""
+    options = make_parser(__doc__).parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(measure(TINY if arguments.quick else CONFIG, Path(folder), 1 if arguments.quick else 10))
-    print_table(
-        "keypoints of a half-precision head beside those of the model",
-        ("model", "graph", "mean px", "within 0.5 px %", "islands"),
-        [
-            (row.model, row.graph, row.pixels, None if row.within is None else f"{100 * row.within:.2f}", row.islands)
-            for row in rows
-        ],
-    )
-    write_json(arguments.json, {"keypoints_half": [asdict(row) for row in rows]})
+        rows = list(measure(TINY if options.quick else CONFIG, Path(folder), 1 if options.quick else 10))
+    columns = {"model": "model", "graph": "graph", "mean px": "pixels", "within 0.5 px": "within:.2%"}
+    title = "keypoints of a half-precision head beside those of the model"
+    print_rows(title, rows, columns | {"islands": "islands"})
+    write_json(options.json, {"keypoints_half": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

@@ -10,19 +10,20 @@ own. Outputs are allocated by onnxruntime at each run, as a server's are.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
-import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from activity import Activity
-from memory import read_peak_bytes, reset_peak, run_in_process
-from peers import PeerConfig, add_model_options, export_ours, name_attention, select_configs
-from report import MIB, judge, make_parser, print_table, write_json
-from sessions import make_options, make_token_feeds, make_tokens, open_session
+
+from harness.models import export_ours, select_configs
+from harness.processes import read_peak_mib, restart_peak, run_in_process
+from harness.report import judge, make_parser, print_rows, write_json
+from harness.sessions import make_token_feeds, make_tokens, open_session
+from harness.timing import Activity, time_run
 
 MAX_SEQ_LEN = 4096
 NUMBER = 200
@@ -42,62 +43,56 @@ class Setting:
         return f"pattern {'on' if self.mem_pattern else 'off'}, arena {'on' if self.cpu_mem_arena else 'off'}"
 
 
-SETTINGS = tuple(Setting(pattern, arena) for arena in (True, False) for pattern in (True, False))
+SETTINGS = tuple(Setting(pattern, arena) for arena, pattern in itertools.product((True, False), repeat=2))
 
 
 @dataclass(frozen=True)
 class MixCost:
-    """What a mix of lengths costs with one setting.
-
-    Attributes:
-        setting: The options.
-        mixed_s: Seconds of all lengths, each after another length.
-        warm_s: Seconds of the same lengths, each after itself.
-        median_ratio: Median over the lengths of the ratio of both.
-        peak_mib: Highest resident memory, less what the open session held before.
-        end_mib: Resident memory at the end, counted in the same way.
-        others_share: Share of the processors that other processes took meanwhile.
-    """
+    """What a mix of lengths costs with one setting."""
 
     setting: Setting
-    mixed_s: float
-    warm_s: float
-    median_ratio: float
-    peak_mib: float
-    end_mib: float
-    others_share: float
+    mixed_s: float  # all lengths, each after another length
+    warm_s: float  # the same lengths, each after itself
+    median_ratio: float  # median over the lengths of the ratio of both
+    peak_mib: float  # highest resident memory, less what the open session held before
+    end_mib: float  # resident memory at the end, counted in the same way
+    others_share: float  # of the processors, what other processes took meanwhile
 
     @property
     def ratio(self) -> float:
         """How much longer the mix takes than the same lengths warm."""
         return self.mixed_s / self.warm_s
 
+    @property
+    def target(self) -> str:
+        """Whether that is little enough."""
+        return judge(self.ratio, at_most=TARGET)
 
-def measure_setting(path: str, setting: Setting, lengths: list[int], vocab_size: int) -> MixCost:
+
+COLUMNS = {"setting": "setting.name", "mixed s": "mixed_s", "warm s": "warm_s", "ratio": "ratio", "target": "target"}
+COLUMNS |= {"median ratio": "median_ratio", "peak MiB": "peak_mib", "at the end": "end_mib"}
+COLUMNS |= {"others": "others_share:.0%"}
+
+
+def measure_setting(path: Path, setting: Setting, lengths: list[int], vocab_size: int) -> MixCost:
     """Run the mix in this process."""
-    options = make_options()
-    options.enable_mem_pattern, options.enable_cpu_mem_arena = setting.mem_pattern, setting.cpu_mem_arena
-    session = open_session(Path(path), options)
-    reset_peak()
-    before = read_peak_bytes()
+    session = open_session(path, enable_mem_pattern=setting.mem_pattern, enable_cpu_mem_arena=setting.cpu_mem_arena)
+    before_mib = restart_peak()
     session.run(None, make_token_feeds(session, make_tokens(1, vocab_size)))  # a session's first run is never typical
-    mixed, warm, quiet = [], [], Activity.read()
+    mixed_ms, warm_ms, activity = [], [], Activity.read()
     for seq_len in lengths:
-        feeds = make_token_feeds(session, make_tokens(seq_len, vocab_size))
-        mixed.append(_time_run(session, feeds))
-        warm.append(_time_run(session, feeds))
-    others_share = quiet.compute_others_share(Activity.read())
-    peak = read_peak_bytes()
-    reset_peak()
-    ratios = [a / b for a, b in zip(mixed, warm, strict=True)]
-    peak_mib, end_mib = (peak - before) / MIB, (read_peak_bytes() - before) / MIB
-    return MixCost(setting, sum(mixed), sum(warm), statistics.median(ratios), peak_mib, end_mib, others_share)
+        run = partial(session.run, None, make_token_feeds(session, make_tokens(seq_len, vocab_size)))
+        mixed_ms.append(time_run(run))
+        warm_ms.append(time_run(run))
+    others_share, peak_mib = activity.compute_others_share(), read_peak_mib()
+    ratio = statistics.median(a / b for a, b in zip(mixed_ms, warm_ms, strict=True))
+    memory_mib = peak_mib - before_mib, restart_peak() - before_mib
+    return MixCost(setting, sum(mixed_ms) / 1e3, sum(warm_ms) / 1e3, ratio, *memory_mib, others_share)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
-    parser = make_parser(__doc__)
-    add_model_options(parser)
+    parser = make_parser(__doc__, models=True)
     parser.add_argument("--number", type=int, help=f"number of lengths, default {NUMBER}")
     options = parser.parse_args(arguments)
     number, longest = (5, 64) if options.quick else (options.number or NUMBER, MAX_SEQ_LEN)
@@ -106,39 +101,10 @@ def main(arguments: list[str] | None = None) -> None:
     for config in select_configs(options):
         with tempfile.TemporaryDirectory() as folder:
             path = export_ours(config, Path(folder))
-            costs = [
-                run_in_process(measure_setting, str(path), setting, lengths, config.num_tokens) for setting in SETTINGS
-            ]
-        _print_costs(config, lengths, costs)
+            costs = [run_in_process(measure_setting, path, one, lengths, config.num_tokens) for one in SETTINGS]
+        print_rows(f"{len(lengths)} lengths in 1..{max(lengths)}: {config.title}", costs, COLUMNS)
         results.append({"model": asdict(config), "settings": [asdict(cost) for cost in costs]})
     write_json(options.json, {"lengths": lengths, "mixed_lengths": results})
-
-
-def _time_run(session: Any, feeds: dict[str, np.ndarray]) -> float:
-    started = time.perf_counter()
-    session.run(None, feeds)
-    return time.perf_counter() - started
-
-
-def _print_costs(config: PeerConfig, lengths: list[int], costs: list[MixCost]) -> None:
-    print_table(
-        f"{len(lengths)} lengths in 1..{max(lengths)}: {name_attention(config)}, d={config.dim}, {config.depth} layers",
-        ("setting", "mixed s", "warm s", "ratio", "target", "median ratio", "peak MiB", "at the end", "others"),
-        [
-            (
-                c.setting.name,
-                c.mixed_s,
-                c.warm_s,
-                c.ratio,
-                judge(c.ratio, at_most=TARGET),
-                c.median_ratio,
-                c.peak_mib,
-                c.end_mib,
-                f"{c.others_share:.0%}",
-            )
-            for c in costs
-        ],
-    )
 
 
 if __name__ == "__main__":

@@ -13,53 +13,136 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from precision_results import Comparison, Engine, Results
-from precision_table import describe_dtypes, render_tables, write_between_markers
-from report import describe_environment, make_parser, print_table, write_json
-from rich.console import Console
-from sessions import THREADS
-from timing import DEFAULT_BLOCK_MS, DEFAULT_ROUNDS
-from variants import PRECISIONS, make_variants
-from wide_models import time_wide_models
 
-import flash_export
-from flash_export.bundle.bundle import HELDOUT_FILES, SETTINGS_FILE, Bundle
-from flash_export.config import TENSORRT_RTX, BuildOptions
-from flash_export.errors import FlashExportError
-from flash_export.exporters.engine import build_engine
+from flash_export import BuildOptions, Bundle, CompareOptions, FlashExportError, build_engine, compare_bundles
+from flash_export.bundle.bundle import HELDOUT_FILES, SETTINGS_FILE
+from flash_export.config import TENSORRT_RTX
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.validators.cells import describe_exception
-from flash_export.validators.trade_off.compare import CompareOptions, compare_bundles
-from flash_export.validators.trade_off.terminal import print_trade_off
+from flash_export.validators.report.formatting import format_interval
+from flash_export.validators.trade_off import text
+from harness.models import ASSETS, BUNDLED
+from harness.precisions import PRECISIONS, TARGETS, Case, make_variants, time_wide_models
+from harness.report import (
+    Figure,
+    Section,
+    describe_environment,
+    make_parser,
+    tabulate,
+    write_between_markers,
+    write_json,
+)
+from harness.sessions import THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-ASSETS = Path(flash_export.__file__).parent / "assets"
-MODELS = ("byte-causal", "byte-masked")
+    from flash_export.validators.trade_off.results import Entry, TradeOff
+
 SEQ_LEN, QUICK_SEQ_LEN = 2048, 64
 BUDGET_S, QUICK_BUDGET_S = 4.0, 0.01
+# Largest change of the bits per byte, up or down, and smallest share of equal top tokens.
+CHANGE_TARGETS = {"fp16": 0.001, "bf16": 0.005, "int8": 0.005, "int4": 0.02}
+AGREEMENT_TARGETS = {"fp16": 0.995, "bf16": 0.98}
+CASES = {"run": "what", "precision": "precision", "times as fast": "speed:.2f", "size": "size:.2f"}
+CASES |= {"largest error": "error:.1e", "fp32, ms": "fp32_ms:.3g", "spread": "spread:.0%", "others": "others_share:.0%"}
+ENGINES = {"model": "model", "precision": "precision", "graph": "graph", "layers": "layers", "build, s": "seconds:.1f"}
+FIGURES = {"target": "name", "measured": "value:.4g", "": "target"}
 
 
-def compare_model(
-    model: str, source: Path, folder: Path, precisions: Sequence[str], options: CompareOptions
-) -> Comparison:
-    """Make the bundles of a model and compare them."""
-    print(f"{model} ...", file=sys.stderr)
-    bundles, reasons = make_variants(source, folder, precisions)
-    return Comparison(model, compare_bundles(list(bundles.values()), options), reasons)
+@dataclass(frozen=True)
+class Engine:
+    """A build of one graph of one bundle."""
+
+    model: str
+    precision: str
+    graph: str
+    seconds: float | None = None
+    layer_dtypes: dict[str, int] | None = None  # layers of the parsed network by the dtype of their output
+    reason: str | None = None  # why there is no engine
+
+    @property
+    def layers(self) -> str:
+        """The dtypes of the layers, the most frequent first, as ``210 half, 31 float``; or the reason."""
+        dtypes = sorted((self.layer_dtypes or {}).items(), key=lambda item: -item[1])
+        return self.reason or ", ".join(f"{count} {name}" for name, count in dtypes)
 
 
-def build_engines(model: str, bundles: Sequence[Path]) -> Iterator[Engine]:
+@dataclass(frozen=True)
+class Comparison:
+    """One bundled model in every precision."""
+
+    model: str
+    trade: TradeOff
+    reasons: dict[str, str]  # why a precision is not among the bundles
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that was measured."""
+
+    comparisons: Sequence[Comparison]
+    cases: Sequence[Case]
+    engines: Sequence[Engine]
+
+    @property
+    def targets(self) -> list[Figure]:
+        """Every target that the measured precisions have, and whether it is reached."""
+        found = [figure for one in self.comparisons for figure in judge_comparison(one)]
+        return [*found, *(figure for case in self.cases for figure in judge_case(case))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "models": [
+                {"model": one.model, "not_made": one.reasons, "trade_off": json.loads(one.trade.to_json())}
+                for one in self.comparisons
+            ],
+            "cases": [asdict(case) for case in self.cases],
+            "engines": [asdict(engine) for engine in self.engines],
+            "targets": [{"what": one.name, "value": one.value, "verdict": one.target} for one in self.targets],
+        }
+
+
+def judge_comparison(comparison: Comparison) -> Iterator[Figure]:
+    """Yield what the predictions of each precision have to reach; a bundle that could not be made reaches nothing."""
+    entries: dict[str, Entry | None] = {entry.name: entry for entry in comparison.trade.entries}
+    for precision, entry in (entries | dict.fromkeys(comparison.reasons)).items():
+        what, quality = f"{comparison.model}, {precision}", entry.quality if entry is not None else None
+        if precision in CHANGE_TARGETS:
+            change = None if quality is None or quality.change is None else abs(quality.change)
+            yield Figure.judge(f"{what}: change of bits per byte", change, at_most=CHANGE_TARGETS[precision])
+        if precision in AGREEMENT_TARGETS:
+            agreement = None if quality is None else quality.measures.get("top1_agreement")
+            yield Figure.judge(f"{what}: same top token", agreement, at_least=AGREEMENT_TARGETS[precision])
+
+
+def judge_case(case: Case) -> Iterator[Figure]:
+    """Yield what a wide model has to reach."""
+    if (target := TARGETS.get((case.graph, case.precision))) is not None:
+        speed, size = target
+        what = f"{case.what}, {case.precision}"
+        yield Figure.judge(f"{what}: times as fast as fp32", case.speed, at_least=speed)
+        yield Figure.judge(f"{what}: size / fp32", case.size, at_most=size)
+
+
+def build_engines(model: str, bundles: Sequence[Bundle]) -> Iterator[Engine]:
     """Compile every graph of every bundle; the folders are named after the precisions."""
-    for path in bundles:
-        for graph in Bundle.open(path).manifest.graphs:
-            print(f"{model}, {path.name}: building {graph} ...", file=sys.stderr)
-            yield _build(model, path, graph)
+    for bundle in bundles:
+        for graph in bundle.manifest.graphs:
+            what = model, bundle.path.name, graph
+            print(f"{', '.join(what)}: building ...", file=sys.stderr)
+            try:
+                engine = build_engine(bundle, options=BuildOptions(graph=graph, flavour=TENSORRT_RTX.name))
+            except FlashExportError as error:
+                yield Engine(*what, reason=describe_exception(error, bundle.path.parent))
+            else:
+                yield Engine(*what, engine.build_seconds, engine.layer_dtypes)
 
 
 def write_tiny_checkpoint(model: str, folder: Path) -> Path:
@@ -73,6 +156,25 @@ def write_tiny_checkpoint(model: str, folder: Path) -> Path:
     return folder
 
 
+def measure(precisions: Sequence[str], *, quick: bool, build: bool) -> Results:
+    """Compare both bundled models, build their engines, time the wide ones."""
+    seq_len, budget_s = (QUICK_SEQ_LEN, QUICK_BUDGET_S) if quick else (SEQ_LEN, BUDGET_S)
+    options = CompareOptions(seq_lens=(seq_len,), threads=THREADS, latency_budget_s=budget_s)
+    comparisons: list[Comparison] = []
+    engines: list[Engine] = []
+    with tempfile.TemporaryDirectory() as name:
+        for model in BUNDLED:
+            print(f"{model} ...", file=sys.stderr)
+            folder = Path(name) / model
+            source = write_tiny_checkpoint(model, folder / "checkpoint") if quick else ASSETS / model
+            bundles, reasons = make_variants(source, folder, precisions)
+            comparisons.append(Comparison(model, compare_bundles(list(bundles.values()), options), reasons))
+            if build:
+                engines += build_engines(model, list(bundles.values()))
+        cases = list(time_wide_models(Path(name) / "wide", precisions, seq_len, quick=quick))
+    return Results(comparisons, cases, engines)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     parser = make_parser(__doc__)
@@ -84,82 +186,64 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--only has {', '.join(unknown)}; use {', '.join(PRECISIONS)}")
     torch.set_num_threads(THREADS)
     results = measure(options.only, quick=options.quick, build=options.build)
-    _print(results)
+    sections = list(list_sections(results))
+    for section in (*sections, *map(tabulate_times, results.comparisons)):
+        section.print()
+    for one in results.comparisons:
+        for front in text.describe_fronts(one.trade):
+            print(f"{one.model}, no other bundle is at least as good in both and better in one: {front}")
     write_json(options.json, results.to_dict())
     if options.markdown is not None:
-        write_between_markers(options.markdown, render_tables(results, describe_environment()))
+        lines = [_describe_run(), *(line for section in sections for line in section.render())]
+        write_between_markers(options.markdown, lines)
 
 
-def measure(precisions: Sequence[str], *, quick: bool, build: bool) -> Results:
-    """Compare both bundled models, build their engines, time the wide ones."""
-    seq_len, budget_s = (QUICK_SEQ_LEN, QUICK_BUDGET_S) if quick else (SEQ_LEN, BUDGET_S)
-    how = {"rounds": 1, "block_ms": 1.0} if quick else {"rounds": DEFAULT_ROUNDS, "block_ms": DEFAULT_BLOCK_MS}
-    options = CompareOptions(seq_lens=(seq_len,), threads=THREADS, latency_budget_s=budget_s)
-    comparisons: list[Comparison] = []
-    engines: list[Engine] = []
-    with tempfile.TemporaryDirectory() as name:
-        for model in MODELS:
-            folder = Path(name) / model
-            source = write_tiny_checkpoint(model, folder / "checkpoint") if quick else ASSETS / model
-            comparisons.append(compare_model(model, source, folder, precisions, options))
-            if build:
-                engines += build_engines(model, [Path(entry.path) for entry in comparisons[-1].trade.entries])
-        cases = tuple(time_wide_models(Path(name) / "wide", precisions, seq_len, quick=quick, **how))
-    return Results(tuple(comparisons), cases, tuple(engines))
-
-
-def _build(model: str, path: Path, graph: str) -> Engine:
-    options = BuildOptions(graph=graph, flavour=TENSORRT_RTX.name)
-    try:
-        engine = build_engine(Bundle.open(path), options=options)
-    except FlashExportError as error:
-        return Engine(model, path.name, graph, reason=describe_exception(error, path.parent))
-    return Engine(model, path.name, graph, engine.build_seconds, engine.layer_dtypes)
-
-
-def _print(results: Results) -> None:
+def list_sections(results: Results) -> Iterator[Section]:
+    """Yield the tables of the page."""
     for one in results.comparisons:
-        print(f"\n{one.model}")
-        print_trade_off(one.trade, Console(soft_wrap=True))
-        for name, reason in one.reasons.items():
-            print(f"  {name}: {reason}")
-    tables: dict[str, tuple[Sequence[str], Sequence[Sequence[object]]]] = {
-        "Wider models, random weights": (
-            (
-                "run",
-                "precision",
-                "times as fast",
-                "size / fp32",
-                "largest error",
-                "fp32, ms",
-                "spread",
-                "others",
-                "remark",
-            ),
-            [
-                (
-                    *(case.what, case.precision, case.speed, case.size, case.error, case.fp32_ms),
-                    *(None if share is None else f"{share:.0%}" for share in (case.spread, case.others_share)),
-                    case.reason or "",
-                )
-                for case in results.cases
-            ],
-        ),
-        "TensorRT-RTX engines": (
-            ("model", "precision", "graph", "build, s", "layers"),
-            [
-                (one.model, one.precision, one.graph, one.seconds, one.reason or describe_dtypes(one.layer_dtypes))
-                for one in results.engines
-            ],
-        ),
-        "Targets": (
-            ("", "measured", "target"),
-            [(target.what, target.value, target.verdict) for target in results.targets],
-        ),
-    }
-    for title, (columns, rows) in tables.items():
-        if rows:
-            print_table(title, columns, rows)
+        headings, rows = text.tabulate_quality(one.trade)
+        runs = [text.describe_run(timing, one.trade.unit) for timing in one.trade.reference.all_timings]
+        times = [[text.format_timing(timing) for timing in entry.all_timings] for entry in one.trade.entries]
+        gaps = [*text.describe_gaps(one.trade), *(f"{name}: {reason}" for name, reason in one.reasons.items())]
+        title = f"{one.model}, {text.describe_text(one.trade)}"
+        cells = [[*row, *own] for row, own in zip(rows, times, strict=True)]
+        yield Section(title, [*headings, *runs], cells, gaps=gaps)
+    if cases := results.cases:
+        gaps = [f"{case.what}, {case.precision}: {case.reason}" for case in cases if case.reason is not None]
+        title = "Wider models with random weights, beside their fp32 graph"
+        yield Section(title, list(CASES), tabulate(cases, CASES), gaps=gaps)
+    if engines := results.engines:
+        title = "Engines that TensorRT-RTX builds, and the dtypes of their layers"
+        yield Section(title, list(ENGINES), tabulate(engines, ENGINES), left=4)
+    if targets := results.targets:
+        yield Section("Targets", list(FIGURES), tabulate(targets, FIGURES), left=1)
+
+
+def tabulate_times(comparison: Comparison) -> Section:
+    """Return the runs of each bundle with their intervals, those of one run together."""
+    rows = [
+        (
+            text.describe_run(timing, comparison.trade.unit),
+            entry.name,
+            text.format_time(timing),
+            None if timing.latency_ms is None else format_interval(timing.latency_ms),
+            text.format_ratio(timing.ratio),
+            text.format_spread(timing.ratio),
+        )
+        for run in zip(*(entry.all_timings for entry in comparison.trade.entries), strict=True)
+        for entry, timing in zip(comparison.trade.entries, run, strict=True)
+    ]
+    columns = ["run", "bundle", "time", "95% interval", "ratio", "95% interval"]
+    return Section(f"{comparison.model}, times in turn beside fp32", columns, rows)
+
+
+def _describe_run() -> str:
+    environment = describe_environment()
+    packages = environment["packages"]
+    return (
+        f"`benchmarks/precision.py` at {environment['commit']}, {environment['processor']}, {environment['cores']} "
+        f"cores, two threads; onnxruntime {packages['onnxruntime']}, TensorRT-RTX {packages['tensorrt-rtx-cu13']}."
+    )
 
 
 if __name__ == "__main__":

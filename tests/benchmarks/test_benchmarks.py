@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from flash_export.errors import ConfigError
+from flash_export.exporters.analysis import analyse_graph
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -51,6 +54,7 @@ def run_quick(
         results: dict[str, Any] = json.loads(target.read_text())
         environment = results.pop("environment")
         assert environment["packages"]["torch"] == metadata.version("torch")
+        assert environment["packages"]["flash-pytorch"] == metadata.version("flash-pytorch")
         assert environment["cores"] >= 1
         return results
 
@@ -83,21 +87,11 @@ def test_bisection(run_quick: Callable[..., dict[str, Any]]) -> None:
     assert (finding["found"], finding["verdict"]) == ("layers.3.value", "in place")
 
 
-def test_compare_refuses_another_model(load_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    compare, peers = load_module("compare"), load_module("peers")
-    tokens = np.ones((1, 5), np.int64)
-    model = peers.build_original(peers.TINY)
-
-    class Wrong:
-        def get_inputs(self) -> list[Any]:
-            return []
-
-        def run(self, _names: list[str], _feeds: dict[str, Any]) -> list[np.ndarray]:
-            return [1.01 * model(torch.from_numpy(tokens)).numpy()]
-
-    monkeypatch.setattr(compare, "make_token_feeds", lambda _session, _tokens: {})
-    with pytest.raises(RuntimeError, match="legacy differs from flash-pytorch by"):
-        compare._check_agreement(model, tokens, None, compare.Sessions(*[Wrong()] * 5, openvino=None))
+def test_compare_refuses_another_model(load_module: Callable[[str], Any]) -> None:
+    compare, logits = load_module("compare"), np.ones((1, 5, 50), np.float32)
+    compare.check_outputs({"eager": logits, "legacy": logits})
+    with pytest.raises(RuntimeError, match=r"legacy differs from flash-pytorch by 0\.01 of the output's scale"):
+        compare.check_outputs({"eager": logits, "legacy": 1.01 * logits})
 
 
 @pytest.mark.slow
@@ -125,19 +119,29 @@ def test_decode(run_quick: Callable[..., dict[str, Any]]) -> None:
     assert len(results["endurance"]["resident_mib"]) == 3
 
 
-def test_decode_refuses_another_model(load_module: Callable[[str], Any]) -> None:
-    decode, logits = load_module("decode"), np.ones((1, 50), np.float32)
-    decode._check("a step", logits, logits)
-    with pytest.raises(RuntimeError, match="a step differs by"):
-        decode._check("a step", 1.01 * logits, logits)
+def test_decode_refuses_another_model(
+    load_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    decode, models = load_module("decode"), load_module("harness.models")
+    path = models.export_ours(replace(models.TINY, causal=True), tmp_path)
+    step = decode.OrtStateRunner.step
+    monkeypatch.setattr(decode.OrtStateRunner, "step", lambda self, tokens: 1.01 * step(self, tokens))
+    with pytest.raises(RuntimeError, match=r"decoding at position 19 differs from reading the text at once by 0\.01 "):
+        decode.prepare_step(path, 20, models.TINY.num_tokens)
 
 
 @pytest.fixture
 def no_fp8(load_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Make it impossible to make fp8."""
-    variants = load_module("variants")
-    make = variants._make
-    monkeypatch.setattr(variants, "_make", lambda name, *rest: "fp8 needs more" if name == "fp8" else make(name, *rest))
+    precisions = load_module("harness.precisions")
+    quantize = precisions.quantize_bundle
+
+    def refuse(bundle: Any, output: Path, *, options: Any) -> Any:
+        if options.scheme == "fp8":
+            raise ConfigError("fp8 needs more")
+        return quantize(bundle, output, options=options)
+
+    monkeypatch.setattr(precisions, "quantize_bundle", refuse)
 
 
 @pytest.mark.slow
@@ -170,22 +174,45 @@ def test_precision(
 
 
 def test_precision_of_what_is_not_measured_reaches_no_target(load_module: Callable[[str], Any]) -> None:
-    results, wide_models = load_module("precision_results"), load_module("wide_models")
-    case = wide_models.Case("a run", "forward", "int8", reason="no kernel")
-    assert {target.verdict for target in results.judge_case(case)} == {"NOT reached (not measured)"}
-    good = wide_models.Case("a run", "decode", "int4", speed=1.6, size=0.19)
-    assert [target.verdict for target in results.judge_case(good)] == ["reached (>= 1.5)", "reached (<= 0.2)"]
+    precision, precisions = load_module("precision"), load_module("harness.precisions")
+    case = precisions.Case("a run", "forward", "int8", reason="no kernel")
+    assert {figure.target for figure in precision.judge_case(case)} == {"NOT reached (not measured)"}
+    good = precisions.Case("a run", "decode", "int4", speed=1.6, size=0.19)
+    assert [figure.target for figure in precision.judge_case(good)] == ["reached (>= 1.5)", "reached (<= 0.2)"]
 
 
 def test_precision_tables_need_their_markers(load_module: Callable[[str], Any], tmp_path: Path) -> None:
-    from flash_export.errors import ConfigError
-
-    table, page = load_module("precision_table"), tmp_path / "page.md"
-    for text in ("nothing", f"{table.END}\n{table.BEGIN}", f"{table.BEGIN}\n{table.BEGIN}\n{table.END}"):
+    report, page = load_module("harness.report"), tmp_path / "page.md"
+    for text in ("nothing", f"{report.END}\n{report.BEGIN}", f"{report.BEGIN}\n{report.BEGIN}\n{report.END}"):
         page.write_text(text)
         with pytest.raises(ConfigError, match=r"has no place for the tables; add the lines"):
-            table.write_between_markers(page, "new")
+            report.write_between_markers(page, ["new"])
         assert page.read_text() == text
+
+
+def test_table_in_markdown_and_its_gaps(load_module: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) -> None:
+    report = load_module("harness.report")
+    section = report.Section("a_b", ["name", "ms"], [("x|y", 1.234), ("z", None)], left=1, gaps=["z: <no kernel>"])
+    assert list(section.render()) == [
+        "",
+        "a\\_b:",
+        "",
+        "| name | ms |",
+        "|---|---:|",
+        "| x\\|y | 1.23 |",
+        "| z | - |",
+        "",
+        "Not measured: z: \\<no kernel>",
+    ]
+    section.print()
+    assert "Not measured: z: <no kernel>" in capsys.readouterr().out
+
+
+def test_columns_are_attributes_with_formats(load_module: Callable[[str], Any]) -> None:
+    report = load_module("harness.report")
+    figures = [report.Figure("a", 0.25), report.Figure.judge("b", None, at_most=1.0)]
+    cells = report.tabulate(figures, {"": "name", "share": "value:.0%", "target": "target"})
+    assert cells == [["a", "25%", None], ["b", None, "NOT reached (not measured)"]]
 
 
 @pytest.mark.slow
@@ -213,8 +240,8 @@ def test_lowering_steps(run_quick: Callable[..., dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_step_taken_back_changes_nothing(load_module: Callable[[str], Any], tmp_path: Path, causal: bool) -> None:
-    peers, lowering_steps = load_module("peers"), load_module("lowering_steps")
-    config = replace(peers.TINY, depth=2, causal=causal)
+    models, lowering_steps = load_module("harness.models"), load_module("lowering_steps")
+    config = replace(models.TINY, depth=2, causal=causal)
     model = lowering_steps.load_model(config, tmp_path).requires_grad_(requires_grad=False).eval()
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, config.num_tokens, (2, 37)))
     mask = (torch.arange(37) < torch.tensor([[37], [21]])).long()
@@ -251,30 +278,30 @@ NODES_WITHOUT = {
 @pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_step_taken_back_is_not_in_the_graph(load_module: Callable[[str], Any], tmp_path: Path, causal: bool) -> None:
-    peers, lowering_steps = load_module("peers"), load_module("lowering_steps")
-    config = replace(peers.TINY, depth=2, causal=causal)
+    models, lowering_steps = load_module("harness.models"), load_module("lowering_steps")
+    config = replace(models.TINY, depth=2, causal=causal)
     model, nodes = lowering_steps.load_model(config, tmp_path), {}
     for step in lowering_steps.select_steps(config, ""):
         with step.take_back(model) as lowered:
             graph = lowering_steps.write_graph(lowered, tmp_path / "without.onnx", mask=step.mask)
-        nodes[step.name] = graph.block_nodes
+        nodes[step.name] = analyse_graph(graph).nodes_by_block[config.depth - 1]
     ours = nodes["none: the noise"]
     assert {name: count - ours for name, count in nodes.items() if count != ours} == NODES_WITHOUT[causal]
 
 
 def test_transformer_has_as_many_parameters(load_module: Callable[[str], Any]) -> None:
-    peers, transformer = load_module("peers"), load_module("transformer")
-    config = peers.PeerConfig()
-    wanted = transformer.count_parameters(peers.build_original(config))
-    assert transformer.count_parameters(transformer.build_transformer(config)) == pytest.approx(wanted, rel=1e-3)
+    models, transformer = load_module("harness.models"), load_module("harness.transformer")
+    config = models.PeerConfig()
+    wanted = models.count_parameters(models.build_original(config))
+    assert models.count_parameters(transformer.build_transformer(config)) == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_limit_counts_the_arithmetic_of_the_model(load_module: Callable[[str], Any], causal: bool) -> None:
     from flash_export.models.flash import FlashConfig
 
-    peers, limit = load_module("peers"), load_module("limit")
-    config = peers.PeerConfig(causal=causal)
+    models, limit = load_module("harness.models"), load_module("harness.limit")
+    config = models.PeerConfig(causal=causal)
     ours = FlashConfig(config.num_tokens, config.dim, config.depth, config.hidden_dim, causal=causal)
     products = limit.list_products(config, 1000)
     assert sum(product.flops for product in products) == 2 * ours.count_macs(1000)
@@ -283,20 +310,21 @@ def test_limit_counts_the_arithmetic_of_the_model(load_module: Callable[[str], A
 def test_rounds_that_others_disturb_are_repeated(
     load_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timing = load_module("timing")
+    timing = load_module("harness.timing")
     shares = iter([0.5, 0.01, 0.3, 0.02])
-    monkeypatch.setattr(timing.Activity, "compute_others_share", lambda _self, _until: next(shares))
-    timings = timing.time_alternating({"a": lambda: time.sleep(1e-3), "b": lambda: None}, rounds=2, block_ms=1)
+    monkeypatch.setattr(timing.Activity, "compute_others_share", lambda _self: next(shares))
+    candidates = {"a": lambda: time.sleep(1e-3), "b": lambda: None}
+    timings = timing.time_alternating(candidates, timing.Effort(rounds=2, block_ms=1))
     assert timings.others_share == (0.01, 0.02)
     assert timings.compute_ratio("a", "b") > 10
-    assert timings.get_median_ms("a") >= 1
+    assert timings.medians_ms["a"] >= 1
 
 
 def test_peak_memory_is_that_of_the_process(load_module: Callable[[str], Any]) -> None:
-    memory = load_module("memory")
+    processes = load_module("harness.processes")
     array = np.ones(1 << 22)
-    assert memory.read_peak_bytes() >= array.nbytes
-    assert memory.run_in_process(len, "abc") == 3
+    assert processes.read_peak_mib() >= array.nbytes / processes.MIB
+    assert processes.run_in_process(len, "abc") == 3
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ def test_what_is_not_understood_fails(line: str) -> None:
 def test_option_in_prose_is_one_of_a_command(page: Path) -> None:
     named = {span.split()[0].split("=")[0] for span in read_spans(page) if span.startswith("--")}
     own = set(
-        re.findall(r"add_argument\(\s*\"(--[\w-]+)\"", "".join(p.read_text() for p in ROOT.glob("benchmarks/*.py")))
+        re.findall(r"add_argument\(\s*\"(--[\w-]+)\"", "".join(p.read_text() for p in ROOT.glob("benchmarks/**/*.py")))
     )
     assert named - OPTIONS - own - {"--help"} == set()
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from sessions import bind_run, open_session
+
+from harness.sessions import bind_run, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from peers import PeerConfig
+    from harness.models import PeerConfig
 
 OPSET = 18
 IR_VERSION = 10
@@ -25,27 +26,18 @@ IR_VERSION = 10
 
 @dataclass(frozen=True)
 class Product:
-    """One matrix product of the model.
+    """One matrix product of the model."""
 
-    Attributes:
-        name: What it computes.
-        left: Shape of the left operand.
-        right: Shape of the right operand.
-        constant: Whether the right operand is weights, which onnxruntime packs once.
-        number: How often the model does it.
-    """
-
-    name: str
-    left: tuple[int, ...]
+    name: str  # what it computes
+    left: tuple[int, ...]  # shapes of the operands
     right: tuple[int, ...]
-    constant: bool
-    number: int
+    constant: bool  # whether the right operand is weights, which onnxruntime packs once
+    number: int  # how often the model does it
 
     @property
     def flops(self) -> int:
         """Floating-point operations of all of them, a multiply-add being two."""
-        rows = int(np.prod(self.left))
-        return 2 * rows * self.right[-1] * self.number
+        return 2 * int(np.prod(self.left)) * self.right[-1] * self.number
 
 
 def list_products(config: PeerConfig, seq_len: int) -> list[Product]:
@@ -67,29 +59,20 @@ def list_products(config: PeerConfig, seq_len: int) -> list[Product]:
 
 def bind_products(products: list[Product]) -> Callable[[], object]:
     """Return a function that runs every product as often as the model does."""
-    runs = [(bind_product(product), product.number) for product in products]
-
-    def run() -> None:
-        for run_product, number in runs:
-            for _ in range(number):
-                run_product()
-
-    return run
+    runs = [run for product in products for run in [bind_product(product)] * product.number]
+    return lambda: [run() for run in runs]
 
 
 def bind_product(product: Product) -> Callable[[], object]:
     """Return a function that runs one product, once."""
     random = np.random.default_rng(0)
-    left = random.standard_normal(product.left, np.float32)
-    right = random.standard_normal(product.right, np.float32)
+    left, right = (random.standard_normal(shape, np.float32) for shape in (product.left, product.right))
     feeds = {"left": left} if product.constant else {"left": left, "right": right}
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["left", "right"], ["product"])],
-        "product",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in feeds.items()],
-        [helper.make_tensor_value_info("product", TensorProto.FLOAT, (*product.left[:-1], product.right[-1]))],
-        [numpy_helper.from_array(right, "right")] if product.constant else [],
-    )
+    shapes = {name: array.shape for name, array in feeds.items()} | {"product": (*left.shape[:-1], right.shape[-1])}
+    *inputs, output = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
+    node = helper.make_node("MatMul", ["left", "right"], ["product"])
+    weights = [numpy_helper.from_array(right, "right")] if product.constant else []
+    graph = helper.make_graph([node], "product", inputs, [output], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(model)
     return bind_run(open_session(model.SerializeToString()), feeds)

@@ -1,0 +1,149 @@
+"""The same model in every precision.
+
+What int8 gains in a forward run, and int4 in a decode step, is timed with wide models, whose time is that of matrix
+products.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flash_export import Bundle, ExportOptions, FlashExportError, QuantizeOptions, export_onnx, quantize_bundle
+from flash_export.config import DECODE, FORWARD, SCHEMES
+from flash_export.generation.ort_state import OrtStateRunner
+from flash_export.generation.state import State
+from flash_export.validators.cells import describe_exception
+from flash_export.validators.trade_off.candidates import measure_graph_bytes
+from harness.models import TINY, PeerConfig, save_original
+from harness.sessions import THREADS, bind_run, compute_error, make_token_feeds, make_tokens, open_session
+from harness.timing import QUICK_EFFORT, Effort, time_alternating
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+FP32 = "fp32"
+PRECISIONS = (FP32, "fp16", "bf16", *SCHEMES)
+CALIBRATED = QuantizeOptions()  # with the held-out text of the bundle
+FORWARD_PRECISIONS, DECODE_PRECISIONS = ("int8", "int8-dynamic"), ("int4",)
+# How many times as fast as fp32, and how small, each has to be.
+TARGETS = {(FORWARD, "int8"): (1.7, 0.30), (DECODE, "int4"): (1.5, 0.20)}
+# Random weights are not trained to bear rounding: what int4 costs is measured on the bundled models, here its speed.
+INT4_BUDGET = 0.5
+CALIBRATION_TOKENS, QUICK_CALIBRATION_TOKENS = 8192, 256
+WIDE, WIDER = PeerConfig(dim=512), PeerConfig(dim=1024, causal=True)
+
+
+def make_variants(
+    source: Path, folder: Path, precisions: Sequence[str], *, quantization: QuantizeOptions = CALIBRATED, **foreign: Any
+) -> tuple[dict[str, Bundle], dict[str, str]]:
+    """Export a model in fp32 and half precision, and quantize the fp32 bundle.
+
+    Args:
+        source: The checkpoint.
+        folder: Where the bundles are put, under the names of their precisions.
+        precisions: Which of them; fp32 is always made.
+        quantization: How, but for the scheme.
+        foreign: What a foreign checkpoint needs, see :func:`export_onnx`.
+
+    Returns:
+        The bundles by precision, fp32 first, and why the others could not be made.
+    """
+    bundles: dict[str, Bundle] = {FP32: export_onnx(source, folder / FP32, **foreign)}
+    reasons: dict[str, str] = {}
+    for name in precisions:
+        with _note_error(reasons, name, folder):
+            if name in SCHEMES:
+                options = replace(quantization, scheme=name)
+                bundles[name] = quantize_bundle(bundles[FP32], folder / name, options=options)
+            elif name != FP32:
+                bundles[name] = export_onnx(source, folder / name, options=ExportOptions(precision=name), **foreign)
+    return bundles, reasons
+
+
+@contextlib.contextmanager
+def _note_error(reasons: dict[str, str], name: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except FlashExportError as error:
+        reasons[name] = describe_exception(error, folder)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One precision of a wide model against fp32; figures, or the reason why there are none."""
+
+    what: str  # the run and the model
+    graph: str
+    precision: str
+    speed: float | None = None  # how many times as fast as fp32, by the median of the rounds' ratios
+    size: float | None = None  # of the graph, as a fraction of the fp32 one
+    error: float | None = None  # largest difference of the logits from those of fp32, as a fraction of their scale
+    fp32_ms: float | None = None
+    spread: float | None = None  # how noisy it was: the largest interquartile range
+    others_share: float | None = None  # of the processors
+    reason: str | None = None
+
+
+def time_wide_models(folder: Path, precisions: Sequence[str], seq_len: int, *, quick: bool) -> Iterator[Case]:
+    """Time forward runs of ``seq_len`` tokens with and without causality, and decode steps."""
+    wide, wider = (TINY, replace(TINY, causal=True)) if quick else (WIDE, WIDER)
+    int8 = [name for name in FORWARD_PRECISIONS if name in precisions]
+    for config in (replace(wide, causal=True), wide):
+        what = f"{config.attention}, d={config.dim}, {seq_len} tokens"
+        yield from _time(what, FORWARD, config, seq_len, folder / what, int8, quick=quick)
+    int4 = [name for name in DECODE_PRECISIONS if name in precisions]
+    yield from _time(f"step, d={wider.dim}, no budget", DECODE, wider, 1, folder / DECODE, int4, quick=quick)
+
+
+def _bind(bundle: Bundle, graph: str, tokens: np.ndarray) -> tuple[Callable[[], object], np.ndarray]:
+    """Return what runs a graph on tokens ``(1, seq)``, and its logits."""
+    path = bundle.get_graph_path(graph)
+    if graph == FORWARD:
+        session = open_session(path)
+        feeds = make_token_feeds(session, tokens)
+        return bind_run(session, feeds), session.run(["logits"], feeds)[0]
+    decoder = OrtStateRunner(bundle.get_graph(graph), path, threads=THREADS)
+    decoder.load_state(State.zeros(bundle.get_graph(graph), 1))
+    logits = decoder.step(tokens[0])
+    return lambda: decoder.step(tokens[0]), logits
+
+
+def _time(
+    what: str, graph: str, config: PeerConfig, seq_len: int, folder: Path, precisions: Sequence[str], *, quick: bool
+) -> Iterator[Case]:
+    """Time every precision beside fp32; a case that cannot be made or run has the reason."""
+    if not precisions:
+        return
+    weights, text = save_original(config, folder), folder / "tokens.npy"
+    np.save(text, make_tokens(QUICK_CALIBRATION_TOKENS if quick else CALIBRATION_TOKENS, config.num_tokens))
+    options = QuantizeOptions(data=text, budget=INT4_BUDGET if graph == DECODE else None)
+    bundles, reasons = make_variants(weights, folder, precisions, quantization=options, **config.import_options)
+    tokens = make_tokens(seq_len, config.num_tokens)
+    fp32, expected = _bind(bundles[FP32], graph, tokens)
+    sizes = {name: measure_graph_bytes(bundle)[graph] for name, bundle in bundles.items()}
+    for precision in precisions:
+        if precision in reasons:
+            yield Case(what, graph, precision, reason=reasons[precision])
+            continue
+        try:
+            run, actual = _bind(bundles[precision], graph, tokens)
+        except Exception as error:  # whatever onnxruntime raises, the other precisions still have something to tell
+            yield Case(what, graph, precision, reason=describe_exception(error, folder))
+            continue
+        timings = time_alternating({FP32: fp32, precision: run}, QUICK_EFFORT if quick else Effort())
+        yield Case(
+            what,
+            graph,
+            precision,
+            speed=timings.compute_ratio(FP32, precision),
+            size=sizes[precision] / sizes[FP32],
+            error=compute_error(actual, expected),
+            fp32_ms=timings.medians_ms[FP32],
+            spread=timings.spread,
+            others_share=timings.others,
+        )
