@@ -18,22 +18,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 
 from flash_export import BuildOptions, Bundle, CompareOptions, FlashExportError, build_engine, compare_bundles
 from flash_export.bundle.bundle import HELDOUT_FILES, SETTINGS_FILE
 from flash_export.config import TENSORRT_RTX
 from flash_export.models.flash import FlashConfig, FlashModel
+from flash_export.report.document import Document, Note, Notes, Section
+from flash_export.report.markdown import list_sections
+from flash_export.report.terminal import print_document
 from flash_export.validators.cells import describe_exception
-from flash_export.validators.report.formatting import format_interval
-from flash_export.validators.trade_off import text
+from flash_export.validators.trade_off.page import describe_trade_off
 from harness.models import ASSETS, BUNDLED
 from harness.precisions import PRECISIONS, TARGETS, Case, make_variants, time_wide_models
 from harness.report import (
     Figure,
-    Section,
     describe_environment,
     make_parser,
-    tabulate,
+    make_table,
     write_between_markers,
     write_json,
 )
@@ -186,55 +188,31 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--only has {', '.join(unknown)}; use {', '.join(PRECISIONS)}")
     torch.set_num_threads(THREADS)
     results = measure(options.only, quick=options.quick, build=options.build)
-    sections = list(list_sections(results))
-    for section in (*sections, *map(tabulate_times, results.comparisons)):
-        section.print()
-    for one in results.comparisons:
-        for front in text.describe_fronts(one.trade):
-            print(f"{one.model}, no other bundle is at least as good in both and better in one: {front}")
+    document = describe_results(results)
+    print_document(document, Console())
     write_json(options.json, results.to_dict())
     if options.markdown is not None:
-        lines = [_describe_run(), *(line for section in sections for line in section.render())]
-        write_between_markers(options.markdown, lines)
+        write_between_markers(options.markdown, list(list_sections(document)))
 
 
-def list_sections(results: Results) -> Iterator[Section]:
-    """Yield the tables of the page."""
+def describe_results(results: Results) -> Document:
+    """Return the report: each comparison, wider models, engines, targets."""
+    sections = [Section("", Notes((Note(_describe_run()),)))]
     for one in results.comparisons:
-        headings, rows = text.tabulate_quality(one.trade)
-        runs = [text.describe_run(timing, one.trade.unit) for timing in one.trade.reference.all_timings]
-        times = [[text.format_timing(timing) for timing in entry.all_timings] for entry in one.trade.entries]
-        gaps = [*text.describe_gaps(one.trade), *(f"{name}: {reason}" for name, reason in one.reasons.items())]
-        title = f"{one.model}, {text.describe_text(one.trade)}"
-        cells = [[*row, *own] for row, own in zip(rows, times, strict=True)]
-        yield Section(title, [*headings, *runs], cells, gaps=gaps)
-    if cases := results.cases:
-        gaps = [f"{case.what}, {case.precision}: {case.reason}" for case in cases if case.reason is not None]
-        title = "Wider models with random weights, beside their fp32 graph"
-        yield Section(title, list(CASES), tabulate(cases, CASES), gaps=gaps)
-    if engines := results.engines:
-        title = "Engines that TensorRT-RTX builds, and the dtypes of their layers"
-        yield Section(title, list(ENGINES), tabulate(engines, ENGINES), left=4)
-    if targets := results.targets:
-        yield Section("Targets", list(FIGURES), tabulate(targets, FIGURES), left=1)
-
-
-def tabulate_times(comparison: Comparison) -> Section:
-    """Return the runs of each bundle with their intervals, those of one run together."""
-    rows = [
-        (
-            text.describe_run(timing, comparison.trade.unit),
-            entry.name,
-            text.format_time(timing),
-            None if timing.latency_ms is None else format_interval(timing.latency_ms),
-            text.format_ratio(timing.ratio),
-            text.format_spread(timing.ratio),
-        )
-        for run in zip(*(entry.all_timings for entry in comparison.trade.entries), strict=True)
-        for entry, timing in zip(comparison.trade.entries, run, strict=True)
+        page = describe_trade_off(one.trade)
+        sections.append(Section(one.model, Notes((Note(page.lead),))))
+        sections += page.list_sections("markdown")
+        sections.append(Section("Not made", Notes(tuple(Note(why, who=name) for name, why in one.reasons.items()))))
+    gaps = tuple(Note(case.reason, who=f"{case.what}, {case.precision}") for case in results.cases if case.reason)
+    sections += [
+        Section("Wider models with random weights, beside their fp32 graph", make_table(results.cases, CASES)),
+        Section("Not measured of them", Notes(gaps)),
+        Section(
+            "Engines that TensorRT-RTX builds, and the dtypes of their layers", make_table(results.engines, ENGINES, 4)
+        ),
+        Section("Targets", make_table(results.targets, FIGURES, 1)),
     ]
-    columns = ["run", "bundle", "time", "95% interval", "ratio", "95% interval"]
-    return Section(f"{comparison.model}, times in turn beside fp32", columns, rows)
+    return Document("What each precision costs and loses", "benchmarks/precision.py", sections=tuple(sections))
 
 
 def _describe_run() -> str:

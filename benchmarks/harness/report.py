@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from flash_export.errors import ConfigError
+from flash_export.report.document import Table, TableRow, number, text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 PACKAGES = ("torch", "onnx", "onnxruntime", "flash-pytorch", "onnxslim", "tensorrt-rtx-cu13", "numpy")
 PAGE_WIDTH = 120
@@ -113,7 +114,7 @@ def print_figures(title: str, figures: Sequence[Figure]) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> None:
     """Print a table whose first columns are text and whose others are numbers."""
-    table = Table(title=title, title_justify="left")
+    table = RichTable(title=title, title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < left else "right", overflow="fold")
     for row in rows:
@@ -121,33 +122,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     Console(width=PAGE_WIDTH if not Console().is_terminal else None).print(table)
 
 
-@dataclass(frozen=True)
-class Section:
-    """A table, whose first ``left`` columns are text, and what is missing from it."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[object]]
-    left: int = 2
-    gaps: Sequence[str] = ()
-
-    def print(self) -> None:
-        """Print it on the terminal."""
-        print_table(self.title, self.columns, self.rows, self.left)
-        for gap in self.gaps:
-            print(f"Not measured: {gap}")
-
-    def render(self) -> Iterator[str]:
-        """Yield its lines in Markdown."""
-        yield from ("", f"{escape_markdown(self.title)}:", "", f"| {' | '.join(self.columns)} |")
-        yield f"|{'|'.join('---' if index < self.left else '---:' for index in range(len(self.columns)))}|"
-        yield from (f"| {' | '.join(escape_markdown(format_cell(cell)) for cell in row)} |" for row in self.rows)
-        yield from (line for gap in self.gaps for line in ("", f"Not measured: {escape_markdown(gap)}"))
-
-
-def escape_markdown(text: str) -> str:
-    """Make text stand for itself in a line or a cell."""
-    return re.sub(r"([\\`*_\[\]|~#@$]|<(?=[A-Za-z/!]))", r"\\\1", " ".join(text.split()))
+def make_table(rows: Sequence[Any], columns: Mapping[str, str], left: int = 2) -> Table:
+    """Return a table of a report, see :func:`tabulate`, whose first columns are text and whose others are numbers."""
+    heads = [(text if index < left else number)(name) for index, name in enumerate(columns)]
+    cells = [[None if cell is None else format_cell(cell) for cell in row] for row in tabulate(rows, columns)]
+    return Table(tuple(heads), tuple(TableRow(tuple(row)) for row in cells))
 
 
 def write_between_markers(path: Path, lines: Sequence[str]) -> None:

@@ -56,6 +56,13 @@ def _list_lines(document: Document) -> Iterator[str]:
         for fact in document.facts:
             note = f", {escape(fact.note)}" if fact.note else ""
             yield f"- {escape(fact.label)}: **{escape(fact.value)}**{note}"
+    yield from list_sections(document)
+    if document.environment:
+        yield from _fold("Environment", list(_list_block(document.environment_pairs)))
+
+
+def list_sections(document: Document) -> Iterator[str]:
+    """Yield the lines of the sections alone, for a page that has words of its own around them."""
     for section in document.list_sections("markdown"):
         lines = list(_list_block(section.block))
         if section.is_folded:
@@ -63,8 +70,6 @@ def _list_lines(document: Document) -> Iterator[str]:
         else:
             yield from ("", f"### {escape(section.title)}") if section.title else ()
             yield from ("", *lines)
-    if document.environment:
-        yield from _fold("Environment", list(_list_block(document.environment_pairs)))
 
 
 def _list_block(block: Block) -> Iterator[str]:
