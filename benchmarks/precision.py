@@ -219,7 +219,7 @@ def _describe_run() -> str:
     environment = describe_environment()
     packages = environment["packages"]
     return (
-        f"`benchmarks/precision.py` at {environment['commit']}, {environment['processor']}, {environment['cores']} "
+        f"benchmarks/precision.py at {environment['commit']}, {environment['processor']}, {environment['cores']} "
         f"cores, two threads; onnxruntime {packages['onnxruntime']}, TensorRT-RTX {packages['tensorrt-rtx-cu13']}."
     )
 

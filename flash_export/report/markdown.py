@@ -92,7 +92,7 @@ def _list_block(block: Block) -> Iterator[str]:
 def _list_notes(notes: Iterable[Note]) -> Iterator[str]:
     for note in notes:
         sign = f"{SIGNS[note.style]} " if note.style in SIGNS else ""
-        who = f"{escape(note.who)} {note.style}: " if note.who else ""
+        who = f"{escape(note.who)}{f' {note.style}' if note.style else ''}: " if note.who else ""
         where = f" ({escape(note.where)})" if note.where else ""
         command = f"; repeat it: `{escape_unprintable(note.command)}`" if note.command else ""
         yield f"- {sign}{who}{escape(note.text)}{where}{command}"
