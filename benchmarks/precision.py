@@ -27,7 +27,7 @@ from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.report.document import Document, Note, Notes, Section
 from flash_export.report.markdown import list_sections
 from flash_export.report.terminal import print_document
-from flash_export.validators.cells import describe_exception
+from flash_export.validators.shape_checks import describe_exception
 from flash_export.validators.trade_off.page import describe_trade_off
 from harness.models import ASSETS, BUNDLED
 from harness.precisions import PRECISIONS, TARGETS, Case, make_variants, time_wide_models

@@ -77,11 +77,11 @@ def build_engine(
     monitor = create_monitor(trt, watch)
     config.progress_monitor = monitor
     with collect_errors() as errors, watch.catch_interrupt():
-        plan = builder.build_serialized_network(network, config)
+        built = builder.build_serialized_network(network, config)
     watch.raise_error()
-    if plan is None:
+    if built is None:
         raise EngineBuildError(_describe_failure(flavour, trt.__version__, graph, errors))
-    content = bytes(plan)
+    content = bytes(built)
 
     engine = EngineManifest(
         name=options.engine_name,

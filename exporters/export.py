@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from flash_export.bundle.manifest import GraphSpec
     from flash_export.data.heldout import Heldout
     from flash_export.exporters.lowering.base import LoweredModel
-    from flash_export.exporters.quantization.plan import Quantization
+    from flash_export.exporters.quantization.recipe import Quantization
     from flash_export.models.base import ReferenceModel
     from flash_export.models.checkpoint import Checkpoint
     from flash_export.progress import ProgressCallback

@@ -18,7 +18,7 @@ from flash_export.suggest import list_known
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flash_export.exporters.quantization.plan import Scheme
+    from flash_export.exporters.quantization.recipe import Scheme
 
 CURRENT_TARGET = "current"
 # TensorRT-RTX refuses fp32 matrix products for Turing (7.5), so Turing is built for only when it is asked for.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import QUANTIZATION_FILE
 from flash_export.exporters.islands import choose_islands
-from flash_export.exporters.lowering.pieces import join_projections
+from flash_export.exporters.lowering.shared_modules import join_projections
 from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.quantization.rewrite import quantize_graph
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flash_export.data.sources import Data
     from flash_export.exporters.lowering.base import LoweredModel
     from flash_export.exporters.lowering.precision import Precision
-    from flash_export.exporters.quantization.plan import Quantization
+    from flash_export.exporters.quantization.recipe import Quantization
     from flash_export.models.base import ReferenceModel
 
 
@@ -60,12 +60,12 @@ def choose_variant(
         ConfigError: The model would overflow in half precision within the longest sequence, see :func:`choose_islands`.
     """
     if quantization is not None:
-        plan = quantization.plan
+        recipe = quantization.recipe
         return Variant(
-            plan.scheme.name,
+            recipe.scheme.name,
             files={QUANTIZATION_FILE: quantization.record},
             prepare=join_projections,
-            rewrite=partial(quantize_graph, plan=plan),
+            rewrite=partial(quantize_graph, recipe=recipe),
         )
     if options.precision == "fp32":
         return Variant("fp32")

@@ -1,6 +1,6 @@
 """What is installed here and what it is good for: export, run, build, validate.
 
-Every probe stands alone: a package that is missing or broken is a finding, never an error.
+Every check stands alone: a package that is missing or broken is a finding, never an error.
 """
 
 from __future__ import annotations
@@ -81,30 +81,30 @@ class Diagnosis:
 
 def diagnose(folder: str | Path = ".") -> Diagnosis:
     """Look at Python, the packages, the GPU, the disk that holds ``folder`` and the memory."""
-    probes: tuple[tuple[str, Callable[[], Finding], bool], ...] = (
-        ("python", _probe_python, True),
-        ("torch", _probe_torch, True),
-        ("onnx", lambda: _probe_package("onnx"), True),
-        ("onnxscript", lambda: _probe_package("onnxscript"), True),
-        ("onnxruntime", _probe_onnxruntime, False),
-        ("openvino", lambda: _probe_package("openvino", "openvino"), False),
-        *((name, lambda flavour=flavour: _probe_tensorrt(flavour), False) for name, flavour in FLAVOURS.items()),
-        ("gpu", _probe_gpu, False),
-        ("disk", lambda: _probe_disk(Path(folder)), False),
-        ("memory", _probe_memory, False),
+    checks: tuple[tuple[str, Callable[[], Finding], bool], ...] = (
+        ("python", _check_python, True),
+        ("torch", _check_torch, True),
+        ("onnx", lambda: _check_package("onnx"), True),
+        ("onnxscript", lambda: _check_package("onnxscript"), True),
+        ("onnxruntime", _check_onnxruntime, False),
+        ("openvino", lambda: _check_package("openvino", "openvino"), False),
+        *((name, lambda flavour=flavour: _check_tensorrt(flavour), False) for name, flavour in FLAVOURS.items()),
+        ("gpu", _check_gpu, False),
+        ("disk", lambda: _check_disk(Path(folder)), False),
+        ("memory", _check_memory, False),
     )
-    return Diagnosis(tuple(_run_probe(name, probe, required) for name, probe, required in probes))
+    return Diagnosis(tuple(_run_check(name, check, required) for name, check, required in checks))
 
 
-def _run_probe(name: str, probe: Callable[[], Finding], required: bool) -> Finding:
+def _run_check(name: str, check: Callable[[], Finding], required: bool) -> Finding:
     try:
-        finding = probe()
+        finding = check()
     except Exception as error:
         finding = Finding(name, Status.BROKEN, detail=_describe(error))
     return Finding(name, finding.status, finding.version, finding.detail, finding.cure, required)
 
 
-def _probe_python() -> Finding:
+def _check_python() -> Finding:
     version = platform.python_version()
     if sys.version_info < MIN_PYTHON:
         wanted = ".".join(map(str, MIN_PYTHON))
@@ -112,7 +112,7 @@ def _probe_python() -> Finding:
     return Finding("python", Status.OK, version, f"{platform.system()} {platform.machine()}")
 
 
-def _probe_package(name: str, extra: str = "") -> Finding:
+def _check_package(name: str, extra: str = "") -> Finding:
     cure = get_install_command(extra)
     if not _is_installed(name):
         return Finding(name, Status.MISSING, cure=cure)
@@ -123,8 +123,8 @@ def _probe_package(name: str, extra: str = "") -> Finding:
     return Finding(name, Status.OK, str(getattr(module, "__version__", "")))
 
 
-def _probe_torch() -> Finding:
-    found = _probe_package("torch")
+def _check_torch() -> Finding:
+    found = _check_package("torch")
     if not found:
         return found
     torch = importlib.import_module("torch")
@@ -132,13 +132,13 @@ def _probe_torch() -> Finding:
     return Finding("torch", Status.OK, found.version, build)
 
 
-def _probe_onnxruntime() -> Finding:
-    found = _probe_package("onnxruntime", "cpu")
+def _check_onnxruntime() -> Finding:
+    found = _check_package("onnxruntime", "cpu")
     if not found:
         return found
     ort = importlib.import_module("onnxruntime")
     listed = [name for name in ort.get_available_providers() if name != REMOTE_PROVIDER]
-    if not _probe_package("onnx"):
+    if not _check_package("onnx"):
         detail = f"listed, not tried: {_format_providers(listed)}"
         return Finding("onnxruntime", Status.LIMITED, found.version, detail, "needs onnx to try its providers")
     usable = _try_providers(ort, listed)
@@ -158,7 +158,7 @@ def _try_providers(ort: Any, listed: Sequence[str]) -> list[str]:
 
     source = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", [source], [result])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "check", [source], [result])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
     options = ort.SessionOptions()
     options.log_severity_level = ORT_LOG_FATAL
@@ -176,7 +176,7 @@ def _format_providers(providers: Sequence[str]) -> str:
     return ", ".join(provider.removesuffix("ExecutionProvider") for provider in providers)
 
 
-def _probe_tensorrt(flavour: Flavour) -> Finding:
+def _check_tensorrt(flavour: Flavour) -> Finding:
     from flash_export.exporters.flavour import import_flavour, is_installed
 
     cure = get_install_command(flavour.extra)
@@ -190,7 +190,7 @@ def _probe_tensorrt(flavour: Flavour) -> Finding:
     return Finding(flavour.name, Status.OK if has_gpu else Status.LIMITED, version, detail, need)
 
 
-def _probe_gpu() -> Finding:
+def _check_gpu() -> Finding:
     if not _has_cuda_device():
         cure = f"to build engines without one: {TENSORRT_RTX.name}"
         return Finding("gpu", Status.MISSING, detail="torch sees no CUDA device", cure=cure)
@@ -203,7 +203,7 @@ def _probe_gpu() -> Finding:
     return Finding("gpu", Status.OK, detail="; ".join(devices))
 
 
-def _probe_disk(folder: Path) -> Finding:
+def _check_disk(folder: Path) -> Finding:
     usage = shutil.disk_usage(folder)
     enough = usage.free >= LOW_DISK_BYTES
     detail = f"{format_bytes(usage.free)} free of {format_bytes(usage.total)}"
@@ -211,7 +211,7 @@ def _probe_disk(folder: Path) -> Finding:
     return Finding("disk", Status.OK if enough else Status.LIMITED, detail=detail, cure=cure)
 
 
-def _probe_memory() -> Finding:
+def _check_memory() -> Finding:
     try:
         page_bytes = os.sysconf("SC_PAGE_SIZE")
         total, available = (page_bytes * os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from flash_export.structure import show
+from flash_export.typed_json import show
 
 MAX_SIZE = 2**31 - 1  # of an axis: what TensorRT and onnxruntime count with
 # The names that numpy, and ml_dtypes beside it, give the types of ONNX and TensorRT.

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from flash_export.structure import show
+from flash_export.typed_json import show
 
 PROBES_FILE = "probes.json"
 

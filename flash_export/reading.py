@@ -13,7 +13,7 @@ import stat
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flash_export.errors import describe_reason
-from flash_export.structure import build, show
+from flash_export.typed_json import build, show
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -182,7 +182,7 @@ def export_scheme(masked_byte_bundle: Bundle, share_folder: FolderSharer) -> Sch
     """Quantize all of the masked model by a plan that asks no one, each scheme once; not to be changed."""
     from flash_export.bundle.quantization_record import QuantizationRecord
     from flash_export.exporters.export import export_onnx
-    from flash_export.exporters.quantization.plan import ProductPlan, Quantization, QuantizationPlan
+    from flash_export.exporters.quantization.recipe import ProductRecipe, Quantization, QuantizationRecipe
     from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 
     names = ("layers.0.projection", "layers.0.out", "head")
@@ -191,8 +191,8 @@ def export_scheme(masked_byte_bundle: Bundle, share_folder: FolderSharer) -> Sch
     def export(name: str) -> Bundle:
         scheme = SCHEMES_BY_NAME[name]
         largest, block_size = 8.0 if scheme.has_range else None, 16 if scheme.has_blocks else None
-        product = ProductPlan(scheme, largest, block_size=block_size)
-        plan = QuantizationPlan(scheme, dict.fromkeys(names, product))
+        product = ProductRecipe(scheme, largest, block_size=block_size)
+        plan = QuantizationRecipe(scheme, dict.fromkeys(names, product))
         record = QuantizationRecord(name, "", "text", "", (96,), 1, 0.02, 0.01, {"kl_bits": 0.01}, None, 1.0, None, ())
         options = ExportOptions(opset=21, max_seq_len=96, max_batch=4, mask=True)
         quantization = Quantization(plan, masked_byte_bundle.manifest.checkpoint, record.to_json())

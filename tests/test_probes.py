@@ -15,7 +15,7 @@ from flash_export.interface import TensorSpec
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
 from flash_export.probes import Point, Probe, ProbeMap
-from flash_export.structure import build
+from flash_export.typed_json import build
 from tests.conftest import INTERFACE, PROVENANCE
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from flash_export.models.registry import get_family
 from flash_export.suggest import describe_unknown, list_known, suggest
 from flash_export.validators.backends import list_backends
 from flash_export.validators.bisect.bisect import BisectOptions
-from flash_export.validators.plan import make_plan
+from flash_export.validators.lengths import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flash_export.runtime.backends import Backend as Runtime
     from flash_export.runtime.backends import Target
     from flash_export.runtime.runner import Runner
-    from flash_export.validators.plan import Cell
+    from flash_export.validators.lengths import Cell
 
 GRAPH = "forward"
 STREAM_PREFIX = "stream:"

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from flash_export.isolation import run_module
-from flash_export.structure import build
+from flash_export.typed_json import build
 from flash_export.validators.backends import ONNX_PREFIX
 from flash_export.validators.memory import describe_lack_of_memory
-from flash_export.validators.plan import QUICK, Cell, get_probe_chunk
+from flash_export.validators.lengths import QUICK, Cell, get_probe_chunk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flash_export.bundle.manifest import GraphSpec
     from flash_export.models.base import ModelConfig
     from flash_export.validators.backends import Backend
-    from flash_export.validators.plan import Plan
+    from flash_export.validators.lengths import Plan
 
 PROCESS_MODULE = "flash_export.validators.footprint_process"
 # Time for the runs of one backend; importing and opening come on top.

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flash_export.tasks.registry import get_task
-from flash_export.validators.cells import describe_exception
-from flash_export.validators.plan import RECORDED, Cell
+from flash_export.validators.shape_checks import describe_exception
+from flash_export.validators.lengths import RECORDED, Cell
 from flash_export.validators.results import EAGER, HeldoutScores, Row
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flash_export.runtime.runner import Runner
     from flash_export.tasks.base import Measure
     from flash_export.validators.accuracy import Limit
-    from flash_export.validators.cells import OpenBackend
+    from flash_export.validators.shape_checks import OpenBackend
 
 
 # What ``--check`` calls the score.

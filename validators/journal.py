@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flash_export.errors import BundleError, ConfigError
 from flash_export.files import write_file
 from flash_export.reading import MAX_JSON_BYTES, parse_json, read_bytes
-from flash_export.structure import build
+from flash_export.typed_json import build
 from flash_export.validators.footprint import Footprint  # noqa: TC001 (its fields are read as a schema)
 from flash_export.validators.results import HeldoutScores, Row  # noqa: TC001
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flash_export.models.base import ModelConfig
-    from flash_export.validators.plan import Cell
+    from flash_export.validators.lengths import Cell
 
 _GIB = 1 << 30
 _CGROUP = Path("/sys/fs/cgroup")

@@ -16,7 +16,7 @@ from flash_export import Bundle, ExportOptions, FlashExportError, QuantizeOption
 from flash_export.config import DECODE, FORWARD, SCHEMES
 from flash_export.generation.ort_state import OrtStateRunner
 from flash_export.generation.state import State
-from flash_export.validators.cells import describe_exception
+from flash_export.validators.shape_checks import describe_exception
 from flash_export.validators.trade_off.candidates import measure_graph_bytes
 from harness.models import TINY, PeerConfig, save_original
 from harness.sessions import THREADS, bind_run, compute_error, make_token_feeds, make_tokens, open_session

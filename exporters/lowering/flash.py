@@ -26,7 +26,7 @@ from flash_export.exporters.lowering.fold import (
     order_rotary_columns,
     repeat_frequencies,
 )
-from flash_export.exporters.lowering.pieces import (
+from flash_export.exporters.lowering.shared_modules import (
     RESIDUAL,
     WEIGHTS,
     Head,

@@ -15,7 +15,7 @@ from torch import nn
 
 from flash_export.exporters.lowering.base import LoweredModel, Lowering
 from flash_export.exporters.lowering.fold import HIDDEN_SCORE, compute_norm_gain, fold_heads, get_linear
-from flash_export.exporters.lowering.pieces import (
+from flash_export.exporters.lowering.shared_modules import (
     RESIDUAL,
     Head,
     InputProjection,

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from flash_export.exporters.quantization.numbers import NumberFormat, QuantizedWeight
-    from flash_export.exporters.quantization.plan import ProductPlan, QuantizationPlan
+    from flash_export.exporters.quantization.recipe import ProductRecipe, QuantizationRecipe
     from flash_export.exporters.quantization.products import Product
 
 
-def quantize_graph(model: ir.Model, plan: QuantizationPlan) -> None:
-    """Rewrite a graph in place; products that the plan does not name stay as they are."""
+def quantize_graph(model: ir.Model, recipe: QuantizationRecipe) -> None:
+    """Rewrite a graph in place; products that the recipe does not name stay as they are."""
     for product in list(list_products(model)):
-        if (wanted := plan.products.get(product.name)) is not None:
+        if (wanted := recipe.products.get(product.name)) is not None:
             wanted.scheme.rewrite(Place(model.graph, product), wanted)
     halve_embedding(model.graph)
     shorten_tables(model.graph)
@@ -69,12 +69,12 @@ class Place:
         name = f"{self._scope}/{op_type}_{number}"
         return insert_nodes(self._graph, self._node, name, op_type, inputs, outputs=outputs, **attributes)
 
-    def smooth(self, plan: ProductPlan) -> None:
+    def smooth(self, recipe: ProductRecipe) -> None:
         """Divide the activation, and multiply the weight, channel by channel."""
-        if plan.smoothing is not None:
-            inverse = self.add("smoothing", 1 / plan.smoothing)
+        if recipe.smoothing is not None:
+            inverse = self.add("smoothing", 1 / recipe.smoothing)
             self.activation = self.insert("Mul", [self.activation, inverse])
-            self.weight = self.weight * plan.smoothing[:, None]
+            self.weight = self.weight * recipe.smoothing[:, None]
 
     def dequantize_weight(self, quantized: QuantizedWeight) -> ir.Value:
         """Put the weight in few bits into the graph, and what makes real numbers of it."""
@@ -90,10 +90,10 @@ class Place:
         rounded = self.insert("QuantizeLinear", [x, scale, zero])
         return self.insert("DequantizeLinear", [rounded, scale, zero], number=1)
 
-    def round_factors(self, plan: ProductPlan, numbers: NumberFormat) -> None:
+    def round_factors(self, recipe: ProductRecipe, numbers: NumberFormat) -> None:
         """Round weight and activation, the latter with a scale known beforehand."""
-        self.smooth(plan)
-        step = compute_step(plan, numbers)
+        self.smooth(recipe)
+        step = compute_step(recipe, numbers)
         activation = self.round_activation(self.activation, "input", step, numbers.dtype)
         self.replace_factors(activation, self.dequantize_weight(numbers.round_weight(self.weight)))
         self._keep_bias_apart()
@@ -123,7 +123,7 @@ class Place:
         replace_value(self._graph, add.outputs[0], difference)
 
 
-def compute_step(plan: ProductPlan, numbers: NumberFormat) -> np.float32:
+def compute_step(recipe: ProductRecipe, numbers: NumberFormat) -> np.float32:
     """Return the step of an activation whose range is known beforehand."""
-    assert plan.activation_max is not None  # a plan of such a scheme has one
-    return np.float32(plan.activation_max / numbers.max)
+    assert recipe.activation_max is not None  # a recipe of such a scheme has one
+    return np.float32(recipe.activation_max / numbers.max)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flash_export.exporters.quantization.plan import ProductPlan
+from flash_export.exporters.quantization.recipe import ProductRecipe
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
     from flash_export.exporters.quantization.numbers import NumberFormat, QuantizedWeight
-    from flash_export.exporters.quantization.plan import Scheme
+    from flash_export.exporters.quantization.recipe import Scheme
 
 # How much of an outlier moves into the weights: 0 nothing, 1 all of it (SmoothQuant, arXiv 2211.10438, section 4.2).
 STRENGTHS = (0.5, 0.7, 0.85, 1.0)
@@ -33,12 +33,12 @@ class Rounding:
     """A way to round a product, and what that costs.
 
     Attributes:
-        plan: What the graph is to do.
+        recipe: What the graph is to do.
         error: Root mean square of the error of the product, as a fraction of that of the product.
         strength: How much of the outliers moved into the weights.
     """
 
-    plan: ProductPlan
+    recipe: ProductRecipe
     error: float
     strength: float = 0.0
 
@@ -78,7 +78,7 @@ class ProductSample:
             x, peaks, weight = x / divisor, peaks / divisor, weight * divisor[:, None]
         peak = compute_peak(peaks)
         error = self.measure_error(numbers.round_activation(x, peak / numbers.max), numbers.round_weight(weight))
-        return Rounding(ProductPlan(scheme, peak if scheme.has_range else None, divisor), error, strength)
+        return Rounding(ProductRecipe(scheme, peak if scheme.has_range else None, divisor), error, strength)
 
     def round_smoothed(self, scheme: Scheme, numbers: NumberFormat, *, smoothing: bool) -> Rounding:
         """Round the activation once, smoothed if it may be and that is worth it."""

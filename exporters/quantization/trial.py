@@ -10,7 +10,7 @@ import onnx_ir as ir
 from flash_export.bundle.bundle import GRAPH_FILE
 from flash_export.config import FORWARD
 from flash_export.exporters.graphs import build_graph_module
-from flash_export.exporters.lowering.pieces import join_projections
+from flash_export.exporters.lowering.shared_modules import join_projections
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.exporters.quantization.nodes import read_constant
 from flash_export.exporters.quantization.products import list_products
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
     from flash_export.bundle.manifest import GraphSpec
-    from flash_export.exporters.quantization.plan import QuantizationPlan
+    from flash_export.exporters.quantization.recipe import QuantizationRecipe
     from flash_export.models.base import ReferenceModel
 
 
@@ -69,14 +69,14 @@ class TrialGraph:
         self._skeleton: onnx.ModelProto = models.add(GRAPH_FILE, traced)
         self._weights = models.weights
 
-    def write(self, folder: Path, plan: QuantizationPlan | None = None) -> Path:
-        """Write the graph, quantized by a plan, and return its file."""
+    def write(self, folder: Path, recipe: QuantizationRecipe | None = None) -> Path:
+        """Write the graph, quantized by a recipe, and return its file."""
         model = ir.from_proto(self._skeleton)
         for name, value in model.graph.initializers.items():
             if name in self._weights:
                 value.const_value = self._weights[name]
-        if plan is not None:
-            quantize_graph(model, plan)
+        if recipe is not None:
+            quantize_graph(model, recipe)
         models = SplitModels(f"{GRAPH_FILE}.data")
         models.add(GRAPH_FILE, model)
         del models.skeletons[GRAPH_FILE].graph.value_info[:]

@@ -25,7 +25,7 @@ from flash_export.files import check_utf8, hash_file, hash_files, link_folder, r
 from flash_export.locks import lock_folder
 from flash_export.probes import PROBES_FILE, ProbeMap
 from flash_export.reading import build_record, read_json_object, read_record
-from flash_export.structure import show
+from flash_export.typed_json import show
 from flash_export.suggest import list_known
 from flash_export.temporary import remove_leftovers
 
@@ -275,7 +275,7 @@ class Bundle:
                 f"{self.path} already has an engine {name!r}; replace it with --force, or choose another --name"
             )
 
-    def write_engine(self, engine: EngineManifest, plan: bytes, *, overwrite: bool = True) -> None:
+    def write_engine(self, engine: EngineManifest, content: bytes, *, overwrite: bool = True) -> None:
         """Store an engine and its manifest in one step.
 
         The folder of engines is exchanged for one with the new pair in it, the others being hard links: a killed run
@@ -283,7 +283,7 @@ class Bundle:
 
         Args:
             engine: The manifest.
-            plan: The engine.
+            content: The engine.
             overwrite: Whether an engine of that name is replaced.
 
         Raises:
@@ -296,7 +296,7 @@ class Bundle:
                 self.check_engine_name(engine.name)
             with replace_folder(folder) as staging:
                 link_folder(folder, staging, files)
-                (staging / files[0]).write_bytes(plan)
+                (staging / files[0]).write_bytes(content)
                 (staging / files[1]).write_text(engine.to_json(), encoding="utf-8")
 
 

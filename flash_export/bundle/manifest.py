@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from flash_export.config import FORWARD, PRECISIONS, SCHEMES
 from flash_export.interface import BATCH, MAX_SIZE, SEQ, Interface, Mask, TensorSpec
 from flash_export.models.import_record import ImportRecord
-from flash_export.structure import show
+from flash_export.typed_json import show
 
 FORMAT_VERSION = 2
 OLD_FORMAT_VERSIONS = (1,)  # of which the weights can be exported again

@@ -24,7 +24,7 @@ from flash_export.errors import BundleError
 from flash_export.files import check_utf8, hash_file
 from flash_export.models.import_record import ImportRecord
 from flash_export.reading import build_record, read_json_object
-from flash_export.structure import show
+from flash_export.typed_json import show
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

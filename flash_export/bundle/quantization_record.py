@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 
 from flash_export.config import SCHEMES
-from flash_export.structure import show
+from flash_export.typed_json import show
 
 FORMAT_VERSION = 2
 FP32 = "fp32"

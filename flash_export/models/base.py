@@ -189,15 +189,15 @@ class ReferenceModel(nn.Module):
             reader: Called with a name, ``embedding``, ``layers.3.kv`` and so on, and the values. The names, less the
                 block, are those of the config's quantities.
         """
-        probes = [(name, module.probe) for name, module in self.named_modules() if hasattr(module, "probe")]
-        for module, probe in probes:
+        probes = [(name, module.tap) for name, module in self.named_modules() if hasattr(module, "tap")]
+        for module, tap in probes:
             owner = self.BLOCK_NAMES.get(module, module)
-            probe.reader = partial(_forward_reading, reader, f"{owner}." if owner else "")
+            tap.reader = partial(_forward_reading, reader, f"{owner}." if owner else "")
         try:
             yield
         finally:
-            for _, probe in probes:
-                probe.reader = None
+            for _, tap in probes:
+                tap.reader = None
 
     def compute_frequencies(self) -> dict[str, Tensor]:
         """Return the buffers, all of which follow from the config, by name and in fp32."""

@@ -27,7 +27,7 @@ from flash_export.layers.attention import (
 )
 from flash_export.layers.norm import build_norm
 from flash_export.layers.position import RelativePositionBias, RotaryEmbedding, ScaledSinusoid, shift_tokens
-from flash_export.layers.probes import Probe
+from flash_export.layers.tap import Tap
 from flash_export.models.base import ModelConfig, ReferenceModel, compute_valid_tokens
 from flash_export.models.token_model import describe_token_model
 from flash_export.probes import Quantity
@@ -169,7 +169,7 @@ class FlashLayer(nn.Module):
         self.to_qk = nn.Sequential(nn.Linear(config.dim, config.qk_dim), nn.SiLU())
         self.qk_offset_scale = OffsetScale(config.qk_dim, heads=4)
         self.to_out = nn.Linear(config.hidden_dim, config.dim)
-        self.probe = Probe()
+        self.tap = Tap()
 
     def forward(
         self,
@@ -181,22 +181,22 @@ class FlashLayer(nn.Module):
         length: Int[Tensor, "b 1"],
     ) -> Float[Tensor, "b n d"]:
         """Mix the tokens; ``length`` is the divisor of the non-causal linear branch."""
-        config, probe, seq_len = self.config, self.probe, x.shape[1]
+        config, tap, seq_len = self.config, self.tap, x.shape[1]
         normed = self.norm(x)
         if config.shift_tokens:
             normed = shift_tokens(normed)
-        normed = probe("normed", normed)
+        normed = tap("normed", normed)
         value, gate = self.to_hidden(normed).chunk(2, dim=-1)
-        value, gate = probe("value", value * valid[..., None]), probe("gate", gate)
+        value, gate = tap("value", value * valid[..., None]), tap("gate", gate)
         quad_q, lin_q, quad_k, lin_k = (
-            split_into_chunks(probe(name, rotary(head, positions)), config.chunk_size)
+            split_into_chunks(tap(name, rotary(head, positions)), config.chunk_size)
             for name, head in zip(HEADS, self.qk_offset_scale(self.to_qk(normed)), strict=True)
         )
         value = split_into_chunks(value, config.chunk_size)  # (b, g, c, e)
-        quadratic = probe("quadratic", self.weigh(quad_q, quad_k, valid) @ value)
-        linear = probe("linear", lin_q @ self.sum_kv(lin_k, value, length))
+        quadratic = tap("quadratic", self.weigh(quad_q, quad_k, valid) @ value)
+        linear = tap("linear", lin_q @ self.sum_kv(lin_k, value, length))
         mixed = (quadratic + linear).flatten(1, 2)[:, :seq_len]
-        return probe("out", self.to_out(gate * mixed) + x)
+        return tap("out", self.to_out(gate * mixed) + x)
 
     def weigh(
         self, q: Float[Tensor, "b g c s"], k: Float[Tensor, "b g c s"], valid: Bool[Tensor, "b n"]
@@ -213,16 +213,16 @@ class FlashLayer(nn.Module):
             visible=visible,
             attention_fn=ATTENTION_FUNCTIONS[config.attention_fn],
         )
-        return self.probe("weights", weights)
+        return self.tap("weights", weights)
 
     def sum_kv(
         self, k: Float[Tensor, "b g c s"], v: Float[Tensor, "b g c e"], length: Int[Tensor, "b 1"]
     ) -> Float[Tensor, "b m s e"]:
         """Return what the queries of the linear branch see of keys and values."""
         if self.config.causal:
-            return self.probe("kv", sum_kv_causal(k, v))
+            return self.tap("kv", sum_kv_causal(k, v))
         over_chunks = self.config.sum_over_chunks
-        return self.probe("kv", sum_kv_global(k, v, length=length[..., None, None], sum_over_chunks=over_chunks))
+        return self.tap("kv", sum_kv_global(k, v, length=length[..., None, None], sum_over_chunks=over_chunks))
 
 
 class FlashModel(ReferenceModel):
@@ -237,7 +237,7 @@ class FlashModel(ReferenceModel):
         self.rotary_pos_emb = RotaryEmbedding(config.qk_dim)
         self.layers = nn.ModuleList(FlashLayer(config) for _ in range(config.depth))
         self.to_logits = nn.Sequential(nn.LayerNorm(config.dim), nn.Linear(config.dim, config.vocab_size))
-        self.probe = Probe()
+        self.tap = Tap()
 
     def forward(
         self, input_ids: Int[Tensor, "b n"], attention_mask: Int[Tensor, "b n"] | None = None
@@ -252,7 +252,7 @@ class FlashModel(ReferenceModel):
         valid, length = compute_valid_tokens(input_ids, attention_mask)
         if self.config.mask_divisor == "padded":
             length = torch.full_like(length, input_ids.shape[1])
-        x = self.probe("embedding", self.token_emb(input_ids) + self.abs_pos_emb(positions))
+        x = self.tap("embedding", self.token_emb(input_ids) + self.abs_pos_emb(positions))
         for layer in self.layers:
             x = layer(x, rotary=self.rotary_pos_emb, positions=positions, valid=valid, length=length)
         return self.to_logits(x)

@@ -19,7 +19,7 @@ from flash_export.layers.activation import ATTENTION_FUNCTIONS
 from flash_export.layers.attention import OffsetScale, build_causal_mask
 from flash_export.layers.norm import build_norm
 from flash_export.layers.position import RelativePositionBias, ScaledSinusoid
-from flash_export.layers.probes import Probe
+from flash_export.layers.tap import Tap
 from flash_export.models.base import ModelConfig, ReferenceModel, compute_valid_tokens
 from flash_export.models.token_model import describe_token_model
 from flash_export.probes import Quantity
@@ -138,7 +138,7 @@ class GauLayer(nn.Module):
         self.to_qk = nn.Sequential(nn.Linear(config.dim, config.qk_dim), nn.SiLU())
         self.offsetscale = OffsetScale(config.qk_dim, heads=2)
         self.to_out = nn.Sequential(nn.Linear(config.hidden_dim, config.dim))
-        self.probe = Probe()
+        self.tap = Tap()
 
     def forward(
         self,
@@ -148,15 +148,15 @@ class GauLayer(nn.Module):
         length: Int[Tensor, "b 1"],
     ) -> Float[Tensor, "b n d"]:
         """Mix the tokens: ``to_out(gate * attention_fn((q k^T + bias) / length) v) + x``."""
-        probe = self.probe
-        normed = probe("normed", self.norm(x))
+        tap = self.tap
+        normed = tap("normed", self.norm(x))
         value, gate = self.to_hidden(normed).chunk(2, dim=-1)
-        value, gate = probe("value", value), probe("gate", gate)
+        value, gate = tap("value", value), tap("gate", gate)
         q, k = self.offsetscale(self.to_qk(normed))
-        scores = (probe("q", q) @ probe("k", k).mT + self.rel_pos_bias(x.shape[1])) / length[..., None]
+        scores = (tap("q", q) @ tap("k", k).mT + self.rel_pos_bias(x.shape[1])) / length[..., None]
         weights = ATTENTION_FUNCTIONS[self.config.attention_fn](scores).masked_fill(~visible, 0.0)
-        mixed = probe("mixed", probe("weights", weights) @ value)
-        return probe("out", self.to_out(gate * mixed) + x)
+        mixed = tap("mixed", tap("weights", weights) @ value)
+        return tap("out", self.to_out(gate * mixed) + x)
 
 
 class GauModel(ReferenceModel):
@@ -170,7 +170,7 @@ class GauModel(ReferenceModel):
         self.abs_pos_emb = ScaledSinusoid(config.dim)
         self.layers = nn.ModuleList(GauLayer(config) for _ in range(config.depth))
         self.to_logits = nn.Sequential(nn.LayerNorm(config.dim), nn.Linear(config.dim, config.vocab_size))
-        self.probe = Probe()
+        self.tap = Tap()
 
     def forward(
         self, input_ids: Int[Tensor, "b n"], attention_mask: Int[Tensor, "b n"] | None = None
@@ -189,7 +189,7 @@ class GauModel(ReferenceModel):
         visible = valid[:, None, :]
         if self.config.causal:
             visible = visible & build_causal_mask(seq_len, input_ids.device)
-        x = self.probe("embedding", self.token_emb(input_ids) + self.abs_pos_emb(positions))
+        x = self.tap("embedding", self.token_emb(input_ids) + self.abs_pos_emb(positions))
         for layer in self.layers:
             x = layer(x, visible=visible, length=length)
         return self.to_logits(x)

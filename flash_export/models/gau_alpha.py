@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from flash_export.errors import ConfigError
-from flash_export.layers.probes import Probe
+from flash_export.layers.tap import Tap
 from flash_export.models.base import ModelConfig, ReferenceModel, compute_valid_tokens
 from flash_export.models.token_model import describe_token_model
 from flash_export.probes import Quantity
@@ -186,7 +186,7 @@ class GauAlphaLayer(nn.Module):
         self.i_dense = nn.Linear(config.dim, 2 * config.hidden_dim + config.qk_dim, bias=False)
         self.gamma = nn.Parameter(torch.ones(2, config.qk_dim))  # of queries and keys
         self.o_dense = nn.Linear(config.hidden_dim, config.dim, bias=False)
-        self.probe = Probe()
+        self.tap = Tap()
 
     def forward(
         self, x: Float[Tensor, "b n d"], *, visible: Bool[Tensor, "b 1 n"], length: Int[Tensor, "b 1"]
@@ -195,17 +195,17 @@ class GauAlphaLayer(nn.Module):
 
         Scores are divided by ``sqrt(s)`` and multiplied by the length scale; both are in the queries here.
         """
-        probe, config, dialect = self.probe, self.config, self.config.dialect
+        tap, config, dialect = self.tap, self.config, self.config.dialect
         widths = [config.hidden_dim, config.hidden_dim, config.qk_dim]
         gate, value, z = F.silu(self.i_dense(x)).split(widths, dim=-1)
-        gate, value = probe("gate", gate), probe("value", value)
+        gate, value = tap("gate", gate), tap("value", value)
         scale = compute_length_scale(length, dialect.min_len).to(x)
-        q = probe("q", turn_pairs(z * self.gamma[0]) * scale / math.sqrt(config.qk_dim))
-        k = probe("k", turn_pairs(z * self.gamma[1]))
+        q = tap("q", turn_pairs(z * self.gamma[0]) * scale / math.sqrt(config.qk_dim))
+        k = tap("k", turn_pairs(z * self.gamma[1]))
         hidden_score = torch.full_like(scale, -math.inf) if dialect.is_exact else dialect.hidden_score * scale
         scores = torch.where(visible, q @ k.mT, hidden_score)
-        mixed = probe("mixed", probe("weights", scores.softmax(dim=-1)) @ value)
-        return probe("out", normalise(probe("sum", x + self.o_dense(gate * mixed))))
+        mixed = tap("mixed", tap("weights", scores.softmax(dim=-1)) @ value)
+        return tap("out", normalise(tap("sum", x + self.o_dense(gate * mixed))))
 
 
 class GauAlphaModel(ReferenceModel):
@@ -218,7 +218,7 @@ class GauAlphaModel(ReferenceModel):
         self.token_emb = nn.Embedding(config.vocab_size, config.dim)
         self.token_type_emb = nn.Embedding(config.num_token_types, config.dim)
         self.layers = nn.ModuleList(GauAlphaLayer(config) for _ in range(config.depth))
-        self.probe = Probe()
+        self.tap = Tap()
 
     def forward(
         self, input_ids: Int[Tensor, "b n"], attention_mask: Int[Tensor, "b n"] | None = None
@@ -232,7 +232,7 @@ class GauAlphaModel(ReferenceModel):
         """
         valid, length = compute_valid_tokens(input_ids, attention_mask)
         visible = (valid | ~valid.any(dim=1, keepdim=True))[:, None]
-        x = self.probe("embedding", normalise(self.token_emb(input_ids) + self.token_type_emb.weight[0]))
+        x = self.tap("embedding", normalise(self.token_emb(input_ids) + self.token_type_emb.weight[0]))
         for layer in self.layers:
             x = layer(x, visible=visible, length=length)
         return x @ self.token_emb.weight.mT

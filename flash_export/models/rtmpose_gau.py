@@ -19,7 +19,7 @@ from flash_export.errors import ConfigError
 from flash_export.interface import BATCH, Bins, Features, Interface, TensorSpec
 from flash_export.layers.activation import relu_squared
 from flash_export.layers.norm import SCALE_NORM_EPS, ScaleNorm
-from flash_export.layers.probes import Probe
+from flash_export.layers.tap import Tap
 from flash_export.models.base import ConfigFields, ModelConfig, ReferenceModel
 from flash_export.probes import Quantity
 
@@ -252,24 +252,24 @@ class RtmccBlock(nn.Module):
         self.w = nn.Parameter(torch.rand(2 * config.num_keypoints - 1)) if config.rel_bias else None
         self.o = nn.Linear(config.hidden_dim, config.out_dim, bias=config.bias)
         self.res_scale = Scale(config.dim) if config.out_dim == config.dim else None
-        self.probe = Probe()
+        self.tap = Tap()
 
     def forward(self, x: Float[Tensor, "b k d"]) -> Float[Tensor, "b k out"]:
         """Mix the keypoints: ``o(gate * relu²((q k^T + bias) / sqrt(s)) value) + res_scale * x``."""
-        probe, config = self.probe, self.config
-        projected = ACTIVATIONS[config.act_fn](self.uv(probe("normed", self.ln(x))))
+        tap, config = self.tap, self.config
+        projected = ACTIVATIONS[config.act_fn](self.uv(tap("normed", self.ln(x))))
         gate, value, z = projected.split([config.hidden_dim, config.hidden_dim, config.qk_dim], dim=-1)
-        gate, value = probe("gate", gate), probe("value", value)
+        gate, value = tap("gate", gate), tap("value", value)
         q, k = (z * gamma + beta for gamma, beta in zip(self.gamma, self.beta, strict=True))
         if config.rotary:
             q, k = turn_halves(q), turn_halves(k)
-        scores = probe("q", q) @ probe("k", k).mT
+        scores = tap("q", q) @ tap("k", k).mT
         if self.w is not None:
             scores = scores + spread_bias(self.w)
-        weights = probe("weights", relu_squared(scores / math.sqrt(config.qk_dim)))
-        mixed = probe("mixed", weights @ value)
+        weights = tap("weights", relu_squared(scores / math.sqrt(config.qk_dim)))
+        mixed = tap("mixed", weights @ value)
         update = self.o(gate * mixed)
-        return probe("out", update if self.res_scale is None else self.res_scale(x) + update)
+        return tap("out", update if self.res_scale is None else self.res_scale(x) + update)
 
 
 class RtmposeGauModel(ReferenceModel):
@@ -282,7 +282,7 @@ class RtmposeGauModel(ReferenceModel):
         super().__init__()
         self.config: RtmposeGauConfig = config
         self.gau = RtmccBlock(config)
-        self.probe = Probe()
+        self.tap = Tap()
         if (head := config.head) is not None:
             kernel_size = head.kernel_size
             self.final_layer = nn.Conv2d(head.in_channels, config.num_keypoints, kernel_size, padding=kernel_size // 2)
@@ -297,6 +297,6 @@ class RtmposeGauModel(ReferenceModel):
         """
         if self.config.head is None:
             return self.gau(features)
-        maps = self.probe("maps", self.final_layer(features).flatten(2))  # (b, k, m)
-        hidden = self.gau(self.probe("embedding", self.mlp(maps)))
+        maps = self.tap("maps", self.final_layer(features).flatten(2))  # (b, k, m)
+        hidden = self.gau(self.tap("embedding", self.mlp(maps)))
         return self.cls_x(hidden), self.cls_y(hidden)

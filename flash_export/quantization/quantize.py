@@ -14,13 +14,13 @@ from flash_export.data.heldout import open_heldout
 from flash_export.errors import ConfigError, InputError
 from flash_export.exporters.export import check_output, export_onnx
 from flash_export.exporters.graphs import describe_graphs
-from flash_export.exporters.quantization.plan import Quantization
+from flash_export.exporters.quantization.recipe import Quantization
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 from flash_export.exporters.quantization.trial import TrialGraph
 from flash_export.files import hash_file
 from flash_export.progress import Steps
 from flash_export.quantization.activations import list_lengths, record_activations
-from flash_export.quantization.judge import Judge
+from flash_export.quantization.loss import Judge
 from flash_export.quantization.search import Candidate, Search
 from flash_export.suggest import list_known
 from flash_export.temporary import create_temporary_folder
@@ -28,7 +28,7 @@ from flash_export.temporary import create_temporary_folder
 if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
     from flash_export.data.heldout import Heldout
-    from flash_export.exporters.quantization.plan import Scheme
+    from flash_export.exporters.quantization.recipe import Scheme
     from flash_export.exporters.quantization.rounding import Rounding
     from flash_export.progress import ProgressCallback
     from flash_export.quantization.search import Choice
@@ -100,7 +100,7 @@ def quantize_bundle(
                 kept.setdefault(product.name, reason)
         judge = Judge(bundle.manifest.interface, trial.graph, path, data.samples, options.threads)
         candidates = tuple(
-            Candidate(name, weights, tuple(rounding.plan for rounding in ladders[name]))
+            Candidate(name, weights, tuple(rounding.recipe for rounding in ladders[name]))
             for name, weights in sizes.items()
             if name not in kept
         )
@@ -111,7 +111,7 @@ def quantize_bundle(
                 "another --block-size or --scheme"
             )
         choice = Search(trial, judge, scheme, steps.begin).run(candidates, options.accepted_loss)
-    if not choice.plan.products:
+    if not choice.recipe.products:
         least = min(choice.sensitivity.values())
         raise ConfigError(
             f"budget={options.accepted_loss:g} leaves no product in {options.scheme}: in the cheapest way each alone "
@@ -124,7 +124,7 @@ def quantize_bundle(
         output,
         options=export_options,
         force=force,
-        quantization=Quantization(choice.plan, bundle.manifest.checkpoint, record.to_json()),
+        quantization=Quantization(choice.recipe, bundle.manifest.checkpoint, record.to_json()),
     )
 
 
@@ -199,9 +199,9 @@ def _record(
                 options.scheme if rounding else FP32,
                 weights,
                 sensitivity if math.isfinite(sensitivity) else None,  # JSON has no infinity
-                terms=rounding.plan.terms if rounding else 1,
+                terms=rounding.recipe.terms if rounding else 1,
                 error=rounding.error if rounding else None,
-                activation_max=rounding.plan.activation_max if rounding else None,
+                activation_max=rounding.recipe.activation_max if rounding else None,
                 smoothing_strength=rounding.strength if rounding else 0.0,
                 reason=kept.get(name) or choice.reasons.get(name),
             )

@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flash_export.exporters.quantization.plan import QuantizationPlan
+from flash_export.exporters.quantization.recipe import QuantizationRecipe
 from flash_export.temporary import create_temporary_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from flash_export.exporters.quantization.plan import ProductPlan, Scheme
+    from flash_export.exporters.quantization.recipe import ProductRecipe, Scheme
     from flash_export.exporters.quantization.trial import TrialGraph
-    from flash_export.quantization.judge import Judge
+    from flash_export.quantization.loss import Judge
     from flash_export.tasks.base import Loss
 
 
@@ -29,12 +29,12 @@ class Candidate:
     Attributes:
         name: Such as ``layers.3.out``.
         weights: Number of weights.
-        plans: The ways, the cheapest first; after the last one it stays fp32.
+        recipes: The ways, the cheapest first; after the last one it stays fp32.
     """
 
     name: str
     weights: int
-    plans: tuple[ProductPlan, ...]
+    recipes: tuple[ProductRecipe, ...]
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Choice:
     """What came out of a search.
 
     Attributes:
-        plan: What is quantized.
+        recipe: What is quantized.
         loss: What that costs.
         sensitivity: What each costs if it alone is computed in the cheapest way, by name.
         rungs: Which way was chosen, by name; as many as there are ways for fp32.
         reasons: Why it is not the cheapest, by name.
     """
 
-    plan: QuantizationPlan
+    recipe: QuantizationRecipe
     loss: Loss
     sensitivity: dict[str, float]
     rungs: dict[str, int]
@@ -88,9 +88,9 @@ class Search:
             while open_ones and (not has_changed or _is_still_too_much(loss, sum(costs.values()), before, accepted)):
                 has_changed = True
                 worst = max(open_ones, key=lambda one: costs[one.name] / one.weights)
-                reasons[worst.name] = _explain(costs[worst.name], worst.weights, worst.plans[rungs[worst.name]])
+                reasons[worst.name] = _explain(costs[worst.name], worst.weights, worst.recipes[rungs[worst.name]])
                 rungs[worst.name] += 1
-                is_fp32 = rungs[worst.name] == len(worst.plans)
+                is_fp32 = rungs[worst.name] == len(worst.recipes)
                 costs[worst.name] = 0.0 if is_fp32 else self._estimate(worst, rungs[worst.name])
                 open_ones = _list_open(candidates, rungs)
             loss = self._measure(candidates, rungs, f"{len(reasons)} of {len(candidates)} dearer")
@@ -104,17 +104,17 @@ class Search:
     def _estimate(self, candidate: Candidate, rung: int) -> float:
         self._on_measure(candidate.name)
         with create_temporary_folder() as folder:
-            plan = self._join((candidate,), {candidate.name: rung})
-            return self._judge.estimate(self._trial.write(folder, plan))
+            recipe = self._join((candidate,), {candidate.name: rung})
+            return self._judge.estimate(self._trial.write(folder, recipe))
 
-    def _join(self, candidates: tuple[Candidate, ...], rungs: Mapping[str, int]) -> QuantizationPlan:
-        chosen = {one.name: one.plans[rungs[one.name]] for one in candidates if rungs[one.name] < len(one.plans)}
-        return QuantizationPlan(self._scheme, chosen)
+    def _join(self, candidates: tuple[Candidate, ...], rungs: Mapping[str, int]) -> QuantizationRecipe:
+        chosen = {one.name: one.recipes[rungs[one.name]] for one in candidates if rungs[one.name] < len(one.recipes)}
+        return QuantizationRecipe(self._scheme, chosen)
 
 
 def _list_open(candidates: tuple[Candidate, ...], rungs: Mapping[str, int]) -> list[Candidate]:
     """Return what is not fp32 yet."""
-    return [one for one in candidates if rungs[one.name] < len(one.plans)]
+    return [one for one in candidates if rungs[one.name] < len(one.recipes)]
 
 
 def _is_still_too_much(loss: Loss, cost: float, before: float, accepted: float) -> bool:
@@ -122,8 +122,8 @@ def _is_still_too_much(loss: Loss, cost: float, before: float, accepted: float) 
     return math.isfinite(loss.share) and loss.share * cost > accepted * before * SAFETY
 
 
-def _explain(cost: float, weights: int, plan: ProductPlan) -> str:
-    way = "in two terms" if plan.terms > 1 else "in the cheapest way"
+def _explain(cost: float, weights: int, recipe: ProductRecipe) -> str:
+    way = "in two terms" if recipe.terms > 1 else "in the cheapest way"
     if not math.isfinite(cost):
         return f"{way} the predictions are not finite"
     return f"{way} it loses {cost:.2%}, the most for its {weights} weights"

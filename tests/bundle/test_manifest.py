@@ -11,7 +11,7 @@ import pytest
 
 from flash_export.bundle.manifest import AxisRange, EngineManifest, GraphSpec, Horizon, Manifest, ProfileShapes
 from flash_export.interface import TensorSpec
-from flash_export.structure import build
+from flash_export.typed_json import build
 from tests.conftest import INTERFACE, PROVENANCE
 
 IDS = TensorSpec("input_ids", "int64", ("batch", "seq"))

@@ -208,7 +208,7 @@ def test_interrupt_leaves_the_journal_alone_and_resume_goes_on(bundle: Bundle, m
             raise KeyboardInterrupt
         return compare_outputs(*arguments, **options)
 
-    monkeypatch.setattr("flash_export.validators.cells.compare_outputs", interrupt)
+    monkeypatch.setattr("flash_export.validators.shape_checks.compare_outputs", interrupt)
     result = invoke(bundle, *QUICK)
     reports = bundle.path / "reports"
 
@@ -228,7 +228,7 @@ def test_interrupt_says_how_to_go_on(bundle: Bundle, monkeypatch: pytest.MonkeyP
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flash_export.validators.cells.compare_outputs", interrupt)
+    monkeypatch.setattr("flash_export.validators.shape_checks.compare_outputs", interrupt)
     command = f"flash-export validate {bundle.path} {' '.join(QUICK)} --resume"
     first = invoke(bundle, *QUICK)
     assert (first.exit_code, first.stderr) == (130, f"Interrupted. Go on with: {command}\n")
@@ -254,7 +254,7 @@ def test_journal_of_other_options_is_not_resumed(bundle: Bundle, monkeypatch: py
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flash_export.validators.cells.compare_outputs", interrupt)
+    monkeypatch.setattr("flash_export.validators.shape_checks.compare_outputs", interrupt)
     assert invoke(bundle, *QUICK).exit_code == 130
     result = invoke(bundle, *QUICK, "--rtol", "0.5", "--resume")
 

@@ -13,7 +13,7 @@ from flash_export.data.sources import RandomSource, RecordedSource, draw_padded,
 from flash_export.errors import InputError
 from flash_export.interface import Features, Interface, Logits, Mask, TensorSpec, Waveform
 from flash_export.models.token_model import describe_token_model
-from flash_export.structure import build
+from flash_export.typed_json import build
 
 TOKENS = describe_token_model(50, needs_mask=True, is_causal=False)
 FRAMES = Interface(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flash_export.bundle.bundle import Bundle
 from flash_export.data.heldout import open_heldout
 from flash_export.models.checkpoint import load_checkpoint
-from flash_export.quantization.judge import Judge
+from flash_export.quantization.loss import Judge
 from tests.fuzz.mutations import (
     mutate_array,
     mutate_bytes,

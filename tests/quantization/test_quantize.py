@@ -14,7 +14,7 @@ import pytest
 from flash_export.bundle.bundle import Bundle
 from flash_export.config import QuantizeOptions
 from flash_export.errors import BundleError, ConfigError, InputError
-from flash_export.exporters.quantization.plan import ProductPlan, QuantizationPlan
+from flash_export.exporters.quantization.recipe import ProductRecipe, QuantizationRecipe
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 from flash_export.files import hash_file
 from flash_export.generation.generate import Generator
@@ -200,8 +200,8 @@ def test_a_failure_leaves_the_output_as_it_was(
     shutil.copytree(masked_byte_bundle.path, output)
     before = list_contents(output)
     int8 = SCHEMES_BY_NAME["int8"]
-    plan = QuantizationPlan(int8, {"head": ProductPlan(int8, 1.0)})
-    choice = Choice(plan, Loss(0.0, None, 1.0), {}, {}, {})
+    recipe = QuantizationRecipe(int8, {"head": ProductRecipe(int8, 1.0)})
+    choice = Choice(recipe, Loss(0.0, None, 1.0), {}, {}, {})
     monkeypatch.setattr("flash_export.quantization.search.Search.run", lambda *_: choice)
     monkeypatch.setattr("flash_export.exporters.export.write_models", fail)
     with pytest.raises(InputError, match="on purpose"):

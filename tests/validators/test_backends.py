@@ -10,7 +10,7 @@ from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.files import hash_file
 from flash_export.runtime.backends import find_target
 from flash_export.validators.backends import list_backends
-from flash_export.validators.plan import Cell
+from flash_export.validators.lengths import Cell
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 
 if TYPE_CHECKING:

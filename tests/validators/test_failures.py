@@ -16,7 +16,7 @@ from flash_export.cli.main import main
 from flash_export.errors import ConfigError, InputError
 from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
 from flash_export.validators.failures import MAX_FAILURES, FailureFolder, read_inputs
-from flash_export.validators.plan import Cell, build_batch
+from flash_export.validators.lengths import Cell, build_batch
 from flash_export.validators.report.validation import describe_validation
 from flash_export.validators.validate import CHECKS, ValidationOptions, validate_bundle
 from tests.validators.report.builders import FAILED

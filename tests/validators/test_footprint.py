@@ -10,7 +10,7 @@ import pytest
 from flash_export.bundle.manifest import AxisRange, GraphSpec, ProfileShapes
 from flash_export.interface import TensorSpec
 from flash_export.models.flash import FlashConfig
-from flash_export.structure import build
+from flash_export.typed_json import build
 from flash_export.validators import footprint
 from flash_export.validators.backends import Backend
 from flash_export.validators.footprint import (
@@ -24,7 +24,7 @@ from flash_export.validators.footprint import (
     plan_footprint,
 )
 from flash_export.validators.journal import Journal, StepResult
-from flash_export.validators.plan import FULL, QUICK, Plan
+from flash_export.validators.lengths import FULL, QUICK, Plan
 
 if TYPE_CHECKING:
     from pathlib import Path

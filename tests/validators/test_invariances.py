@@ -14,7 +14,7 @@ from flash_export.data.sources import Data, RandomSource
 from flash_export.interface import Mask, TensorSpec
 from flash_export.models.flash import FlashConfig
 from flash_export.validators.backends import Backend
-from flash_export.validators.cells import OpenBackend
+from flash_export.validators.shape_checks import OpenBackend
 from flash_export.validators.invariances import INVARIANCES, check_invariances
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from flash_export.suggest import describe_unknown
 from flash_export.validators.backends import GRAPH
 from flash_export.validators.bisect.budget import pick_coarser
 from flash_export.validators.bisect.quantities import check_probes
-from flash_export.validators.bisect.readings import GraphSource, ModelSource
+from flash_export.validators.bisect.readings import GraphReader, ModelReader
 from flash_export.validators.bisect.results import BisectReport
 from flash_export.validators.bisect.runs import check_memory, compare_run, plan_runs
 from flash_export.validators.failures import read_inputs
-from flash_export.validators.plan import Cell, check_lengths
+from flash_export.validators.lengths import Cell, check_lengths
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.progress import ProgressCallback
-    from flash_export.validators.bisect.readings import Source
+    from flash_export.validators.bisect.readings import Reader
 
 DEFAULT_BACKEND = "ort-cpu"
 FLOAT64_MODEL = "float64 model"
@@ -119,8 +119,8 @@ def bisect_bundle(
     runs = []
     with contextlib.ExitStack() as stack:
         actual = _open_graph(stack, bundle, model.config, options)
-        reference: Source
-        eager: Source | None = None
+        reference: Reader
+        eager: Reader | None = None
         if against is None:
             reference = _open_model(stack, model, "fp64", options)
             if precision in ERROR_BUDGETS:  # there is no eager model in few bits
@@ -139,17 +139,17 @@ def bisect_bundle(
 
 def _open_model(
     stack: contextlib.ExitStack, model: ReferenceModel, precision: str, options: BisectOptions
-) -> ModelSource:
+) -> ModelReader:
     """Open a copy of the model in a precision."""
     from flash_export.runtime.eager import EagerRunner
 
     own = copy.deepcopy(model)
-    return ModelSource(own, stack.enter_context(EagerRunner(own, threads=options.threads, precision=precision)))
+    return ModelReader(own, stack.enter_context(EagerRunner(own, threads=options.threads, precision=precision)))
 
 
 def _open_graph(
     stack: contextlib.ExitStack, bundle: Bundle, config: ModelConfig, options: BisectOptions
-) -> GraphSource:
+) -> GraphReader:
     """Open the graph twice: as it is, and with its probes as outputs, as far as it has them."""
     from flash_export.runtime.ort import list_values
 
@@ -162,4 +162,4 @@ def _open_graph(
     plain, probed = (
         stack.enter_context(target.open(threads=options.threads, inner_values=names)) for names in ((), tuple(wanted))
     )
-    return GraphSource(bundle, probes, config, plain, probed)
+    return GraphReader(bundle, probes, config, plain, probed)

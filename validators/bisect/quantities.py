@@ -9,7 +9,7 @@ import numpy as np
 from flash_export.errors import BundleError
 from flash_export.interface import SEQ
 from flash_export.probes import PROBES_FILE, Point, Quantity
-from flash_export.structure import show
+from flash_export.typed_json import show
 
 if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle

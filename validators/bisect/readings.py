@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.probes import Probe, ProbeMap
     from flash_export.runtime.runner import Runner
-    from flash_export.validators.plan import Cell
+    from flash_export.validators.lengths import Cell
 
 
 class Reading:
@@ -43,7 +43,7 @@ class Reading:
         return self._restore(name, self._arrays.pop(name))
 
 
-class Source(Protocol):
+class Reader(Protocol):
     """Something that can be read at its probes."""
 
     def read(self, cell: Cell, inputs: Batch) -> Reading:
@@ -51,7 +51,7 @@ class Source(Protocol):
         ...
 
 
-class ModelSource:
+class ModelReader:
     """The reference model, in the precision that it has."""
 
     def __init__(self, model: ReferenceModel, runner: Runner) -> None:
@@ -70,7 +70,7 @@ class ModelSource:
         return Reading({**arrays, **outputs}, partial(restore_layout, self._model.config, seq_len=cell.seq_len))
 
 
-class GraphSource:
+class GraphReader:
     """The forward graph of a bundle in onnxruntime, with its probes as further outputs.
 
     What is read cannot be fused away, so the outputs are taken from a run of the graph as it is, and those that come

@@ -11,11 +11,11 @@ from flash_export.errors import InputError
 from flash_export.validators.bisect.budget import compute_limit
 from flash_export.validators.bisect.deviation import build_region, describe_deviation, measure_deviation
 from flash_export.validators.bisect.quantities import get_quantity, rank_probe, restore_layout
-from flash_export.validators.bisect.readings import GraphSource
+from flash_export.validators.bisect.readings import GraphReader
 from flash_export.validators.bisect.results import ProbeRow, Run
-from flash_export.validators.cells import describe_exception
+from flash_export.validators.shape_checks import describe_exception
 from flash_export.validators.memory import read_free_bytes
-from flash_export.validators.plan import Cell, build_batch, build_noise_batch, get_probe_chunk
+from flash_export.validators.lengths import Cell, build_batch, build_noise_batch, get_probe_chunk
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flash_export.models.base import ModelConfig
     from flash_export.probes import Probe, Quantity
     from flash_export.validators.bisect.deviation import Deviation
-    from flash_export.validators.bisect.readings import Source
+    from flash_export.validators.bisect.readings import Reader
     from flash_export.validators.bisect.results import ProbeStatus
 
 DEFAULT_BATCH = 2  # the second row may be padded while the first is not
@@ -66,7 +66,7 @@ def compare_run(
     cell: Cell,
     config: ModelConfig,
     probes: tuple[Probe, ...],
-    sources: tuple[Source, Source, Source | None],
+    readers: tuple[Reader, Reader, Reader | None],
     precision: str,
     inputs: Batch | None = None,
 ) -> Run:
@@ -76,14 +76,14 @@ def compare_run(
         cell: Shape of the input.
         config: Config of the model.
         probes: What the graph can be read at.
-        sources: The reference, the graph, and the eager model that tells what rounding does, if there is one.
+        readers: The reference, the graph, and the eager model that tells what rounding does, if there is one.
         precision: Precision of the graph.
         inputs: What they read; None: random inputs.
     """
     data = Data(RandomSource(config.interface))
     if inputs is None:
         inputs = build_batch(cell, data)
-    reference, graph, eager = sources
+    reference, graph, eager = readers
     try:
         actual = graph.read(cell, inputs)
     except Exception as error:  # whatever the runtime raises is what is wrong with the graph
@@ -99,7 +99,7 @@ def compare_run(
         truth = expected.take(probe.name)
         rounded = noise.measure(probe, quantity, truth) if noise else None
         row = _compare_probe(probe, quantity, truth, actual.take(probe.name), rounded, inputs.valid, precision)
-        if not row and isinstance(graph, GraphSource) and probe.name in graph.read_outputs:
+        if not row and isinstance(graph, GraphReader) and probe.name in graph.read_outputs:
             read = restore_layout(config, probe.name, graph.read_outputs[probe.name], cell.seq_len)
             is_right = _compare_probe(probe, quantity, truth, read, rounded, inputs.valid, precision)
             row = replace(row, note=FUSED) if is_right else row
@@ -110,7 +110,7 @@ def compare_run(
 class _Noise:
     """What rounding does to each quantity: the eager model's own error, of a small cell on more inputs than its own."""
 
-    def __init__(self, reference: Source, eager: Source, cell: Cell, inputs: Batch, data: Data) -> None:
+    def __init__(self, reference: Reader, eager: Reader, cell: Cell, inputs: Batch, data: Data) -> None:
         """Read what is to be compared."""
         self._valid, self._own = inputs.valid, eager.read(cell, inputs)
         more = build_noise_batch(cell, data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flash_export.formatting import format_agreement, format_error, format_factor, format_ms, format_percent
-from flash_export.validators.plan import RECORDED
+from flash_export.validators.lengths import RECORDED
 from flash_export.validators.results import ACCURACY
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.formatting import format_change
 from flash_export.tasks.base import Measure  # noqa: TC001 (doctests)
-from flash_export.validators.plan import RECORDED
+from flash_export.validators.lengths import RECORDED
 from flash_export.validators.report.rows import find_timed, find_worst, find_worst_measures
 from flash_export.validators.results import ACCURACY
 

@@ -33,7 +33,7 @@ from flash_export.report.document import (
 )
 from flash_export.validators.backends import ONNX_PREFIX
 from flash_export.validators.invariances import INVARIANCES
-from flash_export.validators.plan import RECORDED
+from flash_export.validators.lengths import RECORDED
 from flash_export.validators.report.reading import explain_validation
 from flash_export.validators.report.rows import (
     compute_error_ratio,

@@ -12,7 +12,7 @@ from flash_export.tasks.base import Comparison, Score, join_comparisons
 from flash_export.tasks.registry import get_task
 from flash_export.validators.accuracy import compare_outputs
 from flash_export.validators.backends import GRAPH
-from flash_export.validators.cells import describe_exception
+from flash_export.validators.shape_checks import describe_exception
 from flash_export.validators.trade_off.results import Quality
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from flash_export.errors import InputError
 from flash_export.runtime.backends import find_target
 from flash_export.runtime.inputs import check_axis
 from flash_export.validators.backends import GRAPH
-from flash_export.validators.cells import describe_exception
+from flash_export.validators.shape_checks import describe_exception
 from flash_export.validators.latency import Percentiles, Ratio, time_in_turn
 from flash_export.validators.trade_off.results import Timing
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from flash_export.data.sources import RandomSource
-    from flash_export.validators.plan import Cell
+    from flash_export.validators.lengths import Cell
     from flash_export.validators.trade_off.candidates import Candidate
 
     Prepare = Callable[[Candidate], Callable[[], object]]

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from flash_export.exporters.quantization.numbers import QuantizedWeight, compute_scale
-from flash_export.exporters.quantization.plan import ProductPlan, Scheme
+from flash_export.exporters.quantization.recipe import ProductRecipe, Scheme
 from flash_export.exporters.quantization.rounding import Rounding
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ def _list_roundings(sample: ProductSample, options: QuantizeOptions) -> tuple[Ro
     if len(sample.weight) % options.block_size:
         return ()
     error = sample.measure_error(sample.x, round_to_int4(sample.weight, options.block_size))
-    return (Rounding(ProductPlan(SCHEME, block_size=options.block_size), error),)
+    return (Rounding(ProductRecipe(SCHEME, block_size=options.block_size), error),)
 
 
-def _rewrite(place: Place, plan: ProductPlan) -> None:
-    assert plan.block_size is not None  # a plan of this scheme has one
-    place.replace_factors(place.activation, place.dequantize_weight(round_to_int4(place.weight, plan.block_size)))
+def _rewrite(place: Place, recipe: ProductRecipe) -> None:
+    assert recipe.block_size is not None  # a recipe of this scheme has one
+    place.replace_factors(place.activation, place.dequantize_weight(round_to_int4(place.weight, recipe.block_size)))
 
 
 # Operators: DequantizeLinear of int4, and of blocks.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flash_export.exporters.quantization.numbers import INT8
-from flash_export.exporters.quantization.plan import ProductPlan, Scheme
+from flash_export.exporters.quantization.recipe import ProductRecipe, Scheme
 from flash_export.exporters.quantization.rewrite import compute_step
 from flash_export.exporters.quantization.rounding import Rounding, compute_peak
 
@@ -30,14 +30,14 @@ def _round_in_two_terms(sample: ProductSample) -> Rounding:
     first = INT8.round_activation(sample.x, step)
     rest = INT8.round_activation(sample.x - first, step / _FINER)
     error = sample.measure_error(first + rest, INT8.round_weight(sample.weight))
-    return Rounding(ProductPlan(SCHEME, peak, terms=2), error)
+    return Rounding(ProductRecipe(SCHEME, peak, terms=2), error)
 
 
-def _rewrite(place: Place, plan: ProductPlan) -> None:
-    if plan.terms == 1:
-        place.round_factors(plan, INT8)
+def _rewrite(place: Place, recipe: ProductRecipe) -> None:
+    if recipe.terms == 1:
+        place.round_factors(recipe, INT8)
     else:
-        _split_activation(place, compute_step(plan, INT8))
+        _split_activation(place, compute_step(recipe, INT8))
 
 
 def _split_activation(place: Place, step: np.float32) -> None:

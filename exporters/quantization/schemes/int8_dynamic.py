@@ -8,16 +8,16 @@ import numpy as np
 import onnx_ir as ir
 
 from flash_export.exporters.quantization.numbers import INT8
-from flash_export.exporters.quantization.plan import Scheme
+from flash_export.exporters.quantization.recipe import Scheme
 
 if TYPE_CHECKING:
-    from flash_export.exporters.quantization.plan import ProductPlan
+    from flash_export.exporters.quantization.recipe import ProductRecipe
     from flash_export.exporters.quantization.rewrite import Place
 
 
-def _rewrite(place: Place, plan: ProductPlan) -> None:
+def _rewrite(place: Place, recipe: ProductRecipe) -> None:
     """Make the product one of whole numbers, and multiply it with both scales."""
-    place.smooth(plan)
+    place.smooth(recipe)
     weight = INT8.round_weight(place.weight)
     values, scale = place.add("quantized", weight.values), place.add("scale", weight.scale)
     zero = place.add("zero_point", np.zeros((), np.int8))

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from flash_export.config import QuantizeOptions
-from flash_export.exporters.quantization.plan import ProductPlan, QuantizationPlan
+from flash_export.exporters.quantization.recipe import ProductRecipe, QuantizationRecipe
 from flash_export.exporters.quantization.rewrite import quantize_graph
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 
@@ -71,8 +71,8 @@ def write_product(weight: np.ndarray, bias: np.ndarray | None = None) -> ir.Mode
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
 
 
-def quantize_product(model: ir.Model, plan: ProductPlan) -> onnx.ModelProto:
-    quantize_graph(model, QuantizationPlan(plan.scheme, {"out": plan}))
+def quantize_product(model: ir.Model, recipe: ProductRecipe) -> onnx.ModelProto:
+    quantize_graph(model, QuantizationRecipe(recipe.scheme, {"out": recipe}))
     proto = ir.to_proto(model)
     assert isinstance(proto, onnx.ModelProto)
     onnx.checker.check_model(proto, full_check=True)

@@ -15,7 +15,7 @@ from flash_export.config import SCHEMES, ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.exporters.promises import check_promises
 from flash_export.exporters.quantization.numbers import INT8
-from flash_export.exporters.quantization.plan import ProductPlan, Quantization, QuantizationPlan
+from flash_export.exporters.quantization.recipe import ProductRecipe, Quantization, QuantizationRecipe
 from flash_export.exporters.quantization.products import list_products, name_product
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 from flash_export.models.flash import FlashConfig, FlashModel
@@ -64,17 +64,17 @@ class Pad(OpRun):
         return (x,)
 
 
-def make_plan(way: str, inputs: int, activation_max: float = 12.0) -> ProductPlan:
+def make_recipe(way: str, inputs: int, activation_max: float = 12.0) -> ProductRecipe:
     scheme = SCHEMES_BY_NAME[way.removesuffix("-smoothed").removesuffix("-two-terms")]
     smoothing = np.geomspace(0.5, 2, inputs, dtype=np.float32) if way.endswith("smoothed") else None
     terms = 2 if way.endswith("terms") else 1
     known = activation_max if scheme.has_range else None
-    return ProductPlan(scheme, known, smoothing, terms, BLOCK_SIZE if scheme.has_blocks else None)
+    return ProductRecipe(scheme, known, smoothing, terms, BLOCK_SIZE if scheme.has_blocks else None)
 
 
-def plan_all(way: str, products: tuple[TrialProduct, ...]) -> QuantizationPlan:
-    plans = {product.name: make_plan(way, len(product.weight)) for product in products}
-    return QuantizationPlan(plans["head"].scheme, plans)
+def plan_all(way: str, products: tuple[TrialProduct, ...]) -> QuantizationRecipe:
+    recipes = {product.name: make_recipe(way, len(product.weight)) for product in products}
+    return QuantizationRecipe(recipes["head"].scheme, recipes)
 
 
 def count_fused(model: Path | onnx.ModelProto, folder: Path) -> Counter[str]:
@@ -123,12 +123,12 @@ def test_no_size_of_a_short_chunk_is_taken_for_a_traced_one(chunk_size: int, sch
     config = FlashConfig(40, dim=32, depth=1, hidden_dim=32, chunk_size=chunk_size, qk_dim=16, causal=True)
     FlashModel(config).save_pretrained(tmp_path / "checkpoint")
     names = ("layers.0.projection", "layers.0.out", "head")
-    plan = QuantizationPlan(SCHEMES_BY_NAME[scheme], {name: make_plan(scheme, config.dim) for name in names})
+    recipe = QuantizationRecipe(SCHEMES_BY_NAME[scheme], {name: make_recipe(scheme, config.dim) for name in names})
     bundle = export_onnx(
         tmp_path / "checkpoint",
         tmp_path / "bundle",
         options=ExportOptions(opset=21, graphs=("forward",)),
-        quantization=Quantization(plan, PROVENANCE, "{}"),
+        quantization=Quantization(recipe, PROVENANCE, "{}"),
     )
     graph = onnx.load(bundle.get_graph_path(), load_external_data=False)
     assert (graph.ir_version, graph.opset_import[0].version) == (10, 21)
@@ -168,8 +168,8 @@ def test_two_terms_are_one_product_in_few_bits(traced: Traced, tmp_path: Path) -
 
 
 def test_what_the_plan_does_not_name_stays_as_it_is(traced: Traced, tmp_path: Path) -> None:
-    head = {"head": make_plan("int8", 32)}
-    path = traced.trial.write(tmp_path, QuantizationPlan(SCHEMES_BY_NAME["int8"], head))
+    head = {"head": make_recipe("int8", 32)}
+    path = traced.trial.write(tmp_path, QuantizationRecipe(SCHEMES_BY_NAME["int8"], head))
     model = onnx.load(path)
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for product in traced.trial.products:
@@ -211,8 +211,8 @@ def make_product(seed: int = 0, k: int = 64, n: int = 24) -> tuple[np.ndarray, n
 )
 def test_the_error_is_that_of_the_bits(write_product: ProductWriter, way: str, largest: float) -> None:
     x, weight = make_product()
-    plan = make_plan(way, len(weight), float(np.abs(x).max()) * (2 if way.endswith("smoothed") else 1))
-    error = measure_error(quantize_product(write_product(weight), plan), x, x @ weight)
+    recipe = make_recipe(way, len(weight), float(np.abs(x).max()) * (2 if way.endswith("smoothed") else 1))
+    error = measure_error(quantize_product(write_product(weight), recipe), x, x @ weight)
     assert largest / 20 < error < largest
 
 
@@ -224,7 +224,7 @@ def test_two_terms_keep_what_an_outlier_costs_the_other_channels(write_product: 
     peak, exact = float(np.abs(x).max()), x @ weight
     one, two = (
         measure_error(
-            quantize_product(write_product(weight), ProductPlan(SCHEMES_BY_NAME["int8"], peak, terms=terms)), x, exact
+            quantize_product(write_product(weight), ProductRecipe(SCHEMES_BY_NAME["int8"], peak, terms=terms)), x, exact
         )
         for terms in (1, 2)
     )
@@ -238,8 +238,8 @@ def test_smoothing_cancels_out(write_product: ProductWriter) -> None:
     x, weight = x * factors, weight / factors[:, None]
     peak, exact = float(np.abs(x).max()), x @ weight
     int8, smoothed_peak = SCHEMES_BY_NAME["int8"], float(np.abs(x / factors).max())
-    rough = quantize_product(write_product(weight), ProductPlan(int8, peak))
-    smooth = quantize_product(write_product(weight), ProductPlan(int8, smoothed_peak, factors))
+    rough = quantize_product(write_product(weight), ProductRecipe(int8, peak))
+    smooth = quantize_product(write_product(weight), ProductRecipe(int8, smoothed_peak, factors))
     assert measure_error(smooth, x, exact) < measure_error(rough, x, exact) / 2
 
 
@@ -249,7 +249,7 @@ def test_a_bias_of_a_matrix_makes_no_gemm_with_a_weight_in_fp32(
 ) -> None:
     x, weight = make_product()
     bias = np.linspace(-1, 1, weight.shape[1], dtype=np.float32)
-    model = quantize_product(write_product(weight, bias), make_plan(way, len(weight), float(np.abs(x).max())))
+    model = quantize_product(write_product(weight, bias), make_recipe(way, len(weight), float(np.abs(x).max())))
     found = count_fused(model, tmp_path)
     assert found["Gemm"] == found["DequantizeLinear"] == 0
     assert found["MatMulIntegerToFloat"] == 1
@@ -263,14 +263,14 @@ def test_the_bias_is_kept_apart_for_a_reason(
     monkeypatch.setattr("flash_export.exporters.quantization.rewrite.Place._keep_bias_apart", lambda place: None)
     _, weight = make_product()
     bias = np.ones(weight.shape[1], np.float32)
-    model = quantize_product(write_product(weight, bias), make_plan("int8", len(weight)))
+    model = quantize_product(write_product(weight, bias), make_recipe("int8", len(weight)))
     found = count_fused(model, tmp_path)
     assert (found["Gemm"], found["MatMulIntegerToFloat"]) == (1, 0)
 
 
 def test_a_plan_without_the_range_that_it_needs_is_refused(write_product: ProductWriter) -> None:
     with pytest.raises(ValueError, match="scheme int8 with activation_max=None"):
-        quantize_product(write_product(make_product()[1]), ProductPlan(SCHEMES_BY_NAME["int8"]))
+        quantize_product(write_product(make_product()[1]), ProductRecipe(SCHEMES_BY_NAME["int8"]))
 
 
 def test_only_products_with_weights_are_listed(write_product: ProductWriter) -> None:

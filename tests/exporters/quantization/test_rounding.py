@@ -28,36 +28,36 @@ def test_smoothing_is_taken_where_channels_have_outliers(scheme: str) -> None:
     sample = make_product(3, 40)
     rough = list_roundings(sample, scheme, smoothing=False)[0]
     smooth = list_roundings(sample, scheme)[0]
-    assert (rough.plan.smoothing, rough.strength) == (None, 0.0)
+    assert (rough.recipe.smoothing, rough.strength) == (None, 0.0)
     assert smooth.error < rough.error / 10
     assert smooth.strength in STRENGTHS
-    assert smooth.plan.smoothing is not None
-    assert set(np.argsort(smooth.plan.smoothing)[-2:]) == {3, 40}
-    assert np.log(smooth.plan.smoothing).mean() == pytest.approx(0, abs=1e-5)
-    assert smooth.plan.activation_max == (
-        None if scheme == "int8-dynamic" else float((sample.max_abs / smooth.plan.smoothing).max())
+    assert smooth.recipe.smoothing is not None
+    assert set(np.argsort(smooth.recipe.smoothing)[-2:]) == {3, 40}
+    assert np.log(smooth.recipe.smoothing).mean() == pytest.approx(0, abs=1e-5)
+    assert smooth.recipe.activation_max == (
+        None if scheme == "int8-dynamic" else float((sample.max_abs / smooth.recipe.smoothing).max())
     )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_smoothing_is_not_taken_without_outliers(scheme: str) -> None:
     for rounding in list_roundings(make_product(), scheme):
-        assert (rounding.plan.smoothing, rounding.strength) == (None, 0.0)
+        assert (rounding.recipe.smoothing, rounding.strength) == (None, 0.0)
 
 
 @pytest.mark.parametrize("scheme", ["int4", "fp8"])
 def test_only_whole_numbers_are_smoothed(scheme: str) -> None:
     (rounding,) = list_roundings(make_product(3), scheme)
-    assert rounding.plan.smoothing is None
+    assert rounding.recipe.smoothing is None
 
 
 @pytest.mark.parametrize("outliers", [(), (3, 40)])
 def test_int8_ends_in_two_terms(outliers: tuple[int, ...]) -> None:
     sample = make_product(*outliers)
     first, last = list_roundings(sample, "int8", smoothing=False)
-    assert (first.plan.terms, last.plan.terms) == (1, 2)
+    assert (first.recipe.terms, last.recipe.terms) == (1, 2)
     assert last.error < first.error
-    assert last.plan.activation_max == first.plan.activation_max == float(sample.max_abs.max())
+    assert last.recipe.activation_max == first.recipe.activation_max == float(sample.max_abs.max())
 
 
 def test_the_error_is_that_of_the_product() -> None:
@@ -83,7 +83,7 @@ def test_what_is_always_zero_can_be_rounded(scheme: str) -> None:
     nothing = ProductSample(np.zeros((K, N), np.float32), np.zeros((9, K), np.float32), np.zeros(K, np.float32))
     for rounding in list_roundings(nothing, scheme):
         assert rounding.error == 0
-        assert rounding.plan.activation_max in (None, 1.0)
+        assert rounding.recipe.activation_max in (None, 1.0)
 
 
 def test_a_dead_channel_does_not_spoil_the_smoothing_of_the_others() -> None:
@@ -91,6 +91,6 @@ def test_a_dead_channel_does_not_spoil_the_smoothing_of_the_others() -> None:
     x = sample.x.copy()
     x[:, 7] = 0
     first = list_roundings(ProductSample(sample.weight, x, np.abs(x).max(axis=0)), "int8")[0]
-    assert first.plan.smoothing is not None
-    assert np.isfinite(first.plan.smoothing).all()
+    assert first.recipe.smoothing is not None
+    assert np.isfinite(first.recipe.smoothing).all()
     assert first.error < 0.02

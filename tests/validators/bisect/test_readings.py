@@ -18,9 +18,9 @@ from flash_export.models.gau import GauConfig, GauModel
 from flash_export.probes import Probe, ProbeMap
 from flash_export.runtime.eager import EagerRunner
 from flash_export.validators.bisect.quantities import rank_probe
-from flash_export.validators.bisect.readings import ModelSource, Reading, restore_reading, restore_terms
+from flash_export.validators.bisect.readings import ModelReader, Reading, restore_reading, restore_terms
 from flash_export.validators.bisect.runs import compare_run
-from flash_export.validators.plan import Cell, build_batch
+from flash_export.validators.lengths import Cell, build_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +93,7 @@ def check_every_probe(model: ReferenceModel, cell: Cell) -> None:
     lowered = LoweredSource(model)
     lowered.read(cell, build_batch(cell, Data(RandomSource(model.config.interface))))  # tells what is marked
     reference, eager = EagerRunner(double, precision="fp64"), EagerRunner(model)
-    sources = (ModelSource(double, reference), lowered, ModelSource(model, eager))
+    sources = (ModelReader(double, reference), lowered, ModelReader(model, eager))
     run = compare_run(cell, model.config, lowered.probes.probes, sources, "fp32")
     assert run.fault is None
     assert len(run.rows) == 2 * (12 if isinstance(model, FlashModel) else 8) + 2

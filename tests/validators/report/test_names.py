@@ -20,7 +20,7 @@ from flash_export.report.html import render_html
 from flash_export.report.junit import render_junit
 from flash_export.report.markdown import render_markdown
 from flash_export.report.terminal import print_document
-from flash_export.structure import build
+from flash_export.typed_json import build
 from flash_export.validators.bisect.page import describe_bisection
 from flash_export.validators.bisect.results import BisectReport, ProbeRow, Run
 from flash_export.validators.ranges.page import describe_ranges

@@ -48,4 +48,4 @@ def test_a_block_that_does_not_divide_leaves_no_way() -> None:
     sample = ProductSample(weight, x, np.abs(x).max(axis=0))
     assert list_roundings(sample, "int4", block_size=32) == ()
     (rounding,) = list_roundings(sample, "int4", block_size=16)
-    assert (rounding.plan.block_size, rounding.plan.activation_max) == (16, None)
+    assert (rounding.recipe.block_size, rounding.recipe.activation_max) == (16, None)

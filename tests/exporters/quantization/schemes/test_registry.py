@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
 from flash_export.config import MAX_OPSET, MIN_OPSET, QUANTIZATION_BUDGETS, SCHEMES
-from flash_export.exporters.quantization.plan import ProductPlan
+from flash_export.exporters.quantization.recipe import ProductRecipe
 from flash_export.exporters.quantization.rounding import ProductSample
 from flash_export.exporters.quantization.schemes import registry
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
@@ -36,7 +36,7 @@ def test_the_opset_that_a_scheme_states_is_the_first_with_its_operators(name: st
     weight = np.random.default_rng(0).standard_normal((32, 8)).astype(np.float32)
     x = np.ones((1, 32), np.float32)
     for rounding in list_roundings(ProductSample(weight, x, x[0]), name):
-        model = quantize_product(write_product(weight), rounding.plan)
+        model = quantize_product(write_product(weight), rounding.recipe)
         model.opset_import[0].version = scheme.opset
         onnx.checker.check_model(model, full_check=True)
         if scheme.opset > MIN_OPSET:
@@ -50,13 +50,13 @@ def test_a_plan_has_what_its_scheme_needs_and_nothing_else(name: str) -> None:
     scheme = SCHEMES_BY_NAME[name]
     known = 1.0 if scheme.has_range else None
     blocks = BLOCK if scheme.has_blocks else None
-    ProductPlan(scheme, known, terms=scheme.max_terms, block_size=blocks)
+    ProductRecipe(scheme, known, terms=scheme.max_terms, block_size=blocks)
     with pytest.raises(ValueError, match=f"scheme {name} with activation_max="):
-        ProductPlan(scheme, None if scheme.has_range else 1.0, block_size=blocks)
+        ProductRecipe(scheme, None if scheme.has_range else 1.0, block_size=blocks)
     with pytest.raises(ValueError, match=f"scheme {name} with block_size="):
-        ProductPlan(scheme, known, block_size=None if scheme.has_blocks else BLOCK)
+        ProductRecipe(scheme, known, block_size=None if scheme.has_blocks else BLOCK)
     with pytest.raises(ValueError, match=f"scheme {name} has no smoothed or float product in 3 terms"):
-        ProductPlan(scheme, known, terms=3, block_size=blocks)
+        ProductRecipe(scheme, known, terms=3, block_size=blocks)
 
 
 @pytest.mark.parametrize("name", SCHEMES_BY_NAME)
@@ -79,12 +79,12 @@ def test_a_rewritten_product_is_off_by_what_its_rounding_says(
     roundings = list_roundings(ProductSample(weight, x, np.abs(x).max(axis=0)), name, block_size=BLOCK)
     assert roundings
     for rounding in roundings:
-        assert rounding.plan.scheme is SCHEMES_BY_NAME[name]
+        assert rounding.recipe.scheme is SCHEMES_BY_NAME[name]
         # onnxruntime rounds activations of int4 products too; the reference implementation does what the graph says.
-        evaluator = ReferenceEvaluator(quantize_product(write_product(weight), rounding.plan))
+        evaluator = ReferenceEvaluator(quantize_product(write_product(weight), rounding.recipe))
         (found,) = evaluator.run(None, {"x": x})
         error = float(np.sqrt(np.square(np.asarray(found) - x @ weight).mean() / np.square(x @ weight).mean()))
-        if rounding.plan.scheme.has_range or rounding.plan.scheme.has_blocks:
+        if rounding.recipe.scheme.has_range or rounding.recipe.scheme.has_blocks:
             assert error == pytest.approx(rounding.error, rel=0.05)
         else:  # the range of a run is no larger than that of all data, and has 255 steps for both signs together
             assert 0 < error < 2 * rounding.error

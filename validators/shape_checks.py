@@ -15,7 +15,7 @@ from flash_export.errors import FlashExportError
 from flash_export.validators.accuracy import compare_outputs
 from flash_export.validators.latency import LatencyResult, measure_latency
 from flash_export.validators.memory import describe_lack_of_memory
-from flash_export.validators.plan import build_batch, build_noise_batch, describe_default_omission
+from flash_export.validators.lengths import build_batch, build_noise_batch, describe_default_omission
 from flash_export.validators.results import Row
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
     from flash_export.validators.failures import FailureFolder
-    from flash_export.validators.plan import Cell
+    from flash_export.validators.lengths import Cell
     from flash_export.validators.results import Status
 
 # A run this long is not noticeably shorter after a warm-up, so the run that was compared is timed too.

@@ -16,7 +16,7 @@ from flash_export.data.samples import Sample
 from flash_export.errors import InputError
 from flash_export.interface import TensorSpec
 from flash_export.models.token_model import describe_token_model
-from flash_export.quantization.judge import ESTIMATE_SAMPLES, Judge
+from flash_export.quantization.loss import ESTIMATE_SAMPLES, Judge
 
 if TYPE_CHECKING:
     from pathlib import Path

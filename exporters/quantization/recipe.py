@@ -30,8 +30,8 @@ class Scheme:
             product with 4-bit weights.
         opset: The first that has operators for it.
         min_capability: Compute capability of the first GPUs that have it; None: all do.
-        has_range: Whether scales of activations are known beforehand, so that its plans carry the largest one.
-        has_blocks: Whether its plans carry a block size.
+        has_range: Whether scales of activations are known beforehand, so that its recipes carry the largest one.
+        has_blocks: Whether its recipes carry a block size.
         max_terms: Most whole numbers that an activation is the sum of.
     """
 
@@ -89,14 +89,14 @@ class QuantizationPlan:
 
 @dataclass(frozen=True)
 class Quantization:
-    """A plan, and what a bundle made by it says of its origin.
+    """A recipe, and what a bundle made by it says of its origin.
 
     Attributes:
-        plan: What is quantized.
+        recipe: What is quantized.
         provenance: Where the weights came from, from the bundle that is quantized.
-        record: Text of ``quantization.json``: how the plan came about.
+        record: Text of ``quantization.json``: how the recipe came about.
     """
 
-    plan: QuantizationPlan
+    recipe: QuantizationPlan
     provenance: dict[str, str]
     record: str

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Probe:
+class Tap:
     """Shows the intermediate quantities of one module to a reader, if there is one, and passes them on.
 
     It is no module with forward hooks, because these cost some per cent of a short forward pass, which the eager model
@@ -22,7 +22,7 @@ class Probe:
     """
 
     def __init__(self) -> None:
-        """Create a probe that nobody looks at."""
+        """Create a tap that nobody looks at."""
         self.reader: Callable[[str, Tensor], None] | None = None
 
     def __call__(self, name: str, x: Float[Tensor, ...]) -> Float[Tensor, ...]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from flash_export.structure import build
+from flash_export.typed_json import build
 
 
 @dataclass(frozen=True)

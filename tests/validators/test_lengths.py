@@ -14,7 +14,7 @@ from flash_export.data.sources import Data, RandomSource, RecordedSource
 from flash_export.errors import ConfigError
 from flash_export.interface import TensorSpec
 from flash_export.models.token_model import describe_token_model
-from flash_export.validators.plan import (
+from flash_export.validators.lengths import (
     DEFAULT_CELL_POSITIONS,
     RECORDED,
     Cell,

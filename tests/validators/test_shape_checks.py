@@ -12,8 +12,8 @@ from flash_export.data.sources import Data, RandomSource
 from flash_export.interface import Mask, TensorSpec
 from flash_export.models.flash import FlashConfig
 from flash_export.validators.backends import Backend
-from flash_export.validators.cells import CellChecker, OpenBackend
-from flash_export.validators.plan import NOISE_POSITIONS, Cell
+from flash_export.validators.shape_checks import CellChecker, OpenBackend
+from flash_export.validators.lengths import NOISE_POSITIONS, Cell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -156,7 +156,7 @@ def test_shape_outside_of_a_profile_is_not_run() -> None:
 
 
 def test_slow_runs_are_not_timed_and_the_row_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flash_export.validators.cells._MAX_PAIR_S", -1.0)
+    monkeypatch.setattr("flash_export.validators.shape_checks._MAX_PAIR_S", -1.0)
     eager = FakeRunner()
     (row,) = make_checker(eager, budget_s=0.5).check(Cell(1, 9, masked=False), [open_backend(FakeRunner(), eager)])
 
