@@ -25,7 +25,7 @@ from flash_export.errors import CheckpointError
 from flash_export.exporters.graphs import build_graph_module
 from flash_export.exporters.half_ranges import measure_half_ranges
 from flash_export.exporters.islands import choose_islands
-from flash_export.exporters.lowering import flash, gau, pieces
+from flash_export.exporters.lowering import flash, gau, shared_modules
 from flash_export.exporters.lowering.flash_state import describe_state
 from flash_export.exporters.lowering.precision import FP32, Precision, widen
 from flash_export.exporters.lowering.registry import lower_model
@@ -113,7 +113,7 @@ def _sum_over_chunks_in(dtype: torch.dtype) -> Replacements:
 
 CHANGES = (
     Change("fp16", FP16),
-    Change("fp16, norms square in half", FP16, replaced={(pieces.LoweredScaleNorm, "forward"): square_in_half}),
+    Change("fp16, norms square in half", FP16, replaced={(shared_modules.LoweredScaleNorm, "forward"): square_in_half}),
     Change("fp16, positions in half", FP16, replaced={(torch, "arange"): count_in_half}),
     Change("fp16, sum over chunks in half", FP16, (CAUSAL,), _sum_over_chunks_in(torch.float16)),
     Change("fp16, keys not divided before the sum", FP16, (MASKED,), {(flash, "FP16_KEY_DIVISOR"): 1.0}),

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from flash_export import Bundle, ExportOptions, export_onnx
 from flash_export.data.sources import RandomSource
 from flash_export.errors import ConfigError
-from flash_export.exporters.lowering.shared_modules import LoweredScaleNorm
 from flash_export.exporters.lowering.rtmpose_gau import Classifiers
+from flash_export.exporters.lowering.shared_modules import LoweredScaleNorm
 from flash_export.models.rtmpose_gau import RtmposeGauConfig, RtmposeGauModel, SimccHead
 from flash_export.runtime.ort import OrtRunner
 from flash_export.tasks.base import join_comparisons

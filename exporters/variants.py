@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import QUANTIZATION_FILE
 from flash_export.exporters.islands import choose_islands
-from flash_export.exporters.lowering.shared_modules import join_projections
 from flash_export.exporters.lowering.precision import FP32
+from flash_export.exporters.lowering.shared_modules import join_projections
 from flash_export.exporters.quantization.rewrite import quantize_graph
 
 if TYPE_CHECKING:

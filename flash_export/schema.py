@@ -24,22 +24,26 @@ _PLAIN: dict[Any, dict[str, Any]] = {
 }
 
 
-def make_schema(title: str, kind: type, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def make_schema(
+    title: str, kind: type, extra: Mapping[str, Any] | None = None, names: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the JSON Schema of a result.
 
     Args:
         title: What it is of.
         kind: The dataclass.
         extra: Types of the keys that the JSON has beside its fields, or in place of those of the same name.
+        names: What its annotations name and its module imports for types alone.
     """
     known: dict[str, dict[str, Any]] = {}
-    hints = {**(extra or {}), **{name: hint for name, hint in _list_fields(kind).items() if name not in (extra or {})}}
+    fields = _list_fields(kind, names)
+    hints = {**(extra or {}), **{name: hint for name, hint in fields.items() if name not in (extra or {})}}
     schema = {"$schema": DIALECT, "title": title, **_describe_object(kind, hints, known)}
     return {**schema, "$defs": dict(sorted(known.items()))} if known else schema
 
 
-def _list_fields(kind: type) -> dict[str, Any]:
-    hints = get_type_hints(kind)
+def _list_fields(kind: type, names: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    hints = get_type_hints(kind, localns=dict(names or {}))
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from flash_export.isolation import run_module
 from flash_export.typed_json import build
 from flash_export.validators.backends import ONNX_PREFIX
-from flash_export.validators.memory import describe_lack_of_memory
 from flash_export.validators.lengths import QUICK, Cell, get_probe_chunk
+from flash_export.validators.memory import describe_lack_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

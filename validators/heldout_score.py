@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flash_export.tasks.registry import get_task
-from flash_export.validators.shape_checks import describe_exception
 from flash_export.validators.lengths import RECORDED, Cell
 from flash_export.validators.results import EAGER, HeldoutScores, Row
+from flash_export.validators.shape_checks import describe_exception
 
 if TYPE_CHECKING:
     from collections.abc import Callable

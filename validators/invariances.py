@@ -13,8 +13,8 @@ import numpy as np
 
 from flash_export.data.batch import cut_output, join_outputs
 from flash_export.interface import BATCH, SEQ, Mask
-from flash_export.validators.shape_checks import describe_exception, make_row
 from flash_export.validators.lengths import Cell, build_batch, get_probe_chunk
+from flash_export.validators.shape_checks import describe_exception, make_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from flash_export.interface import Interface
     from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
-    from flash_export.validators.shape_checks import OpenBackend
     from flash_export.validators.failures import FailureFolder
     from flash_export.validators.results import Row
+    from flash_export.validators.shape_checks import OpenBackend
 
     Pair = tuple[Outputs, Outputs]
 

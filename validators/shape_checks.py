@@ -14,8 +14,8 @@ from flash_export.data.batch import join_outputs
 from flash_export.errors import FlashExportError
 from flash_export.validators.accuracy import compare_outputs
 from flash_export.validators.latency import LatencyResult, measure_latency
-from flash_export.validators.memory import describe_lack_of_memory
 from flash_export.validators.lengths import build_batch, build_noise_batch, describe_default_omission
+from flash_export.validators.memory import describe_lack_of_memory
 from flash_export.validators.results import Row
 
 if TYPE_CHECKING:

@@ -21,8 +21,6 @@ from flash_export.printable import format_path
 from flash_export.suggest import describe_unknown
 from flash_export.tasks.registry import get_task
 from flash_export.validators.backends import GRAPH, list_backends
-from flash_export.validators.shape_checks import CellChecker, OpenBackend, describe_exception
-from flash_export.validators.symbolic_shapes import SYMBOLIC_SHAPE, check_symbolic_shapes
 from flash_export.validators.diagnosis import diagnose_rows
 from flash_export.validators.environment import describe_environment
 from flash_export.validators.failures import FailureFolder
@@ -32,6 +30,8 @@ from flash_export.validators.invariances import INVARIANCES, check_invariances
 from flash_export.validators.journal import Journal, StepResult
 from flash_export.validators.lengths import QUICK, Cell, Plan, check_lengths, get_probe_chunk, make_plan
 from flash_export.validators.results import Row, ValidationReport
+from flash_export.validators.shape_checks import CellChecker, OpenBackend, describe_exception
+from flash_export.validators.symbolic_shapes import SYMBOLIC_SHAPE, check_symbolic_shapes
 from flash_export.version import __version__
 
 if TYPE_CHECKING:

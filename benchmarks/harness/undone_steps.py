@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from flash_export.exporters.lowering import flash, fold, pieces
+from flash_export.exporters.lowering import flash, fold, shared_modules
 from flash_export.exporters.lowering.flash import LinearAttention, LoweredFlash, LoweredFlashLayer, QuadraticAttention
 from flash_export.exporters.primitives import reshape, sum_earlier_chunks
 from flash_export.layers.attention import build_causal_mask
@@ -83,7 +83,7 @@ def unfold_factors(config: FlashConfig) -> Replacements:
     """Leave divisors, the norm's gain and ``dim**0.5`` to the graph."""
 
     def weigh(self: QuadraticAttention, q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
-        return pieces.apply_attention_fn(q @ k.mT / config.chunk_size + bias, self.attention_fn)
+        return shared_modules.apply_attention_fn(q @ k.mT / config.chunk_size + bias, self.attention_fn)
 
     return {
         (flash, "lower_norm"): lambda norm, _: norm,
@@ -149,15 +149,15 @@ def project_apart(_: FlashConfig) -> Replacements:
     """Multiply by the parts of the weights one by one."""
 
     def forward(self: Any, x: Float[Tensor, "b g 1 c d"]) -> tuple[Tensor, ...]:
-        return tuple(pieces.apply_silu(x @ w + b) for w, b in zip(self.weights, self.biases, strict=True))
+        return tuple(shared_modules.apply_silu(x @ w + b) for w, b in zip(self.weights, self.biases, strict=True))
 
-    return {(pieces.InputProjection, "forward"): forward}
+    return {(shared_modules.InputProjection, "forward"): forward}
 
 
 def separate_weights(lowered: nn.Module) -> None:
     """Cut weights and biases into those of values, gates, and what queries and keys are made of."""
     for module in lowered.modules():
-        if isinstance(module, pieces.InputProjection):
+        if isinstance(module, shared_modules.InputProjection):
             module.join()
             assert module.bias is not None
             weights, biases = (x.split(module.widths, dim=-1) for x in (module.weight, module.bias))
@@ -173,7 +173,7 @@ STEPS = (
     Step("divisors and norm gain in the weights", unfold_factors),
     Step("bias table hides the future", mask_future, causal=True),
     Step("queries and keys in the product of the gates", project_apart, separate_weights),
-    Step("values in a product of their own", prepare=pieces.join_projections),
+    Step("values in a product of their own", prepare=shared_modules.join_projections),
     Step("rotary by crossed columns", slice_rotary),
     Step("token shift by half a token", shift_halves),
     Step("CumSum, not a triangular product", multiply_chunks, causal=True),

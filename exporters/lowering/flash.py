@@ -26,6 +26,7 @@ from flash_export.exporters.lowering.fold import (
     order_rotary_columns,
     repeat_frequencies,
 )
+from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.lowering.shared_modules import (
     RESIDUAL,
     WEIGHTS,
@@ -37,7 +38,6 @@ from flash_export.exporters.lowering.shared_modules import (
     get_score_line,
     lower_norm,
 )
-from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.marks import mark
 from flash_export.exporters.primitives import (
     reshape,

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from flash_export.config import DECODE, PREFILL
 from flash_export.exporters.lowering.base import Lowering, StateGraphs
 from flash_export.exporters.lowering.flash import GatedOutput, LoweredFlash
-from flash_export.exporters.lowering.shared_modules import WEIGHTS
 from flash_export.exporters.lowering.precision import FP32, widen
+from flash_export.exporters.lowering.shared_modules import WEIGHTS
 from flash_export.exporters.primitives import (
     put_at,
     reshape,

@@ -15,6 +15,7 @@ from torch import nn
 
 from flash_export.exporters.lowering.base import LoweredModel, Lowering
 from flash_export.exporters.lowering.fold import HIDDEN_SCORE, compute_norm_gain, fold_heads, get_linear
+from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.lowering.shared_modules import (
     RESIDUAL,
     Head,
@@ -25,7 +26,6 @@ from flash_export.exporters.lowering.shared_modules import (
     get_score_line,
     lower_norm,
 )
-from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.marks import mark
 from flash_export.exporters.primitives import look_up
 from flash_export.layers.activation import RELU2

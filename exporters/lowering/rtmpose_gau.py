@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from flash_export.exporters.lowering.base import LoweredModel, Lowering
 from flash_export.exporters.lowering.fold import compute_norm_gain
-from flash_export.exporters.lowering.shared_modules import RESIDUAL, LoweredScaleNorm, apply_attention_fn, apply_silu
 from flash_export.exporters.lowering.precision import FP32, widen
+from flash_export.exporters.lowering.shared_modules import RESIDUAL, LoweredScaleNorm, apply_attention_fn, apply_silu
 from flash_export.exporters.marks import mark
 from flash_export.exporters.primitives import reshape
 from flash_export.models.rtmpose_gau import compute_turns, spread_bias

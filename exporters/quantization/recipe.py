@@ -37,7 +37,7 @@ class Scheme:
 
     name: str
     list_roundings: Callable[[ProductSample, QuantizeOptions], tuple[Rounding, ...]]
-    rewrite: Callable[[Place, ProductPlan], None]
+    rewrite: Callable[[Place, ProductRecipe], None]
     opset: int = MIN_OPSET
     min_capability: tuple[int, int] | None = None
     has_range: bool = False
@@ -46,7 +46,7 @@ class Scheme:
 
 
 @dataclass(frozen=True)
-class ProductPlan:
+class ProductRecipe:
     """How one product ``x W`` is computed.
 
     Attributes:
@@ -75,7 +75,7 @@ class ProductPlan:
 
 
 @dataclass(frozen=True)
-class QuantizationPlan:
+class QuantizationRecipe:
     """What is quantized in the graphs of a model.
 
     Attributes:
@@ -84,7 +84,7 @@ class QuantizationPlan:
     """
 
     scheme: Scheme
-    products: Mapping[str, ProductPlan] = field(default_factory=dict)
+    products: Mapping[str, ProductRecipe] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,6 @@ class Quantization:
         record: Text of ``quantization.json``: how the recipe came about.
     """
 
-    recipe: QuantizationPlan
+    recipe: QuantizationRecipe
     provenance: dict[str, str]
     record: str

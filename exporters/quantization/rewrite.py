@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
     from flash_export.exporters.quantization.numbers import NumberFormat, QuantizedWeight
-    from flash_export.exporters.quantization.recipe import ProductRecipe, QuantizationRecipe
     from flash_export.exporters.quantization.products import Product
+    from flash_export.exporters.quantization.recipe import ProductRecipe, QuantizationRecipe
 
 
 def quantize_graph(model: ir.Model, recipe: QuantizationRecipe) -> None:

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from flash_export.bundle.bundle import GRAPH_FILE
 from flash_export.config import FORWARD
 from flash_export.exporters.graphs import build_graph_module
-from flash_export.exporters.lowering.shared_modules import join_projections
 from flash_export.exporters.lowering.registry import lower_model
+from flash_export.exporters.lowering.shared_modules import join_projections
 from flash_export.exporters.quantization.nodes import read_constant
 from flash_export.exporters.quantization.products import list_products
 from flash_export.exporters.quantization.rewrite import quantize_graph

@@ -25,9 +25,9 @@ from flash_export.files import check_utf8, hash_file, hash_files, link_folder, r
 from flash_export.locks import lock_folder
 from flash_export.probes import PROBES_FILE, ProbeMap
 from flash_export.reading import build_record, read_json_object, read_record
-from flash_export.typed_json import show
 from flash_export.suggest import list_known
 from flash_export.temporary import remove_leftovers
+from flash_export.typed_json import show
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

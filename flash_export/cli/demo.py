@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flash_export.bundle.manifest import EngineManifest  # noqa: TC001 (fields are read as a schema)
 from flash_export.cli.options import Choice, output_options
 from flash_export.cli.output import format_command
 from flash_export.strict_json import format_json
-from flash_export.validators.results import ValidationReport  # noqa: TC001
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # with numpy and more, which help does not need
+    from flash_export.bundle.manifest import EngineManifest
     from flash_export.cli.output import Output
+    from flash_export.validators.results import ValidationReport
 
 MODELS = ("byte-causal", "byte-masked")
 DEMO_MAX_SEQ_LEN = 4096

@@ -32,6 +32,7 @@ def make_schemas() -> dict[str, dict[str, Any]]:
     from flash_export.validators.bisect.results import BisectReport
     from flash_export.validators.ranges.results import RangesReport
     from flash_export.validators.report.comparison import Comparison
+    from flash_export.validators.results import ValidationReport
     from flash_export.validators.trade_off.results import TradeOff
 
     results: dict[str, tuple[type, dict[str, Any]]] = {
@@ -46,7 +47,8 @@ def make_schemas() -> dict[str, dict[str, Any]]:
         "trt": (EngineManifest, {}),
         "generate": (Continuation, {}),
     }
-    return {name: make_schema(f"flash-export {name}", kind, extra) for name, (kind, extra) in results.items()}
+    names = {"EngineManifest": EngineManifest, "ValidationReport": ValidationReport}
+    return {name: make_schema(f"flash-export {name}", kind, extra, names) for name, (kind, extra) in results.items()}
 
 
 def format_schema(schema: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def test_log_file_has_versions_command_and_how_it_ended(bundle: Bundle, tmp_path
     result = CliRunner().invoke(main, ["inspect", str(bundle.path), "-q", "--log-file", str(log)])
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     first = log.read_text()
-    assert re.search(r"^\d{4}-\d\d-\d\d [\d:,]+ DEBUG flash_export: flash-export .*torch ", first)
+    assert re.search(r"^\d{4}-\d\d-\d\d [\d:,]+ DEBUG flash_export: flash-export.*: flash-export .*torch ", first)
 
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "none"), "-q", "--log-file", str(log)])
     assert result.exit_code == 2

@@ -14,8 +14,8 @@ from flash_export.data.sources import Data, RandomSource
 from flash_export.interface import Mask, TensorSpec
 from flash_export.models.flash import FlashConfig
 from flash_export.validators.backends import Backend
-from flash_export.validators.shape_checks import OpenBackend
 from flash_export.validators.invariances import INVARIANCES, check_invariances
+from flash_export.validators.shape_checks import OpenBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

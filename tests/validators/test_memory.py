@@ -6,8 +6,8 @@ import pytest
 
 from flash_export.models.flash import FlashConfig
 from flash_export.models.gau import GauConfig
-from flash_export.validators.memory import describe_lack_of_memory, read_free_bytes
 from flash_export.validators.lengths import Cell
+from flash_export.validators.memory import describe_lack_of_memory, read_free_bytes
 
 FLASH = FlashConfig(vocab_size=257, dim=192, depth=2, hidden_dim=384, qk_dim=64, chunk_size=128)
 GAU = GauConfig(vocab_size=257, dim=64, depth=2, hidden_dim=128, qk_dim=64)

@@ -12,8 +12,8 @@ from flash_export.data.sources import Data, RandomSource
 from flash_export.interface import Mask, TensorSpec
 from flash_export.models.flash import FlashConfig
 from flash_export.validators.backends import Backend
-from flash_export.validators.shape_checks import CellChecker, OpenBackend
 from flash_export.validators.lengths import NOISE_POSITIONS, Cell
+from flash_export.validators.shape_checks import CellChecker, OpenBackend
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,9 +13,9 @@ from flash_export.validators.bisect.deviation import build_region, describe_devi
 from flash_export.validators.bisect.quantities import get_quantity, rank_probe, restore_layout
 from flash_export.validators.bisect.readings import GraphReader
 from flash_export.validators.bisect.results import ProbeRow, Run
-from flash_export.validators.shape_checks import describe_exception
-from flash_export.validators.memory import read_free_bytes
 from flash_export.validators.lengths import Cell, build_batch, build_noise_batch, get_probe_chunk
+from flash_export.validators.memory import read_free_bytes
+from flash_export.validators.shape_checks import describe_exception
 
 if TYPE_CHECKING:
     import numpy as np

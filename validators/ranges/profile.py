@@ -15,8 +15,8 @@ from flash_export.errors import ConfigError, InputError
 from flash_export.printable import format_path
 from flash_export.ranges.growth import FP16_MAX, FP32_MAX, fit_growth
 from flash_export.validators.backends import GRAPH
-from flash_export.validators.memory import describe_lack_of_memory
 from flash_export.validators.lengths import Cell, check_lengths, get_probe_chunk
+from flash_export.validators.memory import describe_lack_of_memory
 from flash_export.validators.ranges.held import find_held
 from flash_export.validators.ranges.measure import Range, describe_quantity, measure_ranges
 from flash_export.validators.ranges.results import RangePoint, RangeRow, RangesReport

@@ -16,10 +16,10 @@ from flash_export.progress import Steps
 from flash_export.runtime.backends import ORT_CPU, find_target, get_backend
 from flash_export.tasks.registry import get_task
 from flash_export.validators.backends import GRAPH
-from flash_export.validators.shape_checks import describe_exception
 from flash_export.validators.environment import describe_environment
 from flash_export.validators.footprint import BUDGET_S, Footprint, FootprintRequest, measure_footprint
 from flash_export.validators.lengths import Cell, check_lengths
+from flash_export.validators.shape_checks import describe_exception
 from flash_export.validators.trade_off.candidates import (
     Candidate,
     check_same_model,

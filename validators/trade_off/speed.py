@@ -13,8 +13,8 @@ from flash_export.errors import InputError
 from flash_export.runtime.backends import find_target
 from flash_export.runtime.inputs import check_axis
 from flash_export.validators.backends import GRAPH
-from flash_export.validators.shape_checks import describe_exception
 from flash_export.validators.latency import Percentiles, Ratio, time_in_turn
+from flash_export.validators.shape_checks import describe_exception
 from flash_export.validators.trade_off.results import Timing
 
 if TYPE_CHECKING:

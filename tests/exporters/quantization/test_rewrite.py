@@ -15,8 +15,8 @@ from flash_export.config import SCHEMES, ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.exporters.promises import check_promises
 from flash_export.exporters.quantization.numbers import INT8
-from flash_export.exporters.quantization.recipe import ProductRecipe, Quantization, QuantizationRecipe
 from flash_export.exporters.quantization.products import list_products, name_product
+from flash_export.exporters.quantization.recipe import ProductRecipe, Quantization, QuantizationRecipe
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 from flash_export.models.flash import FlashConfig, FlashModel
 from tests.conftest import PROVENANCE
