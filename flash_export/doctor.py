@@ -120,7 +120,8 @@ def _check_package(name: str, extra: str = "") -> Finding:
         module = importlib.import_module(name)
     except Exception as error:
         return Finding(name, Status.BROKEN, detail=_describe(error), cure=f"install it again: {cure}")
-    return Finding(name, Status.OK, str(getattr(module, "__version__", "")))
+    version = str(getattr(module, "__version__", ""))
+    return Finding(name, Status.OK, version.partition("-")[0])  # OpenVINO's goes on with build and branch
 
 
 def _check_torch() -> Finding:
