@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from onnx import numpy_helper
 
 from flash_export.bundle.bundle import Bundle
 from flash_export.cli.main import main
-from flash_export.files import hash_file, write_file
+from tests.cli.planting import plant_fault
 from tests.models.gau_alpha_release import import_gau_alpha
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
@@ -129,16 +125,6 @@ def test_a_good_graph_bisects_clean(gau_alpha_bundle: Bundle) -> None:
     assert "CLEAN  No fault found: 18 quantities" in check("bisect", gau_alpha_bundle.path, *THREADS).stdout
 
 
-def plant(bundle: Bundle, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    path = bundle.get_graph_path()
-    model = onnx.load(path)
-    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
-    weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight)), weight.name))
-    onnx.save(model, path)
-    files = {**bundle.manifest.files, path.name: hash_file(path)}
-    write_file(bundle.path / "manifest.json", dataclasses.replace(bundle.manifest, files=files).to_json().encode())
-
-
 @pytest.mark.parametrize(
     ("weight", "place"),
     [
@@ -151,7 +137,7 @@ def plant(bundle: Bundle, name: str, change: Callable[[np.ndarray], np.ndarray])
     ],
 )
 def test_a_fault_is_refused_and_found_where_it_is(bundle: Bundle, weight: str, place: str) -> None:
-    plant(bundle, weight, lambda values: values * np.float32(1.01))
+    plant_fault(bundle, weight, lambda values: values * np.float32(1.01))
     assert invoke("validate", bundle.path, "--no-latency", *LENGTHS, *THREADS).exit_code == 1
     result = invoke("bisect", bundle.path, *THREADS)
     assert result.exit_code == 1

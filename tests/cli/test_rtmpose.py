@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from onnx import numpy_helper
 
 from flash_export.bundle.bundle import Bundle
 from flash_export.cli.main import main
-from flash_export.files import hash_file, write_file
+from tests.cli.planting import plant_fault
 from tests.models.mmpose_release import import_mmpose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from tests.conftest import FolderSharer
@@ -112,16 +108,6 @@ def test_validation_speaks_of_keypoints_and_pixels(bundle: Bundle, files: Path) 
     assert "token" not in page
 
 
-def plant(bundle: Bundle, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    path = bundle.get_graph_path()
-    model = onnx.load(path)
-    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
-    weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight)), weight.name))
-    onnx.save(model, path)
-    files = {**bundle.manifest.files, path.name: hash_file(path)}
-    write_file(bundle.path / "manifest.json", dataclasses.replace(bundle.manifest, files=files).to_json().encode())
-
-
 @pytest.mark.parametrize(
     ("weight", "place"),
     [
@@ -133,7 +119,7 @@ def plant(bundle: Bundle, name: str, change: Callable[[np.ndarray], np.ndarray])
     ],
 )
 def test_a_fault_is_refused_and_found_where_it_is(bundle: Bundle, weight: str, place: str) -> None:
-    plant(bundle, weight, lambda values: values * np.float32(1.01))
+    plant_fault(bundle, weight, lambda values: values * np.float32(1.01))
     assert invoke("validate", bundle.path, "--no-latency", *THREADS).exit_code == 1
     result = invoke("bisect", bundle.path, *THREADS)
     assert result.exit_code == 1
