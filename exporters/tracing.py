@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flash_export.exporters.marks import MARK_TRANSLATIONS, set_marks_aside, take_marks
-from flash_export.exporters.primitives import TRANSLATIONS
 from flash_export.exporters.scopes import GRAPH_SCOPE, read_scope
 from flash_export.exporters.simplification import simplify_graph
+from flash_export.exporters.spelling import TRANSLATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from flash_export.config import BuildOptions as BuildOptions
     from flash_export.config import ExportOptions as ExportOptions
     from flash_export.config import QuantizeOptions as QuantizeOptions
-    from flash_export.config import Tolerance as Tolerance
     from flash_export.doctor import diagnose as diagnose
     from flash_export.errors import FlashExportError as FlashExportError
     from flash_export.exporters.engine import build_engine as build_engine
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from flash_export.generation.generate import Generator as Generator
     from flash_export.generation.sampling import SamplingOptions as SamplingOptions
     from flash_export.generation.state import State as State
+    from flash_export.limits import Tolerance as Tolerance
     from flash_export.models.checkpoint import load_checkpoint as load_checkpoint
     from flash_export.models.flash import FlashConfig as FlashConfig
     from flash_export.models.flash import FlashModel as FlashModel
@@ -56,7 +56,7 @@ _MODULES = {
     "RangesOptions": "flash_export.validators.ranges.profile",
     "SamplingOptions": "flash_export.generation.sampling",
     "State": "flash_export.generation.state",
-    "Tolerance": "flash_export.config",
+    "Tolerance": "flash_export.limits",
     "ValidationOptions": "flash_export.validators.validate",
     "bisect_bundle": "flash_export.validators.bisect.bisect",
     "build_engine": "flash_export.exporters.engine",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,37 +19,7 @@ if TYPE_CHECKING:
 
     from flash_export.data.batch import Outputs
     from flash_export.interface import Interface, TensorSpec
-
-
-class Limit(Protocol):
-    """What decides how far an output may be off: a tolerance, or the budget of a precision."""
-
-    @property
-    def noise_ratio(self) -> float | None:
-        """Largest accepted error as a multiple of the eager model's own; None: that does not matter."""
-        ...
-
-    @property
-    def measures(self) -> Mapping[str, float]:
-        """Worst accepted value of a task's measures, by name; those that are not named may have any."""
-        ...
-
-    @property
-    def score_change(self) -> float | None:
-        """Largest accepted worsening of the score on held-out data, as a fraction; None: any."""
-        ...
-
-    def compute_own_limit(self, scale: float, noise: float) -> float:
-        """Return how much two of a backend's own runs that compute the same may differ."""
-        ...
-
-    def compute_limit(self, scale: float, noise: float) -> float:
-        """Return the largest accepted absolute error."""
-        ...
-
-    def describe(self) -> dict[str, str]:
-        """Say it by name, for reports."""
-        ...
+    from flash_export.limits import Limit
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from flash_export.data.batch import Batch, Outputs
     from flash_export.data.heldout import Heldout
     from flash_export.interface import Interface
+    from flash_export.limits import Limit
     from flash_export.runtime.runner import Runner
     from flash_export.tasks.base import Measure
-    from flash_export.validators.accuracy import Limit
     from flash_export.validators.shape_checks import OpenBackend
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flash_export.data.sources import Data
     from flash_export.generation.streaming import StreamingRunner
     from flash_export.interface import Interface
-    from flash_export.validators.accuracy import Limit
+    from flash_export.limits import Limit
     from flash_export.validators.backends import Backend
     from flash_export.validators.failures import FailureFolder
     from flash_export.validators.results import Row

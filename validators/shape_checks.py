@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from flash_export.data.batch import Batch, Outputs
     from flash_export.data.sources import Data
     from flash_export.interface import Interface
+    from flash_export.limits import Limit
     from flash_export.models.base import ModelConfig
     from flash_export.runtime.runner import Runner
-    from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
     from flash_export.validators.failures import FailureFolder
     from flash_export.validators.lengths import Cell

@@ -11,12 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import MANIFEST_FILE, reads_bundles
-from flash_export.config import ERROR_BUDGETS, MAX_THREADS, QUANTIZATION_BUDGETS, Tolerance, check_count
+from flash_export.config import MAX_THREADS, check_count
 from flash_export.data.heldout import open_heldout
 from flash_export.data.sources import Data, RandomSource
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.files import hash_file
 from flash_export.interface import SEQ
+from flash_export.limits import ERROR_BUDGETS, QUANTIZATION_BUDGETS, Tolerance
 from flash_export.printable import format_path
 from flash_export.suggest import describe_unknown
 from flash_export.tasks.registry import get_task
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
     from flash_export.bundle.quantization_record import QuantizationRecord
     from flash_export.data.heldout import Heldout
+    from flash_export.limits import Limit
     from flash_export.models.base import ReferenceModel
     from flash_export.progress import ProgressCallback
     from flash_export.runtime.runner import Runner
-    from flash_export.validators.accuracy import Limit
     from flash_export.validators.backends import Backend
     from flash_export.validators.footprint import FootprintRequest
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flash_export.exporters.primitives import TRANSLATIONS, put_at
+from flash_export.exporters.spelling import TRANSLATIONS, put_at
 from flash_export.exporters.tracing import quiet_exporter
 from flash_export.layers.position import ScaledSinusoid
 from harness.models import build_original, count_parameters

@@ -18,7 +18,7 @@ from torch import nn
 
 from flash_export.exporters.lowering import flash, fold, shared_modules
 from flash_export.exporters.lowering.flash import LinearAttention, LoweredFlash, LoweredFlashLayer, QuadraticAttention
-from flash_export.exporters.primitives import reshape, sum_earlier_chunks
+from flash_export.exporters.spelling import reshape, sum_earlier_chunks
 from flash_export.layers.attention import build_causal_mask
 from flash_export.layers.position import shift_tokens
 

@@ -27,7 +27,7 @@ from flash_export.exporters.lowering.shared_modules import (
     lower_norm,
 )
 from flash_export.exporters.marks import mark
-from flash_export.exporters.primitives import look_up
+from flash_export.exporters.spelling import look_up
 from flash_export.layers.activation import RELU2
 from flash_export.layers.position import MAX_DISTANCE, compute_t5_buckets
 

@@ -20,7 +20,7 @@ from flash_export.exporters.lowering.fold import HIDDEN_SCORE, order_rotary_colu
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.lowering.shared_modules import LOGITS, RESIDUAL, TABLE, WEIGHTS, InputProjection
 from flash_export.exporters.marks import mark
-from flash_export.exporters.primitives import reshape
+from flash_export.exporters.spelling import reshape
 from flash_export.models.gau_alpha import NORM_EPS, TRAINED_LEN, compute_frequencies, normalise
 
 if TYPE_CHECKING:

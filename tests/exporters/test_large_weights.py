@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flash_export.config import ERROR_BUDGETS, ExportOptions
+from flash_export.config import ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.exporters.lowering.registry import lower_model
+from flash_export.limits import ERROR_BUDGETS
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
 from flash_export.runtime.ort import OrtRunner

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from flash_export.config import ERROR_BUDGETS, QUANTIZATION_BUDGETS, ErrorBudget, Tolerance
 from flash_export.interface import Bins, Features, Interface, TensorSpec
+from flash_export.limits import ERROR_BUDGETS, QUANTIZATION_BUDGETS, ErrorBudget, Tolerance
 from flash_export.models.token_model import describe_token_model
 from flash_export.validators.accuracy import AccuracyResult, compare_outputs
 
 if TYPE_CHECKING:
-    from flash_export.validators.accuracy import Limit
+    from flash_export.limits import Limit
 
 TOKENS = describe_token_model(4, needs_mask=False, is_causal=True)
 POSE = Interface(

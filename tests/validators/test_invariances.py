@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from flash_export.bundle.manifest import AxisRange, GraphSpec
-from flash_export.config import ErrorBudget
 from flash_export.data.sources import Data, RandomSource
 from flash_export.interface import Mask, TensorSpec
+from flash_export.limits import ErrorBudget
 from flash_export.models.flash import FlashConfig
 from flash_export.validators.backends import Backend
 from flash_export.validators.invariances import INVARIANCES, check_invariances

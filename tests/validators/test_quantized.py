@@ -13,8 +13,9 @@ import pytest
 from onnx import numpy_helper
 
 from flash_export.bundle.bundle import Bundle
-from flash_export.config import QUANTIZATION_BUDGETS, SCHEMES, Tolerance
+from flash_export.config import SCHEMES
 from flash_export.files import hash_file, write_file
+from flash_export.limits import QUANTIZATION_BUDGETS, Tolerance
 from flash_export.models.token_model import describe_token_model
 from flash_export.runtime import ort as ort_module
 from flash_export.runtime.ort import OrtRunner
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from flash_export.validators.accuracy import AccuracyResult, Limit
+    from flash_export.limits import Limit
+    from flash_export.validators.accuracy import AccuracyResult
     from flash_export.validators.results import Row, ValidationReport
 
     SchemeExporter = Callable[[str], Bundle]

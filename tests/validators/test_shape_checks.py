@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from flash_export.bundle.manifest import ProfileShapes
-from flash_export.config import ERROR_BUDGETS, Tolerance
 from flash_export.data.sources import Data, RandomSource
 from flash_export.interface import Mask, TensorSpec
+from flash_export.limits import ERROR_BUDGETS, Tolerance
 from flash_export.models.flash import FlashConfig
 from flash_export.validators.backends import Backend
 from flash_export.validators.lengths import NOISE_POSITIONS, Cell

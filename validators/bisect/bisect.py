@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import reads_bundles
-from flash_export.config import ERROR_BUDGETS, MAX_THREADS, check_count
+from flash_export.config import MAX_THREADS, check_count
 from flash_export.errors import BundleError, ConfigError, InputError
+from flash_export.limits import ERROR_BUDGETS
 from flash_export.runtime.backends import BACKENDS, TRT, find_target
 from flash_export.suggest import describe_unknown
 from flash_export.validators.backends import GRAPH

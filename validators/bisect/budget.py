@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from flash_export.config import ERROR_BUDGETS, QUANTIZATION_BUDGETS
+from flash_export.limits import ERROR_BUDGETS, QUANTIZATION_BUDGETS
 
 
 def compute_limit(noise: float | None, precision: str) -> float:

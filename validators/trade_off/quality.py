@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flash_export.config import Tolerance
 from flash_export.data.samples import Sample
 from flash_export.interface import BATCH, SEQ
+from flash_export.limits import Tolerance
 from flash_export.tasks.base import Comparison, Score, join_comparisons
 from flash_export.tasks.registry import get_task
 from flash_export.validators.accuracy import compare_outputs

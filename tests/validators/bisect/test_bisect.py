@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from flash_export.config import QUANTIZATION_BUDGETS
 from flash_export.errors import BundleError, ConfigError, InputError
+from flash_export.limits import QUANTIZATION_BUDGETS
 from flash_export.report.html import render_html
 from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
 from flash_export.validators.bisect.page import describe_bisection

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from flash_export.config import ERROR_BUDGETS, QUANTIZATION_BUDGETS, SCHEMES
+from flash_export.config import SCHEMES
+from flash_export.limits import ERROR_BUDGETS, QUANTIZATION_BUDGETS
 from flash_export.validators.bisect.budget import compute_limit, pick_coarser
 
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
-from flash_export.config import MAX_OPSET, MIN_OPSET, QUANTIZATION_BUDGETS, SCHEMES
+from flash_export.config import MAX_OPSET, MIN_OPSET, SCHEMES
 from flash_export.exporters.quantization.recipe import ProductRecipe
 from flash_export.exporters.quantization.rounding import ProductSample
 from flash_export.exporters.quantization.schemes import registry
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
+from flash_export.limits import QUANTIZATION_BUDGETS
 from tests.exporters.quantization.builders import BLOCK, list_roundings, quantize_product, write_product
 
 
