@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.tasks.registry import get_task
 from flash_export.validators.lengths import RECORDED, Cell
-from flash_export.validators.results import EAGER, HeldoutScores, Row
+from flash_export.validators.results import EAGER, HELDOUT_SCORE, HeldoutScores, Row
 from flash_export.validators.shape_checks import describe_exception
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from flash_export.runtime.runner import Runner
     from flash_export.tasks.base import Measure
     from flash_export.validators.shape_checks import OpenBackend
-
-
-# What ``--check`` calls the score.
-HELDOUT_SCORE = "heldout-score"
 
 
 def compare_scores(

@@ -16,6 +16,7 @@ REPORT_FORMAT_VERSION = 3
 
 Status = Literal["passed", "failed", "skipped"]
 ACCURACY = "accuracy"
+HELDOUT_SCORE = "heldout-score"  # what ``--check`` calls the score
 EAGER = "eager"  # the model itself, among the backends that have a score
 
 

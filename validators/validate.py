@@ -26,11 +26,11 @@ from flash_export.validators.diagnosis import diagnose_rows
 from flash_export.validators.environment import describe_environment
 from flash_export.validators.failures import FailureFolder
 from flash_export.validators.footprint import measure_footprint, plan_footprint
-from flash_export.validators.heldout_score import HELDOUT_SCORE, compare_scores
+from flash_export.validators.heldout_score import compare_scores
 from flash_export.validators.invariances import INVARIANCES, check_invariances
 from flash_export.validators.journal import Journal, StepResult
 from flash_export.validators.lengths import QUICK, Cell, Plan, check_lengths, get_probe_chunk, make_plan
-from flash_export.validators.results import Row, ValidationReport
+from flash_export.validators.results import HELDOUT_SCORE, Row, ValidationReport
 from flash_export.validators.shape_checks import CellChecker, OpenBackend, describe_exception
 from flash_export.validators.symbolic_shapes import SYMBOLIC_SHAPE, check_symbolic_shapes
 from flash_export.version import __version__

@@ -9,7 +9,7 @@ from flash_export.formatting import format_change
 from flash_export.tasks.base import Measure  # noqa: TC001 (doctests)
 from flash_export.validators.lengths import RECORDED
 from flash_export.validators.report.rows import find_timed, find_worst, find_worst_measures
-from flash_export.validators.results import ACCURACY
+from flash_export.validators.results import ACCURACY, HELDOUT_SCORE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _SAME = tuple(f"{verb} the same answers as the original" for verb in ("gives", "does not give", "do not give"))
 _WITHIN = tuple(f"{verb} within the tolerance that was given" for verb in ("stays", "does not stay", "do not stay"))
 _LOSS = ("loses no more than it may", "loses more than it may", "lose more than they may")
+_FAR = tuple(f"{verb} further from the original than few bits explain" for verb in ("is no", "is", "are"))
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ def phrase_verdict(report: ValidationReport, backends: Sequence[RowGroup]) -> st
         return "Nothing was checked, so nothing is proven."
     model = f"The {report.environment['precision']} model" if report.is_quantized else "The exported model"
     words = _WITHIN if "tolerance" in report.environment else _LOSS if report.is_quantized else _SAME
+    has_lost = any(row.name == HELDOUT_SCORE and row.status == "failed" for row in report.rows)
+    if words is _LOSS and not report and not has_lost:  # the score is fine, or unknown; single answers are not
+        words = _FAR
     good, one_is_bad, several_are_bad = words
     if report:
         return f"{model} {good}{_phrase_accepted_loss(report)}."

@@ -112,8 +112,11 @@ def test_verdict_of_a_quantized_bundle_is_of_what_it_loses() -> None:
     assert phrase(replace(QUANTIZED, scores=None)) == "The int8 model loses no more than it may."
     better = replace(QUANTIZED, scores=HeldoutScores(BITS, {"eager": 1.0, "ort-cpu": 0.99}))
     assert "may: 1.0% fewer bits per byte, 0.50% is accepted" in phrase(better)
-    worse = replace(QUANTIZED, rows=(*QUANTIZED.rows, replace(FAILED, reason="held-out data: bits per byte 0.99")))
+    lost = replace(FAILED, reason="held-out data: bits per byte 0.99", name="heldout-score")
+    worse = replace(QUANTIZED, rows=(*QUANTIZED.rows, lost))
     assert phrase(worse) == "The int8 model loses more than it may."
+    far = replace(QUANTIZED, rows=(*QUANTIZED.rows, FAILED))
+    assert phrase(far) == "The int8 model is further from the original than few bits explain."
     broken = replace(QUANTIZED, rows=(*QUANTIZED.rows, make_invariance("padding", reason="it differs")))
     assert phrase(broken) == "The int8 model breaks what must hold of any model."
     several = (*worse.rows, make_passed(backend="trt:a"), replace(FAILED, backend="trt:b"))
