@@ -15,7 +15,7 @@ from flash_export.exporters.engine_log import collect_errors, get_log
 from flash_export.exporters.engine_progress import BuildWatch, create_monitor
 from flash_export.exporters.flavour import CURRENT_TARGET, choose_flavour, choose_targets, import_flavour
 from flash_export.exporters.parser_errors import format_complaints, read_complaints
-from flash_export.exporters.profile import DEFAULT_CHUNK_SIZE, derive_profile, parse_profile
+from flash_export.exporters.profile import derive_profile, parse_profile
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def build_engine(
     if not options.overwrite:
         bundle.check_engine_name(options.engine_name)
     profiles = tuple(parse_profile(text, graph) for text in options.profiles) or (
-        derive_profile(graph, _read_chunk_size(bundle)),
+        derive_profile(graph, bundle.manifest.interface.chunk_size),
     )
     flavour = choose_flavour(options)
     trt = import_flavour(flavour)
@@ -101,12 +101,6 @@ def build_engine(
     )
     bundle.write_engine(engine, content, overwrite=options.overwrite)
     return engine
-
-
-def _read_chunk_size(bundle: Bundle) -> int:
-    """Return what lengths are best a multiple of; of a model without chunks, a usual size."""
-    window = bundle.manifest.interface.window
-    return window if window > 1 else DEFAULT_CHUNK_SIZE
 
 
 def _parse_graph(parser: Any, path: Path, flavour: Flavour) -> None:

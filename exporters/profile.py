@@ -19,7 +19,6 @@ BATCH_AXIS = "batch"
 SEQ_AXIS = "seq"
 MAX_DEFAULT_BATCH = 8
 DEFAULT_OPT_SEQ_LEN = 512
-DEFAULT_CHUNK_SIZE = 256
 
 _EXPORT_OPTIONS = {BATCH_AXIS: "--max-batch", SEQ_AXIS: "--max-seq-len"}
 _PARTS = ("min", "opt", "max")
@@ -54,7 +53,7 @@ def parse_profile(text: str, graph: GraphSpec) -> dict[str, ProfileShapes]:
     return _build_shapes(graph, minimum, optimum, maximum)
 
 
-def derive_profile(graph: GraphSpec, chunk_size: int = DEFAULT_CHUNK_SIZE) -> dict[str, ProfileShapes]:
+def derive_profile(graph: GraphSpec, chunk_size: int) -> dict[str, ProfileShapes]:
     """Return the profile of an engine for which the user asked for none.
 
     It covers every length the graph promises and batches up to 8, and is tuned for one sequence of about 512 tokens,

@@ -13,6 +13,8 @@ from flash_export.suggest import list_known
 if TYPE_CHECKING:
     from pathlib import Path
 
+# Of a checkpoint in our format, and of a bundle.
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 23, 20
 DEFAULT_MAX_SEQ_LEN = 65536
 DEFAULT_MAX_BATCH = 64

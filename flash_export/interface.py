@@ -12,6 +12,7 @@ from typing import Literal
 from flash_export.typed_json import show
 
 MAX_SIZE = 2**31 - 1  # of an axis: what TensorRT and onnxruntime count with
+DEFAULT_CHUNK_SIZE = 128
 # The names that numpy, and ml_dtypes beside it, give the types of ONNX and TensorRT.
 DTYPES = (
     *("bool", "int4", "int8", "int16", "int32", "int64", "uint4", "uint8", "uint16", "uint32", "uint64"),
@@ -193,6 +194,11 @@ class Interface:
     def find_longest(self, max_seq_len: int) -> int:
         """Return the longest length there is within what is asked for: the fixed one, where there is only one."""
         return max_seq_len if self.fixed_len is None else self.fixed_len
+
+    @property
+    def chunk_size(self) -> int:
+        """Units of a chunk; for a model without chunks, what lengths are tried around and engines tuned to."""
+        return self.window if self.window > 1 else DEFAULT_CHUNK_SIZE
 
     @property
     def vocab_size(self) -> int | None:

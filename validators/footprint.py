@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from flash_export.isolation import run_module
 from flash_export.typed_json import build
 from flash_export.validators.backends import ONNX_PREFIX
-from flash_export.validators.lengths import QUICK, Cell, get_probe_chunk
+from flash_export.validators.lengths import QUICK, Cell
 from flash_export.validators.memory import describe_lack_of_memory
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def plan_footprint(
         tuple(map(os.path.abspath, onnx_files)) if is_foreign else (),
         threads,
         batch,
-        choose_lengths(fitting, get_probe_chunk(config.interface)),
+        choose_lengths(fitting, config.interface.chunk_size),
         QUICK_BUDGET_S if plan.name == QUICK else BUDGET_S,
     )
 

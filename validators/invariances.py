@@ -13,7 +13,7 @@ import numpy as np
 
 from flash_export.data.batch import cut_output, join_outputs
 from flash_export.interface import BATCH, SEQ, Mask
-from flash_export.validators.lengths import Cell, build_batch, get_probe_chunk
+from flash_export.validators.lengths import Cell, build_batch
 from flash_export.validators.shape_checks import describe_exception, make_row
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def check_invariances(
 
 def choose_length(graph: GraphSpec, interface: Interface) -> int:
     """Return two chunks and a half: a whole chunk before, and padding in the last."""
-    axis, chunk = graph.axes[SEQ], get_probe_chunk(interface)
+    axis, chunk = graph.axes[SEQ], interface.chunk_size
     return max(min(2 * chunk + chunk // 2 + 1, axis.max), axis.min)
 
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 DEFAULT_BATCHES = (1, 3)
 DEFAULT_CELL_POSITIONS = 65536
 QUICK_SEQ_LEN, QUICK_BUDGET_S = 1024, 0.1
-# Families that attend to the whole sequence have no chunk; this only decides where their lengths are probed.
-PROBE_CHUNK_SIZE = 128
 # Cells of fewer positions are drawn again for their noise floor.
 NOISE_POSITIONS = 128
 RANDOM, RECORDED = "random", "recorded"
@@ -125,11 +123,6 @@ class Plan:
         return self.checks is None or check in self.checks
 
 
-def get_probe_chunk(interface: Interface) -> int:
-    """Return the chunk size that the plan is built around; models without chunks are probed around one all the same."""
-    return interface.window if interface.window > 1 else PROBE_CHUNK_SIZE
-
-
 def make_plan(
     name: str,
     graph: GraphSpec,
@@ -157,7 +150,7 @@ def make_plan(
         InputError: A length or batch of the file lies outside of the graph's range.
     """
     axis, batch_axis = graph.axes["seq"], graph.axes["batch"]
-    chunk = get_probe_chunk(interface)
+    chunk = interface.chunk_size
     batches = tuple(size for size in DEFAULT_BATCHES if size in batch_axis) or (batch_axis.min,)
     if name not in (QUICK, FULL):
         plan = _read_plan(Path(name), batches)

@@ -29,7 +29,7 @@ from flash_export.validators.footprint import measure_footprint, plan_footprint
 from flash_export.validators.heldout_score import compare_scores
 from flash_export.validators.invariances import INVARIANCES, check_invariances
 from flash_export.validators.journal import Journal, StepResult
-from flash_export.validators.lengths import QUICK, Cell, Plan, check_lengths, get_probe_chunk, make_plan
+from flash_export.validators.lengths import QUICK, Cell, Plan, check_lengths, make_plan
 from flash_export.validators.results import HELDOUT_SCORE, Row, ValidationReport
 from flash_export.validators.shape_checks import CellChecker, OpenBackend, describe_exception
 from flash_export.validators.symbolic_shapes import SYMBOLIC_SHAPE, check_symbolic_shapes
@@ -203,7 +203,7 @@ def validate_bundle(
         interface.unit,
         scores,
         # Few bits are wrong here and there; what they were made from was validated, and traced as this was.
-        () if quantization is not None else diagnose_rows(rows, get_probe_chunk(interface)),
+        () if quantization is not None else diagnose_rows(rows, interface.chunk_size),
         tuple(result.footprint for result in results if result.footprint is not None),
         options.list_arguments(),
         tuple(map(format_path, options.onnx_files)),
@@ -317,7 +317,7 @@ def _list_steps(
     graph = bundle.get_graph(GRAPH)
     for one in opened if any(map(plan.includes, INVARIANCE_CHECKS)) else ():
         run = partial(_check_invariances, one, checker, bundle, limit, plan)
-        yield Step(f"invariances of {one.backend.name}", 10 * get_probe_chunk(checker.interface), run)
+        yield Step(f"invariances of {one.backend.name}", 10 * checker.interface.chunk_size, run)
     for cell in plan.list_cells(graph):
         yield Step(str(cell), cell.positions, partial(_check_cell, checker, cell, opened))
     if heldout is not None and plan.includes(HELDOUT_SCORE):

@@ -19,7 +19,7 @@ from flash_export.bundle.manifest import FORMAT_VERSION, OLD_FORMAT_VERSIONS, En
 from flash_export.bundle.plain_tree import check_plain_tree
 from flash_export.bundle.quantization_record import QuantizationRecord
 from flash_export.bundle.stamp import Stamp, check_stamp, take_stamp
-from flash_export.config import SCHEMES
+from flash_export.config import CONFIG_FILE, SCHEMES, WEIGHTS_FILE
 from flash_export.errors import BundleError
 from flash_export.files import check_utf8, hash_file, hash_files, link_folder, replace_folder
 from flash_export.locks import lock_folder
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 MANIFEST_FILE = "manifest.json"
 QUANTIZATION_FILE = "quantization.json"
 GRAPH_FILE = "model.onnx"

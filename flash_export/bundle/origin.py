@@ -10,16 +10,10 @@ import shlex
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flash_export.bundle.bundle import (
-    CONFIG_FILE,
-    HELDOUT_FILES,
-    MANIFEST_FILE,
-    SETTINGS_FILE,
-    WEIGHTS_FILE,
-    Bundle,
-)
+from flash_export.bundle.bundle import HELDOUT_FILES, MANIFEST_FILE, SETTINGS_FILE, Bundle
 from flash_export.bundle.manifest import OLD_FORMAT_VERSIONS, PROVENANCE
 from flash_export.bundle.plain_tree import check_plain_tree
+from flash_export.config import CONFIG_FILE, WEIGHTS_FILE
 from flash_export.errors import BundleError
 from flash_export.files import check_utf8, hash_file
 from flash_export.models.import_record import ImportRecord

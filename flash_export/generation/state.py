@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
+from flash_export.config import CONFIG_FILE, WEIGHTS_FILE
 from flash_export.errors import StateError, describe_reason
 from flash_export.files import check_utf8, write_file
 from flash_export.reading import check_plain_file
@@ -35,7 +36,7 @@ _IN_PLACE = frozenset({"kv", "quad_k", "lin_k", "v"})
 FILE_FORMAT = "flash-export-state"
 FILE_FORMAT_VERSION = "1"
 # The weights alone are not the model: the same file gives another one with another attention_fn.
-_MODEL_FILES = ("config.json", "model.safetensors")
+_MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
 
 @dataclass(frozen=True, eq=False)

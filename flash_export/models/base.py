@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from flash_export.config import CONFIG_FILE, WEIGHTS_FILE
 from flash_export.errors import CheckpointError, ConfigError
 from flash_export.suggest import list_known
 
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     ConfigT = TypeVar("ConfigT", bound="ModelConfig")
 
 MAX_SIZE = 2**31 - 1
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flash_export.config import CONFIG_FILE, WEIGHTS_FILE
 from flash_export.errors import CheckpointError, ConfigError
-from flash_export.models.base import CONFIG_FILE, WEIGHTS_FILE, separate_tensors
+from flash_export.models.base import separate_tensors
 from flash_export.models.frequencies import restore_frequencies
 from flash_export.models.import_record import ImportRecord
 from flash_export.models.importers.arguments import GivenArguments, ImportedModel

@@ -121,4 +121,4 @@ def test_axis_without_a_range_is_refused() -> None:
 
 def test_a_graph_of_fixed_shapes_has_a_profile_of_them() -> None:
     graph = GraphSpec("model.onnx", 20, "fp32", (TensorSpec("x", "float32", (1, 80)),), OUTPUTS, {})
-    assert derive_profile(graph) == {"x": ProfileShapes((1, 80), (1, 80), (1, 80))}
+    assert derive_profile(graph, 128) == {"x": ProfileShapes((1, 80), (1, 80), (1, 80))}

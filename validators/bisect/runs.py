@@ -13,7 +13,7 @@ from flash_export.validators.bisect.deviation import build_region, describe_devi
 from flash_export.validators.bisect.quantities import get_quantity, rank_probe, restore_layout
 from flash_export.validators.bisect.readings import GraphReader
 from flash_export.validators.bisect.results import ProbeRow, Run
-from flash_export.validators.lengths import Cell, build_batch, build_noise_batch, get_probe_chunk
+from flash_export.validators.lengths import Cell, build_batch, build_noise_batch
 from flash_export.validators.memory import read_free_bytes
 from flash_export.validators.shape_checks import describe_exception
 
@@ -38,7 +38,7 @@ def plan_runs(graph: GraphSpec, config: ModelConfig, seq_len: int | None, batch:
     The first length ends in the middle of the third chunk, so that every branch of the model has something to do. What
     goes wrong only without an earlier chunk, or only where nothing is padded, shows at 1 and at the chunk.
     """
-    axis, chunk = graph.axes["seq"], get_probe_chunk(config.interface)
+    axis, chunk = graph.axes["seq"], config.interface.chunk_size
     lengths = [2 * chunk + chunk // 2 + 1, 1, chunk] if seq_len is None else [seq_len]
     lengths = list(dict.fromkeys(min(max(length, axis.min), axis.max) for length in lengths))
     batches = graph.axes["batch"]

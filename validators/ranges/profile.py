@@ -15,7 +15,7 @@ from flash_export.errors import ConfigError, InputError
 from flash_export.printable import format_path
 from flash_export.ranges.growth import FP16_MAX, FP32_MAX, fit_growth
 from flash_export.validators.backends import GRAPH
-from flash_export.validators.lengths import Cell, check_lengths, get_probe_chunk
+from flash_export.validators.lengths import Cell, check_lengths
 from flash_export.validators.memory import describe_lack_of_memory
 from flash_export.validators.ranges.held import find_held
 from flash_export.validators.ranges.measure import Range, describe_quantity, measure_ranges
@@ -120,7 +120,7 @@ def profile_ranges(
 
 def _plan_lengths(config: ModelConfig, longest: int) -> list[int]:
     """Return twice the chunk, doubled as long as the graph allows: within one chunk nothing has a past to sum."""
-    lengths = [min(2 * get_probe_chunk(config.interface), longest)]
+    lengths = [min(2 * config.interface.chunk_size, longest)]
     while 2 * lengths[-1] <= longest:
         lengths.append(2 * lengths[-1])
     return lengths

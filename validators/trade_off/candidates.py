@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.config import CONFIG_FILE, WEIGHTS_FILE
 from flash_export.errors import BundleError, ConfigError
-from flash_export.models.base import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from flash_export.config import WEIGHTS_FILE
 from flash_export.data.heldout import open_heldout
 from flash_export.errors import ConfigError, InputError
-from flash_export.models.base import WEIGHTS_FILE
 from flash_export.runtime.eager import EagerRunner
 from flash_export.runtime.ort import OrtRunner
 from flash_export.validators.heldout_score import measure_score
