@@ -15,8 +15,8 @@ from flash_export.report.document import Styled
 if TYPE_CHECKING:
     from flash_export.report.document import Cell, Document
 
-TEMPLATE_FILE = "page.html.jinja"
-STYLE_FILE = "page.css"
+TEMPLATE_FILE = "report.html.jinja"
+STYLE_FILE = "report.css"
 
 
 def render_html(document: Document) -> str:

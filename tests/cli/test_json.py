@@ -41,7 +41,7 @@ def run(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
 
 def load_schema(command: str, *arguments: str) -> dict[str, Any]:
     name = {"onnx": "inspect", "report": "report" if len(arguments) > 1 else "validate"}.get(command, command)
-    schema: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
+    schema: dict[str, Any] = json.loads((FOLDER / f"{name}.schema.json").read_text())
     return schema
 
 

@@ -19,12 +19,12 @@ SHARED = {"onnx": "inspect"}
 
 def test_every_command_has_one_and_no_other_is_there() -> None:
     names = {SHARED.get(name, name) for name in main.commands}
-    assert {path.stem for path in FOLDER.iterdir()} == names == {*make_schemas(), VALIDATE}
+    assert {path.name.removesuffix(".schema.json") for path in FOLDER.iterdir()} == names == {*make_schemas(), VALIDATE}
 
 
 @pytest.mark.parametrize("name", sorted(make_schemas()))
 def test_shipped_schema_is_that_of_the_result(name: str) -> None:
-    path, made = FOLDER / f"{name}.json", make_schemas()[name]
+    path, made = FOLDER / f"{name}.schema.json", make_schemas()[name]
     jsonschema.Draft202012Validator.check_schema(made)
     if os.environ.get("UPDATE_SNAPSHOTS"):
         path.write_text(format_schema(made))

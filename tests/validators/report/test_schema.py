@@ -119,7 +119,7 @@ REPORTS = st.builds(
 
 
 def load_schema() -> dict[str, Any]:
-    path = resources.files("flash_export").joinpath("schemas/validate.json")
+    path = resources.files("flash_export").joinpath("schemas/validate.schema.json")
     loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return loaded
 
