@@ -145,15 +145,17 @@ def lay_out_linear(low: float, high: float, start: float, end: float) -> tuple[P
     return _place_between(first * step, last * step, start, end), [index * step for index in range(first, last + 1)]
 
 
-def lay_out_decades(values: Iterable[float], start: float, end: float) -> tuple[Place, list[int]]:
-    """Return what places values on a logarithmic axis of whole decades, and the exponents of its ticks."""
-    positive = [value for value in values if value > 0] or [1.0]
+def lay_out_decades(values: Iterable[float], start: float, end: float) -> tuple[Place, dict[int, float]]:
+    """Return what places values on a logarithmic axis of whole decades, and the places of its ticks by their exponents.
+
+    What is not above 0 or not finite is placed at the edge.
+    """
+    positive = [value for value in values if 0 < value < math.inf] or [1.0]
     low = max(math.floor(math.log10(min(positive))), LOWEST_DECADE)
     high = max(math.ceil(math.log10(max(positive))), low + 1)
     place = _place_between(low, high, start, end)
-    return (lambda value: place(math.log10(value) if value > 0 else low)), list(
-        range(low, high + 1, -(-(high - low) // 7))
-    )
+    decades = {decade: place(decade) for decade in range(low, high + 1, -(-(high - low) // 7))}
+    return (lambda value: place(math.log10(value) if value > 0 else low)), decades
 
 
 def _lay_out(
@@ -165,7 +167,7 @@ def _lay_out(
     if axis.scale == "decades":
         place, decades = lay_out_decades(values, start, end)
         name = _format_duration if axis.unit else _format_power
-        return place, [Tick(place(10.0**decade), name(decade)) for decade in decades]
+        return place, [Tick(position, name(decade)) for decade, position in decades.items()]
     if axis.scale == "lengths":
         low, high = min(values), max(*values, 2 * min(values))
         place_log = _place_between(math.log2(low), math.log2(high), start, end)
@@ -176,6 +178,7 @@ def _lay_out(
     if longest_label:  # from 0, and with room for a label beside the last point
         share = min(_CHARACTER_WIDTH * longest_label / (WIDTH - RIGHT - LEFT), _MAX_LABEL_SHARE)
         values = [0.0, max(values) / (1 - share)]
+    values = [value for value in values if math.isfinite(value)] or [0.0]
     place, ticks = lay_out_linear(min(values), max(values), start, end)
     return place, [Tick(place(value), f"{value:g}") for value in ticks]
 
@@ -229,4 +232,4 @@ def _format_power(decade: int) -> str:
 
 
 def _format_duration(decade: int) -> str:
-    return f"{10 ** (decade - 3)} s" if decade >= 3 else f"{10.0**decade:g} ms"
+    return f"{10.0 ** (decade - 3):g} s" if decade >= 3 else f"{10.0**decade:g} ms"

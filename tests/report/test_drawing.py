@@ -94,7 +94,16 @@ def test_axis_with_labels_starts_at_zero_and_leaves_room_for_them() -> None:
 
 def test_error_too_small_for_a_power_of_ten_is_drawn_at_the_edge() -> None:
     place, decades = lay_out_decades([5e-324, 1e-3], 0.0, 300.0)
-    assert place(5e-324) == place(1e-300) == place(10.0 ** decades[0]) == 0.0
+    assert place(5e-324) == place(1e-300) == place(0.0) == decades[min(decades)] == 0.0
+
+
+@given(st.lists(st.floats(0, allow_infinity=True, allow_nan=False), min_size=1, max_size=5), st.booleans())
+def test_any_number_has_a_place(values: list[float], in_ms: bool) -> None:
+    points = make_points(*((float(index + 1), value) for index, value in enumerate(values)))
+    drawing = draw_plot(make_plot(Series("a", "s0", points=points), y=Axis("y", "decades", "ms" if in_ms else "")))
+    assert all(TOP <= mark.y <= HEIGHT - BOTTOM for mark in drawing.strokes[0].marks)
+    assert all(TOP <= tick.position <= HEIGHT - BOTTOM for tick in drawing.y_ticks)
+    assert drawing.y_ticks
 
 
 @given(st.lists(st.tuples(st.floats(LEFT, WIDTH - RIGHT), st.floats(0, HEIGHT)), min_size=1, max_size=7))
