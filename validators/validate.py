@@ -29,7 +29,7 @@ from flash_export.validators.footprint import measure_footprint, plan_footprint
 from flash_export.validators.heldout_score import compare_scores
 from flash_export.validators.invariances import INVARIANCES, check_invariances
 from flash_export.validators.journal import Journal, StepResult
-from flash_export.validators.lengths import QUICK, Cell, Plan, check_lengths, make_plan
+from flash_export.validators.lengths import QUICK, RECORDED, Cell, Plan, check_lengths, make_plan
 from flash_export.validators.results import HELDOUT_SCORE, Row, ValidationReport
 from flash_export.validators.shape_checks import CellChecker, OpenBackend, describe_exception
 from flash_export.validators.symbolic_shapes import SYMBOLIC_SHAPE, check_symbolic_shapes
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flash_export.bundle.bundle import Bundle
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.bundle.quantization_record import QuantizationRecord
     from flash_export.data.heldout import Heldout
     from flash_export.limits import Limit
@@ -176,6 +177,7 @@ def validate_bundle(
     heldout = open_heldout(bundle, options.data)
     data = Data(RandomSource(interface), None if heldout is None else heldout.source)
     plan = _plan(bundle, backends, options, 0 if data.recorded is None else data.recorded.rows.seq_len)
+    _check_named(options.checks, graph, data)
     journal = Journal(journal_path, _identify(bundle, options, plan, backends), resume=resume)
     with contextlib.ExitStack() as stack:
         model = bundle.load_model()
@@ -189,6 +191,8 @@ def validate_bundle(
         steps = list(_list_steps(plan, checker, opened, heldout, bundle, limit))
         steps += _list_footprints(plan, checker, opened, bundle, options)
         results = list(_run_steps(steps, journal, progress))
+        if opened:
+            _check_promised(options.checks, results)
         environment = describe_environment(bundle, model, options.threads) | {"plan": plan.name} | limit.describe()
         if quantization is not None:
             environment["loss_when_quantized"] = f"{quantization.loss:.2%} on {quantization.data}"
@@ -230,6 +234,36 @@ def _plan(bundle: Bundle, backends: Sequence[Backend], options: ValidationOption
         plan = Plan("checks", (), cells=cells, is_default=False, checks=options.checks)
     budget_s = plan.latency_budget_s if options.latency_budget_s is None else options.latency_budget_s
     return replace(plan, batches=batches, latency_budget_s=budget_s)
+
+
+def _check_named(names: Sequence[str], graph: GraphSpec, data: Data) -> None:
+    """Check that what was asked for by name can be done as it is named.
+
+    Raises:
+        ConfigError: It takes a mask or held-out data that is not there.
+    """
+    for name in names:
+        cell = Cell.parse(name)
+        if data.recorded is None and (name == HELDOUT_SCORE or (cell is not None and cell.inputs == RECORDED)):
+            raise ConfigError(f"check {name} needs held-out data, and the bundle has none; give it with --data FILE")
+        if cell is not None and cell.masked and not graph.has_mask:
+            raise ConfigError(f"check {name} needs a mask, and the graph takes none; leave -masked out")
+        if cell is not None and cell.masked and cell.positions == 1:
+            raise ConfigError(f"check {name} has no room for padding; use a length or a batch of 2 or more")
+
+
+def _check_promised(names: Sequence[str], results: Sequence[StepResult]) -> None:
+    """Check that every invariance that was asked for by name was there to be checked.
+
+    Raises:
+        ConfigError: No backend promises it, so that nothing was checked.
+    """
+    done = {row.name for result in results for row in result.rows}
+    if missing := [name for name in names if name in INVARIANCE_CHECKS and name not in done]:
+        raise ConfigError(
+            f"check {missing[0]} does not apply: this model, or the backends that were tried, do not promise it; leave "
+            "it out, or name another backend"
+        )
 
 
 def _list_profile_lengths(backends: Sequence[Backend]) -> set[int]:

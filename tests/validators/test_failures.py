@@ -58,6 +58,27 @@ def test_named_checks_are_done_alone(pristine_bundle: Bundle) -> None:
     assert "padding" in CHECKS
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("heldout-score", "check heldout-score needs held-out data, and the bundle has none; give it with --data FILE"),
+        ("1x5-heldout", "check 1x5-heldout needs held-out data"),
+        ("1x1-masked", "check 1x1-masked has no room for padding"),
+        ("future", "check future does not apply"),
+    ],
+)
+def test_check_that_cannot_be_done_as_it_is_named_is_refused(pristine_bundle: Bundle, name: str, message: str) -> None:
+    options = ValidationOptions(checks=(name,), backends=("ort-cpu",), threads=1)
+    with pytest.raises(ConfigError, match=message):
+        validate_bundle(pristine_bundle, options)
+
+
+def test_masked_check_of_a_graph_without_a_mask_is_refused(causal_byte_bundle: Bundle) -> None:
+    options = ValidationOptions(checks=("2x5-masked",), backends=("ort-cpu",), threads=1)
+    with pytest.raises(ConfigError, match="needs a mask, and the graph takes none"):
+        validate_bundle(causal_byte_bundle, options)
+
+
 def test_every_row_of_a_validation_can_be_named(pristine_bundle: Bundle) -> None:
     options = ValidationOptions(backends=("ort-cpu",), threads=1, latency_budget_s=0.0, max_seq_len=40)
     whole = validate_bundle(pristine_bundle, options)
