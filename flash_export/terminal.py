@@ -43,7 +43,6 @@ def make_table(
     *,
     align: str,
     folded: Collection[int] = (),
-    header_style: str = "bold",
 ) -> Table:
     """Return a table without lines.
 
@@ -52,11 +51,10 @@ def make_table(
         rows: Cells.
         align: Of the first columns: ``l`` for text, ``r`` for numbers; the others hold numbers.
         folded: Columns that may be broken where the terminal is narrow.
-        header_style: Style of the headings.
     """
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style=header_style, padding=(0, 1, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for index, heading in enumerate(headings):
         table.add_column(
             make_text(heading),
