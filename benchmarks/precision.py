@@ -31,14 +31,7 @@ from flash_export.validators.shape_checks import describe_exception
 from flash_export.validators.trade_off.page import describe_trade_off
 from harness.models import ASSETS, BUNDLED
 from harness.precisions import PRECISIONS, TARGETS, Case, make_variants, time_wide_models
-from harness.report import (
-    Figure,
-    describe_environment,
-    make_parser,
-    make_table,
-    write_between_markers,
-    write_json,
-)
+from harness.report import Figure, describe_environment, make_parser, make_table, write_between_markers, write_json
 from harness.sessions import THREADS
 
 if TYPE_CHECKING:

@@ -9,12 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flash_export.bundle.bundle import (
-    GRAPH_FILE,
-    MANIFEST_FILE,
-    SETTINGS_FILE,
-    Bundle,
-)
+from flash_export.bundle.bundle import GRAPH_FILE, MANIFEST_FILE, SETTINGS_FILE, Bundle
 from flash_export.bundle.manifest import Manifest, ModelFacts
 from flash_export.bundle.origin import read_origin
 from flash_export.config import FORWARD, ExportOptions

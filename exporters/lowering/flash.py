@@ -39,11 +39,7 @@ from flash_export.exporters.lowering.shared_modules import (
     lower_norm,
 )
 from flash_export.exporters.marks import mark
-from flash_export.exporters.spelling import (
-    reshape,
-    shift_half_token,
-    sum_earlier_chunks,
-)
+from flash_export.exporters.spelling import reshape, shift_half_token, sum_earlier_chunks
 from flash_export.models.flash import HEADS
 
 if TYPE_CHECKING:

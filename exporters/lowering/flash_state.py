@@ -21,13 +21,7 @@ from flash_export.exporters.lowering.base import Lowering, StateGraphs
 from flash_export.exporters.lowering.flash import GatedOutput, LoweredFlash
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.lowering.shared_modules import WEIGHTS
-from flash_export.exporters.spelling import (
-    put_at,
-    reshape,
-    shift_half_token,
-    sum_earlier_chunks,
-    take_at,
-)
+from flash_export.exporters.spelling import put_at, reshape, shift_half_token, sum_earlier_chunks, take_at
 from flash_export.interface import TensorSpec
 
 if TYPE_CHECKING:

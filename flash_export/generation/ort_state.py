@@ -10,13 +10,7 @@ import numpy as np
 from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 from flash_export.errors import InputError
 from flash_export.generation.decoder import check_loaded
-from flash_export.generation.state import (
-    POSITION,
-    State,
-    check_state,
-    is_updated_in_place,
-    iterate_specs,
-)
+from flash_export.generation.state import POSITION, State, check_state, is_updated_in_place, iterate_specs
 from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.inputs import check_axis, check_content
 from flash_export.runtime.ort import OrtRunner

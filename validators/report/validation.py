@@ -14,14 +14,7 @@ from flash_export.formatting import (
     format_length,
     format_ms,
 )
-from flash_export.report.document import (
-    Check,
-    Document,
-    Fact,
-    Note,
-    Plots,
-    Section,
-)
+from flash_export.report.document import Check, Document, Fact, Note, Plots, Section
 from flash_export.validators.lengths import RECORDED
 from flash_export.validators.report.reading import explain_validation
 from flash_export.validators.report.rows import (

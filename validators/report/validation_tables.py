@@ -16,12 +16,7 @@ from flash_export.formatting import (
     format_ms,
     format_percent,
 )
-from flash_export.report.document import (
-    Styled,
-    number,
-    tabulate,
-    text,
-)
+from flash_export.report.document import Styled, number, tabulate, text
 from flash_export.validators.backends import ONNX_PREFIX
 from flash_export.validators.invariances import INVARIANCES
 from flash_export.validators.report.rows import (
@@ -37,10 +32,7 @@ from flash_export.validators.report.rows import (
     name_measure,
     select_invariances,
 )
-from flash_export.validators.report.summary import (
-    find_measures,
-    find_random_measures,
-)
+from flash_export.validators.report.summary import find_measures, find_random_measures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
