@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, TypeVar
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Value = TypeVar("Value")
 _PLAIN = 1e6  # longer numbers are written with an exponent
 
 
@@ -39,6 +44,15 @@ def format_agreement(fraction: float) -> str:
     ('100%', '99.9%', '50%')
     """
     return f"{math.floor(1000 * fraction) / 10:g}%"
+
+
+def format_known(format_value: Callable[[Value], str], value: Value | None) -> str | None:
+    """Format a value, if there is one.
+
+    >>> format_known(str, 3), format_known(str, None)
+    ('3', None)
+    """
+    return None if value is None else format_value(value)
 
 
 def capitalize(text: str) -> str:

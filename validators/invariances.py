@@ -21,14 +21,11 @@ if TYPE_CHECKING:
 
     from flash_export.bundle.manifest import GraphSpec
     from flash_export.data.batch import Batch, Outputs
-    from flash_export.data.sources import Data
     from flash_export.generation.streaming import StreamingRunner
     from flash_export.interface import Interface
-    from flash_export.limits import Limit
     from flash_export.validators.backends import Backend
-    from flash_export.validators.failures import FailureFolder
     from flash_export.validators.results import Row
-    from flash_export.validators.shape_checks import OpenBackend
+    from flash_export.validators.shape_checks import CellChecker, OpenBackend
 
     Pair = tuple[Outputs, Outputs]
 
@@ -57,26 +54,17 @@ class Invariance:
 
 
 def check_invariances(
-    opened: OpenBackend,
-    data: Data,
-    graph: GraphSpec,
-    limit: Limit,
-    measure_noise: Callable[[Cell], float],
-    names: Collection[str] | None = None,
-    failures: FailureFolder | None = None,
+    opened: OpenBackend, checker: CellChecker, graph: GraphSpec, names: Collection[str] | None = None
 ) -> list[Row]:
     """Return one row an invariance that the model promises.
 
     Args:
         opened: The backend.
-        data: Where inputs come from; random ones are used.
+        checker: What has the inputs, of which random ones are used, and the eager model's own error on them.
         graph: Contract of the forward graph.
-        limit: How far two computations of the same numbers may differ.
-        measure_noise: Error of the eager model at a shape, as a fraction of the output's scale.
         names: Which invariances; None: all of them.
-        failures: Where the inputs and outputs of what fails are kept; None: nowhere.
     """
-    interface, batches = data.random.interface, graph.axes[BATCH]
+    interface, batches = checker.interface, graph.axes[BATCH]
     rows = []
     for invariance in INVARIANCES:
         if not invariance.applies(interface, opened.backend) or (names is not None and invariance.name not in names):
@@ -86,7 +74,7 @@ def check_invariances(
         if batch == 1 < invariance.batch:
             row = make_row(opened.backend, cell, "it takes several rows, and the graph takes one")
         else:
-            row = _check(invariance, opened, data, cell, limit, measure_noise, failures)
+            row = _check(invariance, opened, checker, cell)
         rows.append(replace(row, check=invariance.name, name=invariance.name))
     return rows
 
@@ -97,32 +85,24 @@ def choose_length(graph: GraphSpec, interface: Interface) -> int:
     return max(min(2 * chunk + chunk // 2 + 1, axis.max), axis.min)
 
 
-def _check(
-    invariance: Invariance,
-    opened: OpenBackend,
-    data: Data,
-    cell: Cell,
-    limit: Limit,
-    measure_noise: Callable[[Cell], float],
-    failures: FailureFolder | None,
-) -> Row:
+def _check(invariance: Invariance, opened: OpenBackend, checker: CellChecker, cell: Cell) -> Row:
     if misfit := opened.backend.describe_misfit(cell):
         return make_row(opened.backend, cell, misfit)
-    inputs = build_batch(cell, data)
+    inputs = build_batch(cell, checker.data)
     try:
-        pair = invariance.compute(opened, inputs, build_batch(cell, data, seed=1))
+        pair = invariance.compute(opened, inputs, build_batch(cell, checker.data, seed=1))
         worst = max((_measure_difference(name, pair) for name in pair[0]), key=lambda found: found.relative)
     except Exception as error:  # whatever a backend raises, the other checks still have something to tell
         return make_row(opened.backend, cell, describe_exception(error), failed=True)
     accepted = 0.0
     if not invariance.is_exact:
-        accepted = limit.compute_own_limit(worst.scale, measure_noise(cell) * worst.scale)
+        accepted = opened.limit.compute_own_limit(worst.scale, checker.measure_noise(cell) * worst.scale)
     if not np.isfinite(worst.absolute):
         return make_row(opened.backend, cell, "a run gives NaN or infinity", failed=True)
     passed = worst.absolute <= accepted
-    if not passed and failures is not None:
+    if not passed and checker.failures is not None:
         row = replace(make_row(opened.backend, cell, invariance.claim, failed=True), name=invariance.name)
-        failures.keep(row, inputs, *pair)
+        checker.failures.keep(row, inputs, *pair)
     claim = f"{invariance.claim}; it differs by {worst.absolute:.3g}, accepted are {accepted:.3g}"
     return replace(
         make_row(opened.backend, cell, None if passed else claim, failed=not passed),

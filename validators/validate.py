@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from flash_export.bundle.quantization_record import QuantizationRecord
     from flash_export.data.heldout import Heldout
     from flash_export.limits import Limit
-    from flash_export.models.base import ReferenceModel
     from flash_export.progress import ProgressCallback
     from flash_export.runtime.runner import Runner
     from flash_export.validators.backends import Backend
@@ -164,6 +163,8 @@ def validate_bundle(
         ConfigError: A backend or plan that was asked for does not exist, or the journal is of another validation.
         BundleError: A file of the bundle cannot be used.
     """
+    from flash_export.runtime.eager import EagerRunner
+
     options = options or ValidationOptions()
     graph = bundle.get_graph(GRAPH)
     quantization = bundle.read_quantization()
@@ -181,14 +182,16 @@ def validate_bundle(
     journal = Journal(journal_path, _identify(bundle, options, plan, backends), resume=resume)
     with contextlib.ExitStack() as stack:
         model = bundle.load_model()
-        reference = stack.enter_context(_open_eager(copy.deepcopy(model), options.threads, "fp64"))
-        eager = stack.enter_context(_open_eager(model, options.threads, precision))
+        reference, eager = (
+            stack.enter_context(EagerRunner(own, threads=options.threads, precision=rounding))
+            for own, rounding in ((copy.deepcopy(model), "fp64"), (model, precision))
+        )
         opened, skipped = _open_backends(stack, bundle, backends, eager, limit, options)
         failures = None if options.failures is None else FailureFolder(options.failures, logger)
         checker = CellChecker(
             model.config, reference, eager, plan.latency_budget_s, plan.is_default, data=data, failures=failures
         )
-        steps = list(_list_steps(plan, checker, opened, heldout, bundle, limit))
+        steps = list(_list_steps(plan, checker, opened, heldout, graph))
         steps += _list_footprints(plan, checker, opened, bundle, options)
         results = list(_run_steps(steps, journal, progress))
         if opened:
@@ -287,18 +290,10 @@ def _identify(bundle: Bundle, options: ValidationOptions, plan: Plan, backends: 
         "engines": [engine.engine_sha256 for engine in bundle.list_engines()],
         "onnx_files": [hash_file(path) for path in options.onnx_files],
         "data": None if options.data is None else hash_file(options.data),
-        "options": {
-            name: value for name, value in asdict(options).items() if name not in ("onnx_files", "data", "failures")
-        },
+        "options": {name: value for name, value in asdict(options).items() if name not in _NOT_IN_KEY},
         "plan": asdict(plan),
         "backends": [backend.name for backend in backends],
     }
-
-
-def _open_eager(model: ReferenceModel, threads: int | None, precision: str = "fp32", device: str = "cpu") -> Runner:
-    from flash_export.runtime.eager import EagerRunner
-
-    return EagerRunner(model, device=device, threads=threads, precision=precision)
 
 
 def _open_backends(
@@ -310,6 +305,8 @@ def _open_backends(
     options: ValidationOptions,
 ) -> tuple[list[OpenBackend], list[Row]]:
     """Open what can be opened; a backend that cannot be used here becomes one skipped row."""
+    from flash_export.runtime.eager import CompiledRunner, EagerRunner
+
     opened, skipped = [], []
     timed = {"cpu": eager}
     for backend in backends:
@@ -322,35 +319,24 @@ def _open_backends(
         if backend.device not in timed:
             try:  # a GPU backend is timed beside the eager model on the GPU, or the comparison would flatter it
                 model = bundle.load_model()
-                timed[backend.device] = stack.enter_context(_open_eager(model, None, device=backend.device))
+                timed[backend.device] = stack.enter_context(EagerRunner(model, device=backend.device))
             except BackendUnavailableError:
                 timed[backend.device] = eager
         compiled = None
         if options.compiled and backend.is_timed:
-            compiled = stack.enter_context(_open_compiled(bundle, options.threads, backend.device))
+            model = bundle.load_model()
+            compiled = stack.enter_context(CompiledRunner(model, device=backend.device, threads=options.threads))
         opened.append(OpenBackend(backend, runner, timed[backend.device], limit, compiled))
     return opened, skipped
 
 
-def _open_compiled(bundle: Bundle, threads: int | None, device: str) -> Runner:
-    from flash_export.runtime.eager import CompiledRunner
-
-    return CompiledRunner(bundle.load_model(), device=device, threads=threads)
-
-
 def _list_steps(
-    plan: Plan,
-    checker: CellChecker,
-    opened: Sequence[OpenBackend],
-    heldout: Heldout | None,
-    bundle: Bundle,
-    limit: Limit,
+    plan: Plan, checker: CellChecker, opened: Sequence[OpenBackend], heldout: Heldout | None, graph: GraphSpec
 ) -> Iterator[Step]:
     if not opened:
         return
-    graph = bundle.get_graph(GRAPH)
     for one in opened if any(map(plan.includes, INVARIANCE_CHECKS)) else ():
-        run = partial(_check_invariances, one, checker, bundle, limit, plan)
+        run = partial(_check_invariances, one, checker, graph, plan)
         yield Step(f"invariances of {one.backend.name}", 10 * checker.interface.chunk_size, run)
     for cell in plan.list_cells(graph):
         yield Step(str(cell), cell.positions, partial(_check_cell, checker, cell, opened))
@@ -377,25 +363,21 @@ def _list_footprints(
             onnx_files=options.onnx_files,
             threads=options.threads,
         )
+        work = 2 * request.batch * sum(request.seq_lens)
+        yield Step(f"footprint of {one.backend.name}", work, partial(_measure_footprint, request))
 
-        def measure(request: FootprintRequest = request) -> StepResult:
-            return StepResult(footprint=measure_footprint(request))
 
-        yield Step(f"footprint of {one.backend.name}", 2 * request.batch * sum(request.seq_lens), measure)
+def _measure_footprint(request: FootprintRequest) -> StepResult:
+    return StepResult(footprint=measure_footprint(request))
 
 
 def _check_cell(checker: CellChecker, cell: Cell, opened: Sequence[OpenBackend]) -> StepResult:
     return StepResult(tuple(checker.check(cell, opened)))
 
 
-def _check_invariances(
-    opened: OpenBackend, checker: CellChecker, bundle: Bundle, limit: Limit, plan: Plan
-) -> StepResult:
-    graph = bundle.get_graph(GRAPH)
+def _check_invariances(opened: OpenBackend, checker: CellChecker, graph: GraphSpec, plan: Plan) -> StepResult:
     shapes = check_symbolic_shapes(opened.backend, graph) if plan.includes(SYMBOLIC_SHAPE) else []
-    rows = check_invariances(
-        opened, checker.data, graph, limit, checker.measure_noise, plan.checks, failures=checker.failures
-    )
+    rows = check_invariances(opened, checker, graph, plan.checks)
     return StepResult((*shapes, *rows))
 
 

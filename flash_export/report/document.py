@@ -328,6 +328,7 @@ def tabulate(
     columns: Columns[Item],
     remark: Callable[[Item], str | None] = lambda _: None,
     max_rows: int | None = None,
+    is_marked: Callable[[Item], bool] = lambda _: False,
 ) -> Table:
     """Return a table with a row an item.
 
@@ -336,7 +337,8 @@ def tabulate(
         columns: Each with what makes its cell from an item.
         remark: Makes what stands below the row.
         max_rows: See :class:`Table`.
+        is_marked: Whether a row is set off from the others.
     """
     shown = [column for column in columns if isinstance(column, tuple)]
-    rows = (TableRow(tuple(make(item) for _, make in shown), remark(item) or "") for item in items)
+    rows = (TableRow(tuple(make(item) for _, make in shown), remark(item) or "", is_marked(item)) for item in items)
     return Table(tuple(column for column, _ in shown), tuple(rows), max_rows)

@@ -15,7 +15,7 @@ from flash_export.limits import ErrorBudget
 from flash_export.models.flash import FlashConfig
 from flash_export.validators.backends import Backend
 from flash_export.validators.invariances import INVARIANCES, check_invariances
-from flash_export.validators.shape_checks import OpenBackend
+from flash_export.validators.shape_checks import CellChecker, OpenBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -99,7 +99,8 @@ def check(
     backend = dataclasses.replace(backend, open_static=lambda sizes: CausalRunner(keep))
     opened = OpenBackend(backend, runner, runner, BUDGET)
     data = Data(RandomSource(config.interface))
-    return {row.check: row for row in check_invariances(opened, data, graph, BUDGET, lambda cell: 0.0)}
+    checker = CellChecker(config, CausalRunner(keep), CausalRunner(keep), 0.0, is_default_plan=False, data=data)
+    return {row.check: row for row in check_invariances(opened, checker, graph)}
 
 
 def test_healthy_runners_hold_all_of_them() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from flash_export.formatting import capitalize, format_error
+from flash_export.formatting import capitalize, format_error, format_known
 from flash_export.report.document import (
     Axis,
     Check,
@@ -17,9 +17,8 @@ from flash_export.report.document import (
     Section,
     Series,
     Styled,
-    Table,
-    TableRow,
     number,
+    tabulate,
     text,
 )
 from flash_export.validators.bisect.summary import describe_finding, format_times, group_by_block, pick_worst
@@ -27,6 +26,7 @@ from flash_export.validators.bisect.summary import describe_finding, format_time
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from flash_export.report.document import Table
     from flash_export.validators.bisect.results import BisectReport, ProbeRow, Run
 
 _STYLES: dict[str, Literal["passed", "failed", "skipped"]] = {
@@ -126,31 +126,19 @@ def _list_sections(run: Run) -> Iterator[Section]:
 
 
 def _tabulate(run: Run, rows: Sequence[ProbeRow]) -> Table:
-    columns = (
-        text("block"),
-        text("quantity"),
-        text("result"),
-        number("error"),
-        number("noise", is_minor=True),
-        number("limit", is_minor=True),
-        number("of limit"),
-    )
-    return Table(
-        columns,
-        tuple(
-            TableRow(
-                (
-                    "" if row.block is None else str(row.block),
-                    row.label,
-                    Styled(row.status, _STYLES[row.status]),
-                    *(None if one is None else format_error(one) for one in (row.error, row.noise, row.limit)),
-                    None if row.ratio is None else format_times(row.ratio),
-                ),
-                row.note,
-                is_marked=row is run.fault,
-            )
-            for row in rows
-        ),
+    return tabulate(
+        rows,
+        [
+            (text("block"), lambda row: "" if row.block is None else str(row.block)),
+            (text("quantity"), lambda row: row.label),
+            (text("result"), lambda row: Styled(row.status, _STYLES[row.status])),
+            (number("error"), lambda row: format_known(format_error, row.error)),
+            (number("noise", is_minor=True), lambda row: format_known(format_error, row.noise)),
+            (number("limit", is_minor=True), lambda row: format_known(format_error, row.limit)),
+            (number("of limit"), lambda row: format_known(format_times, row.ratio)),
+        ],
+        lambda row: row.note,
+        is_marked=lambda row: row is run.fault,
     )
 
 

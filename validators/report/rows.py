@@ -99,8 +99,16 @@ def format_interval(latency: Percentiles) -> str:
     return f"{number} to {high}" if high.endswith(f" {unit}") else f"{low} to {high}"
 
 
-def format_measure(measure: Measure, value: float) -> str:
-    """Format what a task measured, without its unit: shares rounded down, bits as errors, all else in three digits."""
+def format_median(latency: Percentiles | None) -> str | None:
+    """Format the median, if there is one."""
+    return None if latency is None else format_ms(latency.p50)
+
+
+def format_measure(measure: Measure, measures: Mapping[str, float]) -> str | None:
+    """Format what a task measured, if it did, without its unit: shares rounded down, bits as errors."""
+    if measure.name not in measures:
+        return None
+    value = measures[measure.name]
     if measure.unit == "share":
         return format_agreement(value)
     return format_error(value) if measure.unit.startswith("bits") else f"{value:.3g}"

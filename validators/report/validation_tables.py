@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from functools import partial
 from pathlib import PurePath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from flash_export.formatting import (
     capitalize,
@@ -13,6 +13,7 @@ from flash_export.formatting import (
     format_count,
     format_error,
     format_factor,
+    format_known,
     format_ms,
     format_percent,
 )
@@ -25,6 +26,7 @@ from flash_export.validators.report.rows import (
     format_inputs,
     format_interval,
     format_measure,
+    format_median,
     format_multiple,
     format_score,
     format_shape,
@@ -35,15 +37,12 @@ from flash_export.validators.report.rows import (
 from flash_export.validators.report.summary import find_measures, find_random_measures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from flash_export.report.document import Cell, Column, Table
-    from flash_export.tasks.base import Measure
-    from flash_export.validators.latency import Percentiles
     from flash_export.validators.report.summary import RowGroup
     from flash_export.validators.results import Row, ValidationReport
 
-Value = TypeVar("Value")
 _MAX_FAILURES = 20
 _CLAIMS = {invariance.name: invariance.claim for invariance in INVARIANCES} | {
     "symbolic-shape": "the graph must declare no fixed size for an axis that may be any"
@@ -82,7 +81,7 @@ def tabulate_groups(report: ValidationReport, groups: Sequence[RowGroup], *, has
         return lambda group: None if group.timed is None else make(group.timed)
 
     def measure_group(group: RowGroup) -> Cell:
-        return _format_measure(measure, find_measures(report, group.rows))
+        return format_measure(measure, find_measures(report, group.rows))
 
     measure, scores, unit = report.measures[0], report.scores, capitalize(report.unit)
     of_data = ", held-out" if find_random_measures(report) else ""
@@ -92,7 +91,7 @@ def tabulate_groups(report: ValidationReport, groups: Sequence[RowGroup], *, has
         (text("Result"), lambda group: Styled(group.status, group.status)),
         (text("Checks", is_minor=True), lambda group: group.counts),
         not has_lengths and (number("Claims"), _count_claims),
-        (number("Error"), of_worst(lambda row: _or_none(format_error, row.max_rel_error))),
+        (number("Error"), of_worst(lambda row: format_known(format_error, row.max_rel_error))),
         has_noise(report.rows) and (number("Multiple", is_minor=True), of_worst(format_multiple)),
         (number("Of limit"), of_worst(_format_ratio)),
         (number(f"{capitalize(name_measure(measure))}{of_data}", is_minor=True), measure_group),
@@ -100,13 +99,13 @@ def tabulate_groups(report: ValidationReport, groups: Sequence[RowGroup], *, has
     if scores is not None and not has_lengths:
         values, score = scores.values, capitalize(scores.measure.label)
         format_one = partial(format_score, scores.measure)
-        columns += [(number(score, is_minor=True), lambda group: _or_none(format_one, values.get(group.backend)))]
+        columns += [(number(score, is_minor=True), lambda group: format_known(format_one, values.get(group.backend)))]
     if any(group.timed is not None for group in groups):
         columns += [
             (number("At", is_minor=True), of_timed(_format_size)),
-            (number("Time"), of_timed(lambda row: _format_median(row.latency_ms))),
-            (number(f"{unit}/s", is_minor=True), of_timed(lambda row: _or_none(format_count, row.units_per_s))),
-            (number("Speed"), of_timed(lambda row: _or_none(_format_times, row.speedup))),
+            (number("Time"), of_timed(lambda row: format_median(row.latency_ms))),
+            (number(f"{unit}/s", is_minor=True), of_timed(lambda row: format_known(format_count, row.units_per_s))),
+            (number("Speed"), of_timed(lambda row: format_known(_format_times, row.speedup))),
         ]
     return tabulate(groups, columns)
 
@@ -168,12 +167,12 @@ def tabulate_footprints(report: ValidationReport) -> Table:
         report.footprints,
         [
             (text("Backend"), lambda one: one.backend),
-            (number("Opens in"), lambda one: _or_none(format_ms, one.open_ms)),
-            (number("Memory, opened", is_minor=True), lambda one: _or_none(format_bytes, one.session_bytes)),
-            (number("First call"), lambda one: _or_none(format_ms, one.first_call_ms)),
-            (number("New length costs"), lambda one: _or_none(format_ms, one.shape_change_ms)),
-            (number("Memory of a run"), lambda one: _or_none(format_bytes, one.peak_bytes)),
-            (number(f"of {report.unit}"), lambda one: _or_none(str, one.peak_seq_len)),
+            (number("Opens in"), lambda one: format_known(format_ms, one.open_ms)),
+            (number("Memory, opened", is_minor=True), lambda one: format_known(format_bytes, one.session_bytes)),
+            (number("First call"), lambda one: format_known(format_ms, one.first_call_ms)),
+            (number("New length costs"), lambda one: format_known(format_ms, one.shape_change_ms)),
+            (number("Memory of a run"), lambda one: format_known(format_bytes, one.peak_bytes)),
+            (number(f"of {report.unit}"), lambda one: format_known(str, one.peak_seq_len)),
         ],
         lambda one: one.reason,
     )
@@ -186,26 +185,23 @@ def tabulate_comparisons(report: ValidationReport, rows: Sequence[Row]) -> Table
         [
             (text("Backend"), lambda row: row.backend),
             (text("Result"), lambda row: Styled(row.status, row.status)),
-            (number("Batch"), lambda row: _or_none(str, row.batch)),
-            (number("Length"), lambda row: _or_none(str, row.seq_len)),
+            (number("Batch"), lambda row: format_known(str, row.batch)),
+            (number("Length"), lambda row: format_known(str, row.seq_len)),
             (text("Inputs"), lambda row: format_inputs(row) or "random"),
-            (number("Error"), lambda row: _or_none(format_error, row.max_rel_error)),
+            (number("Error"), lambda row: format_known(format_error, row.max_rel_error)),
             *(
                 (
-                    (number("PyTorch's own"), lambda row: _or_none(format_error, row.noise)),
+                    (number("PyTorch's own"), lambda row: format_known(format_error, row.noise)),
                     (number("Multiple"), format_multiple),
                 )
                 if has_noise(rows)
                 else ()
             ),
-            (number("Limit"), lambda row: _or_none(format_error, compute_relative_limit(row))),
+            (number("Limit"), lambda row: format_known(format_error, compute_relative_limit(row))),
             (number("Of limit"), _format_ratio),
             *(
-                (
-                    number(capitalize(name_measure(measure))),
-                    lambda row, measure=measure: _format_measure(measure, row.measures),
-                )
-                for measure in report.measures
+                (number(capitalize(name_measure(one))), lambda row, one=one: format_measure(one, row.measures))
+                for one in report.measures
             ),
         ],
         lambda row: _remark(report, row),
@@ -231,25 +227,13 @@ def tabulate_timings(report: ValidationReport, rows: Sequence[Row]) -> Table:
             (number("p90"), lambda pair: format_ms(pair[1].p90)),
             (number("p99"), lambda pair: format_ms(pair[1].p99)),
             (number("Runs"), lambda pair: str(pair[1].runs)),
-            (number("First run"), lambda pair: _or_none(format_ms, pair[0].first_latency_ms)),
-            (number("PyTorch eager"), lambda pair: _format_median(pair[0].eager_latency_ms)),
-            is_compiled and (number("torch.compile"), lambda pair: _format_median(pair[0].compiled_latency_ms)),
-            (number("Speed x eager"), lambda pair: _or_none(_format_times, pair[0].speedup)),
-            (number(f"{capitalize(report.unit)}/s"), lambda pair: _or_none(format_count, pair[0].units_per_s)),
+            (number("First run"), lambda pair: format_known(format_ms, pair[0].first_latency_ms)),
+            (number("PyTorch eager"), lambda pair: format_median(pair[0].eager_latency_ms)),
+            is_compiled and (number("torch.compile"), lambda pair: format_median(pair[0].compiled_latency_ms)),
+            (number("Speed x eager"), lambda pair: format_known(_format_times, pair[0].speedup)),
+            (number(f"{capitalize(report.unit)}/s"), lambda pair: format_known(format_count, pair[0].units_per_s)),
         ],
     )
-
-
-def _or_none(format_value: Callable[[Value], str], value: Value | None) -> str | None:
-    return None if value is None else format_value(value)
-
-
-def _format_median(latency: Percentiles | None) -> str | None:
-    return None if latency is None else format_ms(latency.p50)
-
-
-def _format_measure(measure: Measure, measures: Mapping[str, float]) -> str | None:
-    return format_measure(measure, measures[measure.name]) if measure.name in measures else None
 
 
 def _format_ratio(row: Row) -> str | None:

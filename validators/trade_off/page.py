@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flash_export.formatting import capitalize, format_bytes, format_change, format_ms
+from flash_export.formatting import capitalize, format_bytes, format_change, format_known
 from flash_export.report.document import (
     Axis,
     Document,
@@ -20,7 +20,7 @@ from flash_export.report.document import (
     tabulate,
     text,
 )
-from flash_export.validators.report.rows import format_interval, format_measure, name_measure
+from flash_export.validators.report.rows import format_interval, format_measure, format_median, name_measure
 from flash_export.validators.trade_off.front import find_front, list_costs, list_losses
 
 if TYPE_CHECKING:
@@ -121,25 +121,11 @@ def _tabulate_quality(trade: TradeOff) -> Table:
             (number("size"), lambda entry: format_bytes(entry.size_bytes)),
             (number("ratio"), lambda entry: f"{entry.size_ratio:.2f}"),
             score is not None
-            and (
-                number(score.label),
-                lambda entry: None if entry.quality.score is None else f"{entry.quality.score:.4f}",
-            ),
-            score is not None
-            and (
-                number("change"),
-                lambda entry: None if entry.quality.change is None else format_change(entry.quality.change),
-            ),
+            and (number(score.label), lambda entry: format_known("{:.4f}".format, entry.quality.score)),
+            score is not None and (number("change"), lambda entry: format_known(format_change, entry.quality.change)),
             *(
-                (
-                    number(name_measure(measure)),
-                    lambda entry, measure=measure: (
-                        format_measure(measure, entry.quality.measures[measure.name])
-                        if measure.name in entry.quality.measures
-                        else None
-                    ),
-                )
-                for measure in trade.measures
+                (number(name_measure(one)), lambda entry, one=one: format_measure(one, entry.quality.measures))
+                for one in trade.measures
             ),
             has_memory and (number("memory"), _format_memory),
         ],
@@ -166,15 +152,12 @@ def _tabulate_times(trade: TradeOff) -> Table:
         [
             (text("run"), lambda run: run[0]),
             (text("bundle"), lambda run: run[1]),
-            (number("time"), lambda run: None if run[2].latency_ms is None else format_ms(run[2].latency_ms.p50)),
+            (number("time"), lambda run: format_median(run[2].latency_ms)),
+            (number("95% interval"), lambda run: format_known(format_interval, run[2].latency_ms)),
+            (number("ratio"), lambda run: format_known(lambda ratio: f"{ratio.median:.2f}", run[2].ratio)),
             (
                 number("95% interval"),
-                lambda run: None if run[2].latency_ms is None else format_interval(run[2].latency_ms),
-            ),
-            (number("ratio"), lambda run: None if run[2].ratio is None else f"{run[2].ratio.median:.2f}"),
-            (
-                number("95% interval"),
-                lambda run: None if run[2].ratio is None else f"{run[2].ratio.low:.2f} to {run[2].ratio.high:.2f}",
+                lambda run: format_known(lambda ratio: f"{ratio.low:.2f} to {ratio.high:.2f}", run[2].ratio),
             ),
         ],
     )
