@@ -139,11 +139,11 @@ def tabulate_claims(report: ValidationReport) -> Table:
         dict.fromkeys(name for name, _ in rows),
         [
             (text("Claim", is_prose=True), describe_check),
-            (text("Check"), lambda name: name),
             *(
                 (text(backend, is_prose=True), lambda name, backend=backend: _format_claim(rows.get((name, backend))))
                 for backend in backends
             ),
+            (text("Check"), lambda name: name),
         ],
     )
 
