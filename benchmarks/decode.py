@@ -1,4 +1,4 @@
-"""Decoding with carried state: time and memory a step, against the forward graph, and against a Transformer.
+"""Decoding with carried state: time and memory per step, against the forward graph, and against a Transformer.
 
     python benchmarks/decode.py [--steps 100000] [--json FILE] [--quick]
 

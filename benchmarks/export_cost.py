@@ -1,8 +1,8 @@
-"""What export itself costs: time, memory, engine build, layers a block, and how fast the commands answer.
+"""What export itself costs: time, memory, engine build, layers per block, and how fast the commands answer.
 
     python benchmarks/export_cost.py [--no-build] [--json FILE] [--quick]
 
-The model has 24 layers of width 768 and 15,000 tokens: 110 million parameters. The layers a block are the difference
+The model has 24 layers of width 768 and 15,000 tokens: 110 million parameters. The layers per block are the difference
 between the networks of one and two blocks.
 """
 
@@ -102,7 +102,7 @@ def _measure_builds(name: str, small: PeerConfig, folder: Path) -> list[Figure]:
     return [
         Figure.judge(f"{name}: TensorRT-RTX build, s", seconds, at_most=40),
         Figure(f"{name}: network layers", layers),
-        Figure.judge(f"{name}: network layers a block", per_block, at_most=120),
+        Figure.judge(f"{name}: network layers per block", per_block, at_most=120),
     ]
 
 

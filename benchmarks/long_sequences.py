@@ -1,4 +1,4 @@
-"""Whether time and memory a token stay the same on long sequences.
+"""Whether time and memory per token stay the same on long sequences.
 
     python benchmarks/long_sequences.py [--long] [--lengths 4096,65536] [--memory-pattern] [--json FILE] [--quick]
 

@@ -229,7 +229,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the comparison and print one line a length."""
+    """Run the comparison and print one line per length."""
     options = parse_options()
     if options.library:
         sys.path.insert(0, str(options.library))

@@ -1,4 +1,4 @@
-"""What is in a graph: operators, nodes a block, parameters, work a token."""
+"""What is in a graph: operators, nodes per block, parameters, work per token."""
 
 from __future__ import annotations
 

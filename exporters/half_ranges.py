@@ -39,7 +39,7 @@ class HalfRanges:
         data: What was read, such as ``held-out text`` or ``random tokens``.
         unit: What lengths count.
         seq_lens: Measured lengths, ascending.
-        magnitudes: By the value's name, one a length; a weight counts at every length.
+        magnitudes: By the value's name, one per length; a weight counts at every length.
         bounded: Values that do not grow with the length, by the name in their block; see :class:`Lowering`.
     """
 

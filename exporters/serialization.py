@@ -140,7 +140,7 @@ def _write_inline(skeleton: onnx.ModelProto, weights: Mapping[str, ir.TensorProt
 
 
 def _encode_varint(number: int) -> bytes:
-    """Encode a length: seven bits a byte, lowest first, the high bit set on all but the last."""
+    """Encode a length: seven bits per byte, lowest first, the high bit set on all but the last."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)

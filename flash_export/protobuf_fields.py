@@ -60,7 +60,7 @@ def list_fields(data: mmap.mmap | bytes, start: int, end: int) -> Iterator[Field
 
 
 def _read_varint(data: mmap.mmap | bytes, start: int) -> tuple[int, int]:
-    """Return a number and where it ends: seven bits a byte, lowest first, the high bit set on all but the last."""
+    """Return a number and where it ends: seven bits per byte, lowest first, the high bit set on all but the last."""
     number = 0
     for index, byte in enumerate(data[start : start + MAX_VARINT_BYTES]):
         number |= (byte & 0x7F) << 7 * index

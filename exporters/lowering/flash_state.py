@@ -163,7 +163,7 @@ class PrefillLayer(StatefulLayer):
 
 
 class DecodeLayer(StatefulLayer):
-    """One layer over one token a row.
+    """One layer over one token per row.
 
     Tokens have no axis of their own: runtimes have a product of two matrices that adds the bias.
     """
@@ -282,7 +282,7 @@ class PrefillFlash(StatefulFlash):
 
 
 class DecodeFlash(StatefulFlash):
-    """``forward(input_ids, state) -> logits, state`` for one token a row, at any position."""
+    """``forward(input_ids, state) -> logits, state`` for one token per row, at any position."""
 
     def __init__(self, lowered: LoweredFlash) -> None:
         """Share the weights of a lowered model."""

@@ -155,7 +155,7 @@ class LoweredGau(LoweredModel):
         inverse_length = 1 / length
         if self.config.attention_fn != RELU2 or self.precision.is_half:
             return None if valid is None else self.precision.narrow(valid, "valid"), inverse_length
-        # relu²(scores / length) = relu²(scores) / length²: two numbers a token instead of one a score.
+        # relu²(scores / length) = relu²(scores) / length²: two numbers per token instead of one per score.
         weight = inverse_length * inverse_length
         return (weight if valid is None else valid * weight), inverse_length
 

@@ -1,4 +1,4 @@
-"""Feeding one token a row and step, with the state of the batch kept from step to step."""
+"""Feeding one token per row and step, with the state of the batch kept from step to step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Decoder(Protocol):
         ...
 
     def step(self, tokens: Int[np.ndarray, " batch"]) -> Float[np.ndarray, "batch vocab"]:
-        """Feed one token a row and return the logits of the next.
+        """Feed one token per row and return the logits of the next.
 
         Raises:
             InputError: No state was loaded, or it has another batch.
@@ -68,7 +68,7 @@ class RunnerDecoder:
         self._state, self._model_sha256 = state.to_inputs(), state.model_sha256
 
     def step(self, tokens: Int[np.ndarray, " batch"]) -> Float[np.ndarray, "batch vocab"]:
-        """Feed one token a row and return the logits of the next."""
+        """Feed one token per row and return the logits of the next."""
         check_loaded(bool(self._state))
         outputs = self._runner.run({TOKENS: tokens[:, None], **self._state})
         logits = outputs.pop(LOGITS)

@@ -60,7 +60,7 @@ class OrtStateRunner(OrtRunner):
         self._model_sha256 = state.model_sha256
 
     def step(self, tokens: Int[np.ndarray, " batch"]) -> Float[np.ndarray, "batch vocab"]:
-        """Feed one token a row and return the logits of the next.
+        """Feed one token per row and return the logits of the next.
 
         Raises:
             InputError: No state was loaded, it has another batch, or an id is not in the vocabulary.
@@ -68,7 +68,7 @@ class OrtStateRunner(OrtRunner):
         check_loaded(self._batch > 0)
         if tokens.shape != (self._batch,):
             raise InputError(
-                f"tokens have shape {tokens.shape}, the state has a batch of {self._batch}; give one a row"
+                f"tokens have shape {tokens.shape}, the state has a batch of {self._batch}; give one per row"
             )
         if (ids := self._graph.inputs[0].content) is not None:
             check_content("tokens", tokens, ids)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from flash_export.quantization.search import Choice
 
 
-# Trace, record, all of them together, export, besides one a product; what the search adds is counted as it comes.
+# Trace, record, all of them together, export, besides one per product; what the search adds is counted as it comes.
 _OTHER_STEPS = 4
 
 

@@ -1,4 +1,4 @@
-"""The checks of a report as JUnit XML, which CI systems show as tests: a suite a group, a test case a check.
+"""The checks of a report as JUnit XML, which CI systems show as tests: a suite per group, a test case per check.
 
 The time of a test case is the median time of one run, so that a CI system's history of times is one of latencies; it
 is 0 where nothing was timed. What is there, and in which order, is what the schema of Ant's JUnit task asks for, which

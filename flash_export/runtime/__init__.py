@@ -1,1 +1,1 @@
-"""Running a model: one class a backend, all behind the :class:`Runner` protocol."""
+"""Running a model: one class per backend, all behind the :class:`Runner` protocol."""

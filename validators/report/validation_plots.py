@@ -131,7 +131,7 @@ def _mark_chunk(report: ValidationReport, lengths: Sequence[int]) -> tuple[float
 
 
 def _pick_largest(rows: Sequence[Row], measure: Callable[[Row], float | None]) -> tuple[tuple[float, float], ...]:
-    """Return a point a length: the largest value of its rows, where there is any above 0.
+    """Return a point per length: the largest value of its rows, where there is any above 0.
 
     The rows of a length differ in noise, and so in limit; below the largest limit is every row that passed.
     """
@@ -143,7 +143,7 @@ def _pick_largest(rows: Sequence[Row], measure: Callable[[Row], float | None]) -
 
 
 def _pick_worst(rows: Iterable[Row]) -> list[Row]:
-    """Return a row a length: one that failed before any other, and then the nearest to its limit."""
+    """Return a row per length: one that failed before any other, and then the nearest to its limit."""
     worst: dict[int, Row] = {}
     for row in sorted(rows, key=lambda row: (row.status == "failed", compute_error_ratio(row) or 0.0)):
         worst[row.seq_len or 1] = row

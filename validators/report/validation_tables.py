@@ -72,7 +72,7 @@ def format_repeat(report: ValidationReport, row: Row) -> str:
 
 
 def tabulate_groups(report: ValidationReport, groups: Sequence[RowGroup], *, has_lengths: bool) -> Table:
-    """Return a row a group: its check that is nearest to the limit, and the time of one run at its longest length."""
+    """Return a row per group: its check that is nearest to the limit, and the time of one run at its longest length."""
 
     def of_worst(make: Callable[[Row], Cell]) -> Callable[[RowGroup], Cell]:
         return lambda group: None if group.worst is None else make(group.worst)
@@ -117,7 +117,7 @@ def _count_claims(group: RowGroup) -> str | None:
 
 
 def tabulate_failures(report: ValidationReport, failed: Sequence[Row]) -> Table:
-    """Return what failed, a row a check, with the command that repeats it."""
+    """Return what failed, a row per check, with the command that repeats it."""
     return tabulate(
         failed,
         [

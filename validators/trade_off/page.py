@@ -110,7 +110,7 @@ def build_trade_off_plot(trade: TradeOff, loss: Quantity, cost: Quantity) -> Plo
 
 
 def _tabulate_quality(trade: TradeOff) -> Table:
-    """Return a row a bundle; a score only where there is one, memory if it was measured."""
+    """Return a row per bundle; a score only where there is one, memory if it was measured."""
     has_memory = any(entry.footprint is not None for entry in trade.entries)
     score = trade.score
     return tabulate(

@@ -1,1 +1,1 @@
-"""What a product can be computed in, one scheme a file; ``registry.py`` lists them."""
+"""What a product can be computed in, one scheme per file; ``registry.py`` lists them."""

@@ -1,1 +1,1 @@
-"""From the checkpoints of other libraries to our configs and tensors, one file a library."""
+"""From the checkpoints of other libraries to our configs and tensors, one file per library."""

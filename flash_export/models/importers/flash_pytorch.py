@@ -69,7 +69,7 @@ class _Dialect:
 
 
 def import_flash(tensors: Tensors, arguments: GivenArguments) -> ImportedModel:
-    """Translate a ``FLASHTransformer`` state dict: one rotary table in place of one a layer.
+    """Translate a ``FLASHTransformer`` state dict: one rotary table in place of one per layer.
 
     Args:
         tensors: The state dict, without prefixes.

@@ -20,7 +20,7 @@ def make_timing(seq_len: int | None, p50: float, ratio: float) -> Timing:
 
 
 def make_entry(name: str, mib: float, bits: float, kl: float, ratio: float = 1.0, **changes: Any) -> Entry:
-    """A causal bundle whose reference has 4 MiB and 1.5 bits per byte, and takes 20 and 80 ms, and 1 ms a step."""
+    """A causal bundle whose reference has 4 MiB and 1.5 bits per byte, and takes 20 and 80 ms, and 1 ms per step."""
     entry = Entry(
         name,
         f"bundles/{name}",
