@@ -19,6 +19,7 @@ MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 23, 20
 DEFAULT_MAX_SEQ_LEN = 65536
 DEFAULT_MAX_BATCH = 64
 PRECISIONS = ("fp32", "fp16", "bf16")
+REFERENCE, ORIGINAL = "reference", "original"  # what a bundle is compared with: our model, or the library's
 ISLAND_MODES = ("auto", "minimal", "all")
 GRAPHS = FORWARD, PREFILL, DECODE = "forward", "prefill", "decode"
 # Positions are fp32, which tells no two whole numbers apart beyond.

@@ -23,7 +23,8 @@ def build(values: object, expected: type[T], where: str = "") -> T:
     """Make a frozen dataclass of what JSON says.
 
     Its fields may be ``str``, ``int``, ``float``, ``bool``, ``X | None``, ``Literal["a", "b"]``, ``tuple[X, ...]`` (a
-    JSON list), ``dict[str, X]`` and further dataclasses; dataclasses of a union are told apart by a literal ``kind``.
+    JSON list), ``dict[str, X]``, ``Any`` for all that JSON says, and further dataclasses. Those of a union are told
+    apart by a literal ``kind``.
     ``__post_init__`` may refuse values with a ValueError.
 
     Args:
@@ -40,6 +41,8 @@ def build(values: object, expected: type[T], where: str = "") -> T:
 
 def _build(values: object, expected: Any, where: str) -> Any:
     origin = get_origin(expected)
+    if expected is Any:
+        return values
     if dataclasses.is_dataclass(expected) and isinstance(values, Mapping):
         return _build_dataclass(values, expected, where)
     if origin is types.UnionType:

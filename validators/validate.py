@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import MANIFEST_FILE, reads_bundles
-from flash_export.config import MAX_THREADS, check_count
+from flash_export.config import MAX_THREADS, ORIGINAL, REFERENCE, check_count
 from flash_export.data.heldout import open_heldout
 from flash_export.data.sources import Data, RandomSource
 from flash_export.errors import BackendUnavailableError, ConfigError
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from flash_export.bundle.quantization_record import QuantizationRecord
     from flash_export.data.heldout import Heldout
     from flash_export.limits import Limit
+    from flash_export.models.base import ReferenceModel
     from flash_export.progress import ProgressCallback
     from flash_export.runtime.runner import Runner
     from flash_export.validators.backends import Backend
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 INVARIANCE_CHECKS = (*(one.name for one in INVARIANCES), SYMBOLIC_SHAPE)
 # Files are in the key of a journal by their hashes, and what is kept changes no row.
-_NOT_IN_KEY = ("onnx_files", "data", "failures")
+_NOT_IN_KEY = ("onnx_files", "data", "failures", "checkpoint", "original_python")
 # Checks that are no shape, by the names that a report has for them.
 CHECKS = (*INVARIANCE_CHECKS, HELDOUT_SCORE)
 
@@ -77,6 +78,10 @@ class ValidationOptions:
         data: A file to read in place of the bundle's held-out data.
         checks: Names of checks, as a report has them, in place of the plan and of all else.
         failures: Folder to keep the inputs and outputs of what fails in; None: nowhere.
+        against: ``reference``, our own model, or ``original``, that of the library that the weights come from, which is
+            not timed.
+        checkpoint: The checkpoint that the bundle was made of, for ``original``.
+        original_python: Interpreter that has the library; None: the one that runs this.
     """
 
     plan: str = QUICK
@@ -93,9 +98,20 @@ class ValidationOptions:
     data: Path | None = None
     checks: tuple[str, ...] = ()
     failures: Path | None = None
+    against: str = REFERENCE
+    checkpoint: Path | None = None
+    original_python: Path | None = None
 
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
+        if self.against not in (REFERENCE, ORIGINAL):
+            raise ConfigError(f"against={self.against!r} is unknown; use {REFERENCE} or {ORIGINAL}")
+        if (self.against == ORIGINAL) != (self.checkpoint is not None):
+            raise ConfigError("against original and a checkpoint go together; give both, or neither")
+        if self.against == REFERENCE and self.original_python is not None:
+            raise ConfigError("original_python was given without against original; give both, or neither")
+        if self.against == ORIGINAL and self.compiled:
+            raise ConfigError("compiled and against original were both given; the original is not timed")
         if self.seq_lens is not None and self.max_seq_len is not None:
             raise ConfigError("seq_lens and max_seq_len were both given; max_seq_len limits the plans only")
         if self.checks and (self.seq_lens is not None or self.batches is not None):
@@ -112,7 +128,15 @@ class ValidationOptions:
 
     def list_arguments(self) -> tuple[str, ...]:
         """Return what of these a command line needs to do a single check again, beside its name and backend."""
-        values = {"--data": self.data, "--atol": self.atol, "--rtol": self.rtol, "--threads": self.threads}
+        values = {
+            "--data": self.data,
+            "--atol": self.atol,
+            "--rtol": self.rtol,
+            "--threads": self.threads,
+            "--against": None if self.against == REFERENCE else self.against,
+            "--checkpoint": self.checkpoint,
+            "--original-python": self.original_python,
+        }
         return tuple(str(part) for name, value in values.items() if value is not None for part in (name, value))
 
     def get_limit(self, precision: str, quantization: QuantizationRecord | None = None) -> Limit:
@@ -163,8 +187,6 @@ def validate_bundle(
         ConfigError: A backend or plan that was asked for does not exist, or the journal is of another validation.
         BundleError: A file of the bundle cannot be used.
     """
-    from flash_export.runtime.eager import EagerRunner
-
     options = options or ValidationOptions()
     graph = bundle.get_graph(GRAPH)
     quantization = bundle.read_quantization()
@@ -182,10 +204,7 @@ def validate_bundle(
     journal = Journal(journal_path, _identify(bundle, options, plan, backends), resume=resume)
     with contextlib.ExitStack() as stack:
         model = bundle.load_model()
-        reference, eager = (
-            stack.enter_context(EagerRunner(own, threads=options.threads, precision=rounding))
-            for own, rounding in ((copy.deepcopy(model), "fp64"), (model, precision))
-        )
+        reference, eager, facts = _open_models(stack, bundle, model, precision, options)
         opened, skipped = _open_backends(stack, bundle, backends, eager, limit, options)
         failures = None if options.failures is None else FailureFolder(options.failures, logger)
         checker = CellChecker(
@@ -196,7 +215,8 @@ def validate_bundle(
         results = list(_run_steps(steps, journal, progress))
         if opened:
             _check_promised(options.checks, results)
-        environment = describe_environment(bundle, model, options.threads) | {"plan": plan.name} | limit.describe()
+        environment = describe_environment(bundle, model, options.threads) | facts
+        environment |= {"plan": plan.name} | limit.describe()
         if quantization is not None:
             environment["loss_when_quantized"] = f"{quantization.loss:.2%} on {quantization.data}"
     order = {backend.name: index for index, backend in enumerate(backends)}
@@ -215,6 +235,33 @@ def validate_bundle(
         options.list_arguments(),
         tuple(map(format_path, options.onnx_files)),
     )
+
+
+def _open_models(
+    stack: contextlib.ExitStack, bundle: Bundle, model: ReferenceModel, precision: str, options: ValidationOptions
+) -> tuple[Runner, Runner, dict[str, str]]:
+    """Open the model that accuracy is measured against, and the one whose rounding is the noise floor.
+
+    The former is in float64, and the latter in the precision of the graph; no library's code is run in half precision.
+
+    Returns:
+        The two, and what the report is to say of them.
+    """
+    from flash_export.runtime.eager import EagerRunner
+
+    def open_eager(own: ReferenceModel, rounding: str) -> Runner:
+        return stack.enter_context(EagerRunner(own, threads=options.threads, precision=rounding))
+
+    if options.checkpoint is None:
+        return open_eager(copy.deepcopy(model), "fp64"), open_eager(model, precision), {}
+    from flash_export.originals.process import OriginalCheckpoint, OriginalRunner
+
+    source = OriginalCheckpoint.read(bundle, options.checkpoint, options.original_python)
+    reference = stack.enter_context(OriginalRunner(source, precision="fp64", threads=options.threads))
+    facts = {"original": reference.description}
+    if precision != "fp32":
+        return reference, open_eager(model, precision), facts
+    return reference, stack.enter_context(OriginalRunner(source, threads=options.threads)), facts
 
 
 def _plan(bundle: Bundle, backends: Sequence[Backend], options: ValidationOptions, data_len: int) -> Plan:
@@ -236,6 +283,8 @@ def _plan(bundle: Bundle, backends: Sequence[Backend], options: ValidationOption
             check_lengths(graph, (cell.seq_len,), (cell.batch,))
         plan = Plan("checks", (), cells=cells, is_default=False, checks=options.checks)
     budget_s = plan.latency_budget_s if options.latency_budget_s is None else options.latency_budget_s
+    if options.against == ORIGINAL:  # it answers through a pipe
+        budget_s = 0.0
     return replace(plan, batches=batches, latency_budget_s=budget_s)
 
 
@@ -290,6 +339,7 @@ def _identify(bundle: Bundle, options: ValidationOptions, plan: Plan, backends: 
         "engines": [engine.engine_sha256 for engine in bundle.list_engines()],
         "onnx_files": [hash_file(path) for path in options.onnx_files],
         "data": None if options.data is None else hash_file(options.data),
+        "original_python": options.original_python and str(options.original_python),
         "options": {name: value for name, value in asdict(options).items() if name not in _NOT_IN_KEY},
         "plan": asdict(plan),
         "backends": [backend.name for backend in backends],

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from flash_export.cli.interrupt import RESUMABLE
-from flash_export.cli.options import CHECKS, IntegerList, output_options
+from flash_export.cli.options import CHECKS, Choice, IntegerList, output_options
+from flash_export.config import ORIGINAL, REFERENCE
 
 if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
@@ -52,6 +53,22 @@ JOURNAL_FILE = ".validation.jsonl"
     multiple=True,
     help="Do this check alone, by the name that a report gives it, such as 3x300-masked or padding; repeatable.",
 )
+@click.option(
+    "--against",
+    type=Choice((REFERENCE, ORIGINAL)),
+    default=REFERENCE,
+    show_default=True,
+    help="Our plain PyTorch model, or that of the library which the weights come from, run by itself and not timed.",
+)
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path), metavar="PATH", help="What the bundle was made of, for original."
+)
+@click.option(
+    "--original-python",
+    type=click.Path(path_type=Path),
+    metavar="PYTHON",
+    help="Interpreter that has that library.  [default: this one]",
+)
 @click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Data to read in place of held-out data.")
 @click.option("--atol", type=float, help="Accept this absolute error, in place of the error budget.")
 @click.option("--rtol", type=float, help="Accept this error relative to the largest output, in place of the budget.")
@@ -84,6 +101,9 @@ def validate_command(
     batches: tuple[tuple[int, ...], ...],
     backends: tuple[str, ...],
     onnx_files: tuple[Path, ...],
+    against: str,
+    checkpoint: Path | None,
+    original_python: Path | None,
     data: Path | None,
     atol: float | None,
     rtol: float | None,
@@ -110,6 +130,7 @@ def validate_command(
       flash-export validate BUNDLE --backend trt --rtol 1e-3
       flash-export validate BUNDLE --check 3x300-masked --save-failures failures
       flash-export validate BUNDLE --onnx other/model.onnx
+      flash-export validate BUNDLE --against original --checkpoint model.pt
       flash-export validate BUNDLE --json - | jq .passed
       flash-export validate BUNDLE --markdown - >> $GITHUB_STEP_SUMMARY
     """
@@ -133,6 +154,9 @@ def validate_command(
         compiled=compiled,
         checks=checks,
         failures=failures,
+        against=against,
+        checkpoint=checkpoint,
+        original_python=original_python,
     )
     # What repeats a check does not replace the report that it is from.
     folder = report_dir or (None if checks else bundle / REPORT_FOLDER)

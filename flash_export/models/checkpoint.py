@@ -110,12 +110,35 @@ def load_checkpoint(
         ImportRecord(
             library_version=library_version,
             assumed=imported.assumed,
+            arguments=dict(config or {}) if is_foreign else {},
             weights_key=chosen.key,
             weight_sets=chosen.keys,
             notes=(*weights.notes, *_describe_choice(chosen), *repairs),
         ),
         folder,
     )
+
+
+def read_foreign_weights(path: Path, family: str, weights_key: str) -> tuple[str, dict[str, Tensor]]:
+    """Read the weights that a bundle was made of, by the names of the library that they come from.
+
+    Args:
+        path: What was given to :func:`load_checkpoint`.
+        family: Model family.
+        weights_key: Where in the file they are, as the record of the import says.
+
+    Returns:
+        The hash of the file, and the tensors.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+        ConfigError: There are no weights under the key.
+    """
+    file = find_weights_file(path) if path.is_dir() else path
+    weights = read_weights(file)
+    chosen = select_weight_set(weights.values, get_family(family).anchors, file, weights_key)
+    check_plain(chosen.tensors, file)
+    return weights.sha256, chosen.tensors
 
 
 def _describe_choice(chosen: WeightSet) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flash_export.names import list_names, show_name
 
@@ -21,6 +21,7 @@ class ImportRecord:
         library_version: Release of the source library that was named; None if none was.
         assumed: Arguments that neither the weights nor the user told, by the library's names. Model and graph share
             them, so that no validation finds a wrong one.
+        arguments: Arguments that the user told, by the library's names.
         weights_key: Path, within the file, of the weights that were taken; empty for the whole file.
         weight_sets: Paths of all weights that could have been taken.
         notes: What else was done, or could not be checked, a sentence each.
@@ -28,6 +29,7 @@ class ImportRecord:
 
     library_version: str | None = None
     assumed: dict[str, bool | int | str] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
     weights_key: str = ""
     weight_sets: tuple[str, ...] = ("",)
     notes: tuple[str, ...] = ()

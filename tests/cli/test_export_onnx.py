@@ -125,7 +125,7 @@ def test_foreign_file_with_its_arguments(place: Path, by_file: bool) -> None:
     assert result.exit_code == 0, result.output
     assert "assumed" not in result.output
     bundle = Bundle.open(place / "out")
-    assert bundle.manifest.imported == ImportRecord()
+    assert bundle.manifest.imported == ImportRecord(arguments={"group_size": 16, **rest})
     assert bundle.load_model().config == load_checkpoint(place / "model").model.config
     assert bundle.manifest.checkpoint["source"] == "model.pt"
     assert bundle.manifest.checkpoint["format"] == "flash-pytorch"

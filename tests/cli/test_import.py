@@ -56,6 +56,7 @@ def test_record_is_in_the_manifest(exported: tuple[Result, Bundle]) -> None:
     assert bundle.manifest.imported == ImportRecord(
         library_version=None,
         assumed=ASSUMED,
+        arguments={"group_size": 16, "causal": True},
         weights_key="model",
         weight_sets=("model", "model_ema"),
         notes=(

@@ -15,7 +15,7 @@ from flash_export.models.flash import FlashModel
 from flash_export.models.gau import GauModel
 from flash_export.models.importers.arguments import GivenArguments
 from flash_export.models.importers.flash_pytorch import import_flash, import_gau
-from tests.models.gau_stack import GauStack
+from flash_export.originals.flash_pytorch import GauStack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +73,7 @@ def build_flash(arguments: dict[str, Any]) -> tuple[nn.Module, FlashModel]:
 
 def build_gau(arguments: dict[str, Any]) -> tuple[nn.Module, GauModel]:
     """Build a stack of the library's layers and our model with the same random float64 weights."""
-    theirs = randomise(GauStack(flash_pytorch, VOCAB_SIZE, **arguments))
+    theirs = randomise(GauStack(flash_pytorch, num_tokens=VOCAB_SIZE, **arguments))
     ours = import_gau(theirs.state_dict(), GivenArguments(arguments, assume_defaults=True))
     return theirs, load(GauModel(cast("GauConfig", ours.config)), ours.tensors)
 

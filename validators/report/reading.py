@@ -19,9 +19,12 @@ def explain_validation(report: ValidationReport, *, has_times: bool) -> Explanat
 
 
 def _list_terms(report: ValidationReport, *, has_times: bool) -> Iterator[tuple[str, str]]:
+    code = "the plain PyTorch model that the export started from"
+    if library := report.environment.get("original"):
+        code = f"the code of the library that the weights come from, {library}, with its own checkpoint"
     yield (
         "What is compared",
-        "The original is the plain PyTorch model that the export started from. An exported model is the ONNX graph, or "
+        f"The original is {code}. An exported model is the ONNX graph, or "
         "an engine built from it. Both get the same inputs, and the outputs are compared at every real position. What "
         "counts as exact is the original computed in float64.",
     )

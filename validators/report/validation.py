@@ -93,8 +93,10 @@ def _phrase_lead(report: ValidationReport, backends: Sequence[RowGroup]) -> str:
     span = f"{lengths[0]} to {length}" if len(lengths) > 1 else length
     batches = " and ".join(map(str, sorted({row.batch for row in compared if row.batch})))
     padding = ", with and without padding" if any(row.masked for row in compared) else ""
+    code = report.environment.get("original")
+    original = f"original model, {code}," if code else "original PyTorch model"
     return (
-        f"The original PyTorch model and the exported one ({names}) got the same {inputs}, {span} long, in batches of "
+        f"The {original} and the exported one ({names}) got the same {inputs}, {span} long, in batches of "
         f"{batches}{padding}."
     )
 

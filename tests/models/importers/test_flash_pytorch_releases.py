@@ -18,7 +18,7 @@ from flash_export.models.importers.arguments import GivenArguments
 from flash_export.models.importers.flash_pytorch import FLASH_ARGUMENTS, import_gau
 from flash_export.models.importers.flash_pytorch_releases import DEFAULTS, RELEASES
 from flash_export.models.registry import get_family
-from tests.models.gau_stack import GauStack
+from flash_export.originals.flash_pytorch import GauStack
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -55,7 +55,7 @@ def build(library: ModuleType, family: str, arguments: dict[str, Any]) -> nn.Mod
     if family == "flash":
         model: nn.Module = library.FLASHTransformer(num_tokens=VOCAB_SIZE, depth=2, **arguments)
     else:
-        model = GauStack(library, VOCAB_SIZE, **arguments)
+        model = GauStack(library, num_tokens=VOCAB_SIZE, **arguments)
     model.double().eval().requires_grad_(requires_grad=False)
     for name, parameter in model.named_parameters():
         if not name.endswith("rotary_pos_emb.freqs"):
