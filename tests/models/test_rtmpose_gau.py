@@ -9,13 +9,13 @@ import torch
 from flash_export.data.sources import RandomSource
 from flash_export.errors import ConfigError
 from flash_export.interface import Bins
+from flash_export.layers.position import spread_bias
 from flash_export.models.checkpoint import load_pretrained
 from flash_export.models.rtmpose_gau import (
     RtmposeGauConfig,
     RtmposeGauModel,
     SimccHead,
     compute_turns,
-    spread_bias,
     turn_halves,
 )
 
