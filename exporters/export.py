@@ -16,7 +16,7 @@ from flash_export.config import FORWARD, ExportOptions
 from flash_export.data.heldout import load_heldout, read_data
 from flash_export.data.sources import Data, RandomSource
 from flash_export.errors import BundleError, CheckpointError, InputError
-from flash_export.exporters.graphs import build_graph_module, count_state_bytes, describe_graphs
+from flash_export.exporters.graphs import build_graph_module, count_state_bytes, describe_graphs, find_longest
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.exporters.promises import check_promises, check_traced_sizes
 from flash_export.exporters.serialization import SplitModels, write_models
@@ -102,7 +102,7 @@ def export_onnx(
         assume_defaults=assume_defaults,
     )
     steps.begin("measuring the ranges")
-    heldout = _read_heldout(loaded, heldout_file, options.max_seq_len)
+    heldout = _read_heldout(loaded, heldout_file, find_longest(loaded.model.config.interface, options))
     data = Data(RandomSource(loaded.model.config.interface), None if heldout is None else heldout.source)
     variant = choose_variant(loaded.model, data, options, quantization)
     graphs = describe_graphs(loaded.model.config, options, variant.precision)
@@ -184,7 +184,7 @@ def check_output(target: Path, *, force: bool) -> None:
         raise BundleError(f"{target} already holds a bundle; add --force to replace it, with its engines and reports")
 
 
-def _read_heldout(loaded: Checkpoint, path: str | Path | None, max_seq_len: int) -> Heldout | None:
+def _read_heldout(loaded: Checkpoint, path: str | Path | None, longest: int) -> Heldout | None:
     """Return the data that the bundle is to hold: a file that was given, or what the checkpoint folder has.
 
     Raises:
@@ -193,7 +193,7 @@ def _read_heldout(loaded: Checkpoint, path: str | Path | None, max_seq_len: int)
     """
     interface = loaded.model.config.interface
     if path is not None:
-        return read_data(Path(path), interface, max_seq_len)
+        return read_data(Path(path), interface, longest)
     return None if loaded.folder is None else load_heldout(loaded.folder, interface, CheckpointError)
 
 
@@ -218,7 +218,7 @@ def _read_versions() -> dict[str, str]:
 
 def _describe_model(model: ReferenceModel, options: ExportOptions, graphs: Mapping[str, GraphSpec]) -> ModelFacts:
     config = model.config
-    longest = config.interface.find_longest(options.max_seq_len)
+    longest = find_longest(config.interface, options)
     lengths = sorted({min(FLOPS_SEQ_LEN, longest), longest})
     return ModelFacts(
         model_type=config.model_type,

@@ -10,7 +10,7 @@ import numpy as np
 
 from flash_export.bundle.bundle import GRAPH_FILE
 from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec
-from flash_export.config import DECODE, FORWARD, PREFILL
+from flash_export.config import DECODE, DEFAULT_MAX_SEQ_LEN, FORWARD, PREFILL
 from flash_export.errors import ConfigError
 from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.registry import LOWERINGS
@@ -32,8 +32,8 @@ def describe_graphs(config: ModelConfig, options: ExportOptions, precision: Prec
     """Return the contracts of the graphs that are asked for; of all that the model can have if none was named.
 
     Raises:
-        ConfigError: The model has no state of constant size, which prefill and decode would carry; or the longest
-            sequence is shorter than the model's shortest.
+        ConfigError: The model has no state of constant size, which prefill and decode would carry; or it does not
+            take the longest sequence.
     """
     refusal = config.state_refusal
     stateful = tuple(name for name in options.graphs if name != FORWARD)
@@ -41,6 +41,30 @@ def describe_graphs(config: ModelConfig, options: ExportOptions, precision: Prec
         raise ConfigError(f"no graph {', '.join(stateful)} for this model: {refusal}; export the graph {FORWARD} alone")
     names = options.graphs or (tuple(GRAPH_FILES) if refusal is None else (FORWARD,))
     return {name: _describe_graph(name, config, options, precision) for name in GRAPH_FILES if name in names}
+
+
+def find_longest(interface: Interface, options: ExportOptions) -> int:
+    """Return the longest length of the graphs.
+
+    Raises:
+        ConfigError: What was asked for is shorter than the shortest that the model takes, or longer than the longest.
+    """
+    if interface.fixed_len is not None:
+        return interface.fixed_len
+    asked, unit = options.max_seq_len, interface.unit
+    if asked is None:
+        return min(DEFAULT_MAX_SEQ_LEN, interface.max_len or DEFAULT_MAX_SEQ_LEN)
+    if asked < interface.min_len:
+        raise ConfigError(
+            f"max_seq_len={asked} is below the {interface.min_len} {unit} that the model needs at least; use "
+            f"{interface.min_len} or more"
+        )
+    if interface.max_len is not None and asked > interface.max_len:
+        raise ConfigError(
+            f"max_seq_len={asked} is above the {interface.max_len} {unit} that the model takes at most; use "
+            f"{interface.max_len} or less"
+        )
+    return asked
 
 
 def build_graph_module(name: str, lowered: LoweredModel) -> nn.Module:
@@ -60,7 +84,7 @@ def _describe_graph(name: str, config: ModelConfig, options: ExportOptions, prec
     interface = config.interface
     axes = {BATCH: AxisRange(options.batch or 1, options.batch or options.max_batch)}
     if name != DECODE:
-        axes[SEQ] = _describe_lengths(interface, options)
+        axes[SEQ] = AxisRange(interface.fixed_len or interface.min_len, find_longest(interface, options))
     sizes = {axis: axis if bounds.min < bounds.max else bounds.max for axis, bounds in axes.items()}
     sizes.setdefault(SEQ, 1)  # decode takes one token
 
@@ -79,19 +103,3 @@ def _describe_graph(name: str, config: ModelConfig, options: ExportOptions, prec
     return GraphSpec(
         GRAPH_FILES[name], options.opset, precision.name, tuple(map(fill, inputs)), tuple(map(fill, outputs)), axes
     )
-
-
-def _describe_lengths(interface: Interface, options: ExportOptions) -> AxisRange:
-    """Return the lengths that a graph takes.
-
-    Raises:
-        ConfigError: The longest is shorter than the model's shortest.
-    """
-    if interface.fixed_len is not None:
-        return AxisRange(interface.fixed_len, interface.fixed_len)
-    if options.max_seq_len < interface.min_len:
-        raise ConfigError(
-            f"max_seq_len={options.max_seq_len} is below the {interface.min_len} {interface.unit} that the model needs "
-            f"at least; use {interface.min_len} or more"
-        )
-    return AxisRange(interface.min_len, options.max_seq_len)

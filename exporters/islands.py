@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.bundle.manifest import Horizon, Island, PrecisionFacts
 from flash_export.errors import ConfigError
+from flash_export.exporters.graphs import find_longest
 from flash_export.exporters.half_ranges import measure_half_ranges
 from flash_export.exporters.lowering.precision import Precision
 from flash_export.exporters.lowering.registry import LOWERINGS
@@ -52,7 +53,7 @@ def choose_islands(model: ReferenceModel, data: Data, options: ExportOptions) ->
     reasons = dict.fromkeys(sorted(asked), "asked for")
     if options.precision != "fp16":
         return _make_choice(options, reasons, None, None)
-    longest = model.config.interface.find_longest(options.max_seq_len)
+    longest = find_longest(model.config.interface, options)
     ranges = measure_half_ranges(model, data, longest)
     _check_finite(ranges)
     horizons = {name: ranges.find_horizon(name, LIMIT) for name in ranges.magnitudes}

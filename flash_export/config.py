@@ -48,7 +48,7 @@ class ExportOptions:
 
     Attributes:
         opset: ``ai.onnx`` opset of the graph, 18 to 23.
-        max_seq_len: Longest sequence that the graph promises to handle.
+        max_seq_len: Longest sequence that the graph promises to handle; None: 65,536, or the model's longest.
         max_batch: Largest batch that the graph promises to handle.
         mask: Whether the graph takes ``attention_mask``; None: only where padding would change the answer, which
             is for non-causal models.
@@ -60,7 +60,7 @@ class ExportOptions:
     """
 
     opset: int = DEFAULT_OPSET
-    max_seq_len: int = DEFAULT_MAX_SEQ_LEN
+    max_seq_len: int | None = None
     max_batch: int = DEFAULT_MAX_BATCH
     mask: bool | None = None
     batch: int | None = None

@@ -153,6 +153,7 @@ class Interface:
         is_causal: Whether nothing depends on what comes later.
         window: Units that sequences are padded to a multiple of inside the model; 1 if they are not.
         min_len: Shortest length that the model takes.
+        max_len: Longest length that the model takes; None: any.
         fixed_len: The one length that it has, where no axis of an input is ``seq``; None: any.
     """
 
@@ -166,6 +167,7 @@ class Interface:
     is_causal: bool = False
     window: int = 1
     min_len: int = 1
+    max_len: int | None = None
     fixed_len: int | None = None
 
     def __post_init__(self) -> None:
@@ -187,13 +189,12 @@ class Interface:
                 )
         if not self.inputs or not self.outputs:
             raise ValueError("inputs or outputs is empty, wanted one at least of each")
-        for name, size in (("window", self.window), ("min_len", self.min_len), ("fixed_len", self.fixed_len)):
+        lengths = {"min_len": self.min_len, "max_len": self.max_len, "fixed_len": self.fixed_len}
+        for name, size in {"window": self.window, **lengths}.items():
             if size is not None and not 1 <= size <= MAX_SIZE:
                 raise ValueError(f"{name} is {size}, wanted 1 to {MAX_SIZE}")
-
-    def find_longest(self, max_seq_len: int) -> int:
-        """Return the longest length there is within what is asked for: the fixed one, where there is only one."""
-        return max_seq_len if self.fixed_len is None else self.fixed_len
+        if self.max_len is not None and self.max_len < self.min_len:
+            raise ValueError(f"max_len is {self.max_len}, wanted at least min_len, {self.min_len}")
 
     @property
     def chunk_size(self) -> int:

@@ -20,7 +20,8 @@ from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.lowering.shared_modules import RESIDUAL, LoweredScaleNorm, apply_attention_fn, apply_silu
 from flash_export.exporters.marks import mark
 from flash_export.exporters.spelling import reshape
-from flash_export.models.rtmpose_gau import compute_turns, spread_bias
+from flash_export.layers.position import spread_bias
+from flash_export.models.rtmpose_gau import compute_turns
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -52,7 +52,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="ai.onnx opset.",
 )
-@click.option("--max-seq-len", type=int, default=DEFAULT_MAX_SEQ_LEN, show_default=True, help="Longest sequence.")
+@click.option(
+    "--max-seq-len",
+    type=int,
+    help=f"Longest sequence.  [default: {DEFAULT_MAX_SEQ_LEN}, or the longest of the model]",
+)
 @click.option("--max-batch", type=int, default=DEFAULT_MAX_BATCH, show_default=True, help="Largest batch.")
 @click.option("--batch", type=int, help="The one batch to take, in place of any up to --max-batch.")
 @click.option(
@@ -91,7 +95,7 @@ def onnx_command(
     weights_key: str | None,
     assume_defaults: bool,
     opset: int,
-    max_seq_len: int,
+    max_seq_len: int | None,
     max_batch: int,
     batch: int | None,
     graphs: str | None,

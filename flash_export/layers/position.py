@@ -1,6 +1,6 @@
-"""Positions: scaled sinusoid, rotary embedding, T5 relative bias and the token shift.
+"""Positions: scaled sinusoid, rotary embedding, relative biases and the token shift.
 
-Axes: b batch, n sequence, i query position, j key position, d width.
+Axes: b batch, n sequence, i query position, j key position, m all positions of a table, d width.
 """
 
 from __future__ import annotations
@@ -113,6 +113,13 @@ class RelativePositionBias(nn.Module):
         positions = torch.arange(length, device=self.relative_attention_bias.weight.device)
         buckets = compute_t5_buckets(positions[None, :] - positions[:, None], self.causal)
         return self.relative_attention_bias(buckets).squeeze(-1) * self.scale
+
+
+def spread_bias(by_distance: Float[Tensor, " 2m-1"]) -> Float[Tensor, "m m"]:
+    """Return the bias of each query and key: element ``m - 1 + key - query`` of a learned vector."""
+    count = (len(by_distance) + 1) // 2
+    positions = torch.arange(count, device=by_distance.device)
+    return by_distance[count - 1 + positions[None, :] - positions[:, None]]
 
 
 def shift_tokens(x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:

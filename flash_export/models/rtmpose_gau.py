@@ -19,6 +19,7 @@ from flash_export.errors import ConfigError
 from flash_export.interface import BATCH, Bins, Features, Interface, TensorSpec
 from flash_export.layers.activation import relu_squared
 from flash_export.layers.norm import SCALE_NORM_EPS, ScaleNorm
+from flash_export.layers.position import spread_bias
 from flash_export.layers.tap import Tap
 from flash_export.models.base import ConfigFields, ModelConfig, ReferenceModel
 from flash_export.probes import Quantity
@@ -216,13 +217,6 @@ def turn_halves(x: Float[Tensor, "b k s"]) -> Float[Tensor, "b k s"]:
     cos, sin = (table.to(x) for table in compute_turns(x.shape[1], x.shape[2]))
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
-def spread_bias(by_distance: Float[Tensor, " 2k-1"]) -> Float[Tensor, "k k"]:
-    """Return the bias of each query and key: element ``K - 1 + key - query`` of the learned vector."""
-    count = (len(by_distance) + 1) // 2
-    positions = torch.arange(count, device=by_distance.device)
-    return by_distance[count - 1 + positions[None, :] - positions[:, None]]
 
 
 class Scale(nn.Module):

@@ -19,6 +19,7 @@ def describe_token_model(
     needs_mask: bool,
     is_causal: bool,
     window: int = 1,
+    max_len: int | None = None,
 ) -> Interface:
     """Return the interface that all token models share: ``input_ids``, ``attention_mask`` and ``logits``."""
     return Interface(
@@ -30,4 +31,5 @@ def describe_token_model(
         needs_mask=needs_mask,
         is_causal=is_causal,
         window=window,
+        max_len=max_len,
     )

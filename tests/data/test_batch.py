@@ -124,8 +124,15 @@ def test_blocks_are_the_valid_positions(seq_axis_last: bool, lengths: list[int])
 
 
 def test_an_interface_is_the_same_after_json() -> None:
-    for interface in (TOKENS, FRAMES, SOUND, POSE):
+    for interface in (TOKENS, FRAMES, SOUND, POSE, dataclasses.replace(FRAMES, max_len=3)):
         assert build(json.loads(json.dumps(dataclasses.asdict(interface))), Interface) == interface
+
+
+def test_lengths_of_an_interface_go_upwards() -> None:
+    with pytest.raises(ValueError, match="max_len is 2, wanted at least min_len, 3"):
+        dataclasses.replace(FRAMES, max_len=2)
+    with pytest.raises(ValueError, match="max_len is 0, wanted 1 to"):
+        dataclasses.replace(TOKENS, max_len=0)
 
 
 def test_padding_is_either_masked_or_refused() -> None:

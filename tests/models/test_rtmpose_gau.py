@@ -9,13 +9,13 @@ import torch
 from flash_export.data.sources import RandomSource
 from flash_export.errors import ConfigError
 from flash_export.interface import Bins
+from flash_export.layers.position import spread_bias
 from flash_export.models.checkpoint import load_pretrained
 from flash_export.models.rtmpose_gau import (
     RtmposeGauConfig,
     RtmposeGauModel,
     SimccHead,
     compute_turns,
-    spread_bias,
     turn_halves,
 )
 
@@ -38,7 +38,7 @@ def test_saved_model_is_loaded_again(config: RtmposeGauConfig, tmp_path: Any) ->
 def test_interface_is_what_the_model_takes_and_gives() -> None:
     for config in (BLOCK, WITH_HEAD, replace(WITH_HEAD, head=replace(HEAD, bins_per_pixel=1.3))):
         interface = config.interface
-        batch = RandomSource(interface).draw(3, interface.find_longest(1))
+        batch = RandomSource(interface).draw(3, 6)
         outputs = RtmposeGauModel(config)(torch.from_numpy(batch.arrays["features"]))
         outputs = (outputs,) if config.head is None else outputs
         assert [tuple(values.shape) for values in outputs] == [(3, *spec.shape[1:]) for spec in interface.outputs]
