@@ -88,7 +88,7 @@ def write_graph(lowered: LoweredFlash, path: Path, *, mask: bool | None = None, 
     """Trace the forward graph as ``export_onnx`` does."""
     lowered.requires_grad_(requires_grad=False).eval()
     graph = describe_graphs(lowered.config, ExportOptions(mask=mask, graphs=(FORWARD,)))[FORWARD]
-    traced = trace_model(lowered, graph, choose_traced_sizes(lowered, lowered.config.interface.window, graph)).model
+    traced = trace_model(lowered, graph, choose_traced_sizes(lowered, lowered.config.interface, graph)).model
     split = SplitModels(f"{path.name}.data")
     split.add(path.name, traced)
     if not keep_shapes:

@@ -121,7 +121,7 @@ def export_onnx(
         models = SplitModels(f"{GRAPH_FILE}.data")
         for name, graph in graphs.items():
             module = build_graph_module(name, lowered)
-            sizes = choose_traced_sizes(module, interface.window, graph)
+            sizes = choose_traced_sizes(module, interface, graph)
             traced = trace_model(module, graph, sizes)
             check_traced_sizes(traced.model, sizes)
             variant.rewrite(traced.model)

@@ -125,7 +125,7 @@ def plan_lengths(config: ModelConfig, max_seq_len: int) -> list[int]:
     interface = config.interface
     if interface.fixed_len is not None:
         return [interface.fixed_len]
-    shortest, longest = max(2 * interface.window, interface.min_len), max_seq_len
+    shortest, longest = max(interface.find_length(2 * interface.window), interface.min_len), max_seq_len
     while longest > shortest and 2 * WINDOWS * config.count_macs(longest) > BUDGET_MACS:
         longest //= 2
     lengths = [longest]

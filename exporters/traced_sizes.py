@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flash_export.bundle.manifest import GraphSpec
+    from flash_export.interface import Interface
 
 MIN_TELLTALE = 11  # above what counts axes: ranks, and the two pads of each axis
 
@@ -23,7 +24,8 @@ class TracedSizes:
     Attributes:
         batch: Example batch.
         seq_len: Example length, no multiple of the window.
-        telltales: Batch, length, padded length and number of windows, less those that the model's own sizes explain.
+        telltales: Batch, length, number of frames, of those with padding and of windows, less what the model's own
+            sizes explain.
     """
 
     batch: int
@@ -31,12 +33,12 @@ class TracedSizes:
     telltales: frozenset[int]
 
 
-def choose_traced_sizes(lowered: nn.Module, window: int, graph: GraphSpec) -> TracedSizes:
+def choose_traced_sizes(lowered: nn.Module, interface: Interface, graph: GraphSpec) -> TracedSizes:
     """Choose a batch and a number of windows that no size in the model explains.
 
     Args:
         lowered: The module to be traced.
-        window: Number of tokens that sequences are padded to a multiple of.
+        interface: How sequences become frames, and of how many they are padded to a multiple.
         graph: Contract of the graph; only where its axes are too short for a telling size is a smaller one taken.
     """
     limits = {name: bounds.max for name, bounds in graph.axes.items()}
@@ -45,11 +47,14 @@ def choose_traced_sizes(lowered: nn.Module, window: int, graph: GraphSpec) -> Tr
     free = (size for size in itertools.count(MIN_TELLTALE) if size not in explained)
     batch, num_windows = min(next(free), limits[BATCH]), next(free)
     fixed = {bounds.max for bounds in graph.axes.values() if bounds.min == bounds.max}
-    seq_len = min((num_windows - 1) * window + (window + 1) // 2, limits.get(SEQ, 1))
-    num_windows = -(-seq_len // window)
+    window = interface.window
+    seq_len = interface.find_length((num_windows - 1) * window + (window + 1) // 2)
+    seq_len = min(seq_len, limits.get(SEQ, 1))
+    num_frames = interface.count_frames(seq_len)
+    num_windows = -(-num_frames // window)
     telltales = {batch}
     if any(SEQ in spec.shape for spec in graph.inputs):
-        telltales |= {seq_len, num_windows * window, num_windows}
+        telltales |= {seq_len, num_frames, num_windows * window, num_windows}
     telltales -= explained | fixed
     return TracedSizes(batch, seq_len, frozenset(telltales))
 

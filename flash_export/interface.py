@@ -151,10 +151,12 @@ class Interface:
         mask: The input that says what is padding; None where padding is refused.
         needs_mask: Whether padding on the right changes the answer unless it is masked.
         is_causal: Whether nothing depends on what comes later.
-        window: Units that sequences are padded to a multiple of inside the model; 1 if they are not.
+        window: Frames that sequences are padded to a multiple of inside the model; 1 if they are not.
         min_len: Shortest length that the model takes.
         max_len: Longest length that the model takes; None: any.
         fixed_len: The one length that it has, where no axis of an input is ``seq``; None: any.
+        frame_len: Units of a frame, where the model cuts a sequence into such; 1: each unit is a frame.
+        frame_hop: Units from the start of a frame to that of the next. What is left at the end belongs to none.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -169,6 +171,8 @@ class Interface:
     min_len: int = 1
     max_len: int | None = None
     fixed_len: int | None = None
+    frame_len: int = 1
+    frame_hop: int = 1
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
@@ -189,17 +193,32 @@ class Interface:
                 )
         if not self.inputs or not self.outputs:
             raise ValueError("inputs or outputs is empty, wanted one at least of each")
-        lengths = {"min_len": self.min_len, "max_len": self.max_len, "fixed_len": self.fixed_len}
-        for name, size in {"window": self.window, **lengths}.items():
+        for name in ("window", "min_len", "max_len", "fixed_len", "frame_len", "frame_hop"):
+            size = getattr(self, name)
             if size is not None and not 1 <= size <= MAX_SIZE:
                 raise ValueError(f"{name} is {size}, wanted 1 to {MAX_SIZE}")
         if self.max_len is not None and self.max_len < self.min_len:
             raise ValueError(f"max_len is {self.max_len}, wanted at least min_len, {self.min_len}")
+        if self.min_len < self.frame_len:
+            raise ValueError(f"min_len is {self.min_len}, wanted at least the frame_len of {self.frame_len}")
+
+    def count_frames(self, seq_len: int) -> int:
+        """Return how many frames a sequence has."""
+        return (seq_len - self.frame_len) // self.frame_hop + 1
+
+    def find_length(self, num_frames: int) -> int:
+        """Return the shortest length of so many frames."""
+        return self.frame_len + (num_frames - 1) * self.frame_hop
+
+    @property
+    def chunk_frames(self) -> int:
+        """Frames of a chunk; for a model without chunks, what lengths are tried around and engines tuned to."""
+        return self.window if self.window > 1 else DEFAULT_CHUNK_SIZE
 
     @property
     def chunk_size(self) -> int:
-        """Units of a chunk; for a model without chunks, what lengths are tried around and engines tuned to."""
-        return self.window if self.window > 1 else DEFAULT_CHUNK_SIZE
+        """Units from the start of a chunk to that of the next."""
+        return self.chunk_frames * self.frame_hop
 
     @property
     def vocab_size(self) -> int | None:

@@ -150,7 +150,7 @@ def make_plan(
         InputError: A length or batch of the file lies outside of the graph's range.
     """
     axis, batch_axis = graph.axes["seq"], graph.axes["batch"]
-    chunk = interface.chunk_size
+    chunk, frames = interface.chunk_size, interface.chunk_frames
     batches = tuple(size for size in DEFAULT_BATCHES if size in batch_axis) or (batch_axis.min,)
     if name not in (QUICK, FULL):
         plan = _read_plan(Path(name), batches)
@@ -158,29 +158,38 @@ def make_plan(
         return plan
     longest = min(axis.max, max_seq_len or axis.max)
     if name == QUICK:
-        longest = max(axis.min, min(longest, max(QUICK_SEQ_LEN, 4 * chunk + 3)))
+        longest = max(axis.min, min(longest, max(QUICK_SEQ_LEN, interface.find_length(4 * frames + 3))))
     within = AxisRange(axis.min, longest)
-    lengths = plan_lengths(chunk, within) + tuple(length for length in profile_lens if length in within)
+    lengths = plan_lengths(interface, within) + tuple(length for length in profile_lens if length in within)
+    swept = (interface.find_length(c) + c % interface.frame_hop for c in range(frames, 2 * frames))
     texts = (chunk + 1, 4 * chunk + 3) if name == QUICK else (1, chunk, chunk + 1, 4 * chunk + 3, longest)
     return Plan(
         name,
         tuple(sorted({*lengths, longest})),
         batches,
         tuple(sorted({length for length in texts if length in within and length <= data_len})),
-        tuple(length for length in range(chunk, 2 * chunk) if length in within) if name == FULL else (),
+        tuple(length for length in swept if length in within) if name == FULL else (),
         latency_budget_s=QUICK_BUDGET_S if name == QUICK else DEFAULT_BUDGET_S,
     )
 
 
-def plan_lengths(chunk_size: int, seq_axis: AxisRange) -> tuple[int, ...]:
+def plan_lengths(interface: Interface, seq_axis: AxisRange) -> tuple[int, ...]:
     """Return the default lengths within the range: both sides of the chunk boundary, a prime, and powers of two.
 
+    They are laid out in frames. Where these take several units, the shortest lengths and those of one whole chunk also
+    have one unit more than their frames, and as many as are not yet another frame.
+
     >>> from flash_export.bundle.manifest import AxisRange
-    >>> plan_lengths(16, AxisRange(1, 256))
+    >>> from flash_export.models.token_model import describe_token_model
+    >>> interface = describe_token_model(256, needs_mask=False, is_causal=True, window=16)
+    >>> plan_lengths(interface, AxisRange(1, 256))
     (1, 2, 4, 8, 15, 16, 17, 32, 53, 64, 67, 128, 256)
     """
-    c = chunk_size
-    lengths = {1, 2, c - 1, c, c + 1, 2 * c, _find_prime_above(3 * c), 4 * c + 3}
+    c, hop = interface.chunk_frames, interface.frame_hop
+    counts = (1, 2, c - 1, c, c + 1, 2 * c, _find_prime_above(3 * c), 4 * c + 3)
+    lengths = {interface.find_length(count) for count in counts}
+    if hop > 1:
+        lengths |= {start + more for start in (seq_axis.min, interface.find_length(c)) for more in (0, 1, hop - 1)}
     lengths |= {1 << power for power in range(seq_axis.max.bit_length())}
     return tuple(sorted(length for length in lengths if length in seq_axis))
 

@@ -59,7 +59,7 @@ class TrialGraph:
         lowered = lower_model(model)
         join_projections(lowered)
         module = build_graph_module(FORWARD, lowered)
-        traced = trace_model(module, graph, choose_traced_sizes(module, model.config.interface.window, graph)).model
+        traced = trace_model(module, graph, choose_traced_sizes(module, model.config.interface, graph)).model
         self.graph = graph
         self.products = tuple(
             TrialProduct(product.name, str(product.input.name), read_constant(product.weight))

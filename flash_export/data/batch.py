@@ -64,6 +64,12 @@ class Batch:
         """True for what is real, False for padding."""
         return np.arange(self.seq_len) < self.lengths[:, None]
 
+    @property
+    def valid_frames(self) -> Bool[np.ndarray, "batch frames"]:
+        """The same of frames, each of which ends within the row."""
+        counts = np.array([self.interface.count_frames(int(length)) for length in self.lengths])
+        return np.arange(self.interface.count_frames(self.seq_len)) < counts[:, None]
+
     def take_rows(self, rows: Sequence[int]) -> Batch:
         """Return some rows, in this order; a row may be named twice."""
         arrays = {

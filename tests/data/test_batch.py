@@ -146,3 +146,19 @@ def test_padding_is_either_masked_or_refused() -> None:
         )
     with pytest.raises(ValueError, match="one fixed length"):
         Interface(POSE.inputs, POSE.outputs, "keypoints", padding="refused")
+
+
+def test_frames_count_where_all_of_them_is_real() -> None:
+    sound = dataclasses.replace(SOUND, min_len=16, frame_len=16, frame_hop=8)
+    batch = RandomSource(sound).draw(2, 40).mask_from(40)
+    assert batch.valid_frames.tolist() == [[True] * 4] * 2
+    assert batch.mask_from(31).valid_frames.tolist() == [[True, True, False, False]] * 2
+    assert [sound.count_frames(sound.find_length(count)) for count in range(1, 9)] == list(range(1, 9))
+    assert sound.count_frames(sound.find_length(3) - 1) == 2
+    tokens = RandomSource(TOKENS).draw(2, 5).mask_from(3)
+    assert (tokens.valid_frames == tokens.valid).all()
+
+
+def test_interface_without_a_frame_is_refused() -> None:
+    with pytest.raises(ValueError, match="min_len is 1, wanted at least the frame_len of 16"):
+        dataclasses.replace(SOUND, frame_len=16, frame_hop=8)

@@ -39,7 +39,7 @@ def build_model(config: ModelConfig) -> ReferenceModel:
 def trace(model: ReferenceModel, name: str) -> TracedGraph:
     graph = describe_graphs(model.config, ExportOptions())[name]
     module = build_graph_module(name, lower_model(model))
-    return trace_model(module, graph, choose_traced_sizes(module, model.config.interface.window, graph))
+    return trace_model(module, graph, choose_traced_sizes(module, model.config.interface, graph))
 
 
 def serialize(traced: TracedGraph) -> bytes:

@@ -117,7 +117,7 @@ def test_a_truncated_graph_is_refused() -> None:
 def test_telltales_are_no_numbers_of_the_model() -> None:
     config = FlashConfig(vocab_size=13, dim=22, depth=2, hidden_dim=33, chunk_size=17, qk_dim=37)
     traced = choose_traced_sizes(
-        lower_model(FlashModel(config)), config.interface.window, describe_graphs(config, ExportOptions())["forward"]
+        lower_model(FlashModel(config)), config.interface, describe_graphs(config, ExportOptions())["forward"]
     )
     assert traced.seq_len % config.chunk_size
     assert traced.seq_len > config.chunk_size
@@ -130,6 +130,6 @@ def test_widths_of_splits_are_no_telltales() -> None:
     """A head of 44 channels, 32 of them rotated, is split into 32, 12 and 32: 12 is the model's own size."""
     config = FlashConfig(vocab_size=91, dim=150, depth=2, hidden_dim=330, chunk_size=61, qk_dim=44, causal=True)
     traced = choose_traced_sizes(
-        lower_model(FlashModel(config)), config.interface.window, describe_graphs(config, ExportOptions())["forward"]
+        lower_model(FlashModel(config)), config.interface, describe_graphs(config, ExportOptions())["forward"]
     )
     assert 12 not in traced.telltales

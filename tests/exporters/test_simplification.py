@@ -43,7 +43,7 @@ def test_the_whole_optimizer_finds_nothing_more_to_do(config: FlashConfig | GauC
     lowered = lower_model(model).requires_grad_(requires_grad=False).eval()
     for name, graph in describe_graphs(config, ExportOptions()).items():
         module = build_graph_module(name, lowered)
-        traced = trace_model(module, graph, choose_traced_sizes(module, config.interface.window, graph)).model
+        traced = trace_model(module, graph, choose_traced_sizes(module, config.interface, graph)).model
         before = count_operators(traced)
         optimize_ir(traced)
         assert count_operators(traced) == before, name

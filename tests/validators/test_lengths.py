@@ -12,7 +12,7 @@ from flash_export.bundle.manifest import AxisRange, GraphSpec
 from flash_export.data.batch import Batch
 from flash_export.data.sources import Data, RandomSource, RecordedSource
 from flash_export.errors import ConfigError
-from flash_export.interface import TensorSpec
+from flash_export.interface import Interface, TensorSpec, Waveform
 from flash_export.models.token_model import describe_token_model
 from flash_export.validators.lengths import (
     DEFAULT_CELL_POSITIONS,
@@ -29,6 +29,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 INTERFACE = describe_token_model(11, needs_mask=False, is_causal=False, window=8)
+# Frames of 16 samples, one every 8, in chunks of 32 frames.
+SOUND = Interface(
+    inputs=(TensorSpec("waveform", "float32", ("batch", "seq"), Waveform(8000)),),
+    outputs=(TensorSpec("sources", "float32", ("batch", 2, "seq"), Waveform(8000)),),
+    task="signal",
+    unit="samples",
+    padding="refused",
+    window=32,
+    min_len=24,
+    frame_len=16,
+    frame_hop=8,
+)
 DATA = Data(RandomSource(INTERFACE))
 
 
@@ -47,21 +59,43 @@ def make_graph(*, mask: bool, max_seq_len: int = 4096, shape: tuple[int | str, .
 @given(chunk=st.integers(2, 512), low=st.integers(1, 50), size=st.integers(0, 70000))
 def test_lengths_are_sorted_unique_and_within_the_range(chunk: int, low: int, size: int) -> None:
     axis = AxisRange(low, low + size)
-    lengths = plan_lengths(chunk, axis)
+    lengths = plan_lengths(replace(INTERFACE, window=chunk), axis)
 
     assert list(lengths) == sorted(set(lengths))
     assert all(length in axis for length in lengths)
 
 
 def test_lengths_cross_the_chunk_boundary_and_reach_the_maximum() -> None:
-    lengths = set(plan_lengths(256, AxisRange(1, 65536)))
+    lengths = set(plan_lengths(replace(INTERFACE, window=256), AxisRange(1, 65536)))
 
     assert {1, 2, 255, 256, 257, 512, 1027, 65536} <= lengths
     assert 769 in lengths  # the prime
 
 
+def test_lengths_of_frames_cross_the_chunk_boundary_with_every_kind_of_remainder() -> None:
+    lengths = plan_lengths(SOUND, AxisRange(24, 2048))
+    assert {24, 25, 31} <= set(lengths)  # two frames, with none, one and seven samples left over
+    assert {256, 264, 265, 271, 272} <= set(lengths)  # 31, 32 and 33 frames
+    assert SOUND.find_length(4 * 32 + 3) in lengths
+    assert min(lengths) == 24
+
+
+def test_full_plan_of_frames_sweeps_over_every_remainder_of_the_chunk() -> None:
+    graph = replace(make_graph(mask=False), axes={"batch": AxisRange(1, 8), "seq": AxisRange(24, 4096)})
+    sweep = make_plan("full", graph, SOUND).sweep
+    assert [SOUND.count_frames(length) % 32 for length in sweep] == list(range(32))
+    assert {length % 8 for length in sweep} == set(range(8))
+
+
+def test_quick_plan_of_frames_passes_the_first_chunk() -> None:
+    graph = replace(make_graph(mask=False), axes={"batch": AxisRange(1, 8), "seq": AxisRange(24, 65536)})
+    interface = replace(SOUND, window=256)
+    longest = max(make_plan("quick", graph, interface).seq_lens)
+    assert interface.count_frames(longest) == 4 * 256 + 3
+
+
 def test_maximum_that_is_no_power_of_two_limits_the_plan() -> None:
-    assert max(plan_lengths(8, AxisRange(1, 100))) == 64
+    assert max(plan_lengths(INTERFACE, AxisRange(1, 100))) == 64
 
 
 def test_cells_are_masked_where_there_is_room_for_padding() -> None:

@@ -12,7 +12,10 @@ from flash_export.probes import PROBES_FILE, Point, Quantity
 from flash_export.typed_json import show
 
 if TYPE_CHECKING:
+    from jaxtyping import Bool
+
     from flash_export.bundle.bundle import Bundle
+    from flash_export.data.batch import Batch
     from flash_export.interface import TensorSpec
     from flash_export.models.base import ModelConfig
     from flash_export.probes import ProbeMap
@@ -49,6 +52,11 @@ def find_output(config: ModelConfig, name: str) -> TensorSpec | None:
     return next((spec for spec in config.interface.outputs if spec.name == name), None)
 
 
+def find_valid(config: ModelConfig, name: str, inputs: Batch) -> Bool[np.ndarray, "b n"]:
+    """Return what counts of the tokens of a quantity: of an output what is real, of an inner value the real frames."""
+    return inputs.valid_frames if find_output(config, name) is None else inputs.valid
+
+
 def rank_probe(config: ModelConfig, name: str) -> tuple[int, int, int]:
     """Return where a probe stands in the order of computation."""
     if find_output(config, name) is not None:
@@ -59,13 +67,21 @@ def rank_probe(config: ModelConfig, name: str) -> tuple[int, int, int]:
 
 
 def restore_layout(config: ModelConfig, name: str, values: np.ndarray, seq_len: int) -> np.ndarray:
-    """Return tokens as ``(b, n, w)`` without the padding to whole chunks, the others without an axis for the head."""
+    """Return tokens as ``(b, n, w)`` without the padding to whole chunks, the others without an axis for the head.
+
+    Args:
+        config: Config of the model.
+        name: The quantity.
+        values: Its values, of an output in the layout that the interface states.
+        seq_len: Length of the input, of which inner values have one token for each frame.
+    """
     values, output = values.astype(np.float64, copy=False), find_output(config, name)
     if output is not None and (axis := output.find_axis(SEQ)) is not None:
         values = np.moveaxis(values, axis, 1)
     kind = get_quantity(config, name).kind
     if kind == "tokens":
-        return values.reshape(values.shape[0], -1, values.shape[-1])[:, :seq_len]
+        length = seq_len if output is not None else config.interface.count_frames(seq_len)
+        return values.reshape(values.shape[0], -1, values.shape[-1])[:, :length]
     if kind == "sums" and values.ndim == len("bse"):
         return values[:, None]
     return values.squeeze(2) if values.ndim == len("bghcw") else values

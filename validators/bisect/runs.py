@@ -10,7 +10,7 @@ from flash_export.data.sources import Data, RandomSource
 from flash_export.errors import InputError
 from flash_export.validators.bisect.budget import compute_limit
 from flash_export.validators.bisect.deviation import build_region, describe_deviation, measure_deviation
-from flash_export.validators.bisect.quantities import get_quantity, rank_probe, restore_layout
+from flash_export.validators.bisect.quantities import find_valid, get_quantity, rank_probe, restore_layout
 from flash_export.validators.bisect.readings import GraphReader
 from flash_export.validators.bisect.results import ProbeRow, Run
 from flash_export.validators.lengths import Cell, build_batch, build_noise_batch
@@ -88,7 +88,7 @@ def compare_run(
         actual = graph.read(cell, inputs)
     except Exception as error:  # whatever the runtime raises is what is wrong with the graph
         return Run(cell.batch, cell.seq_len, cell.masked, (), describe_exception(error))
-    noise = _Noise(reference, eager, cell, inputs, data) if eager else None
+    noise = _Noise(config, reference, eager, cell, inputs, data) if eager else None
     expected, rows = reference.read(cell, inputs), []
     for probe in sorted(probes, key=lambda probe: rank_probe(config, probe.name)):
         quantity = get_quantity(config, probe.name)
@@ -96,12 +96,12 @@ def compare_run(
             note = "the graph has no such value"
             rows.append(ProbeRow(probe.name, probe.tensor, "missing", note=note, label=quantity.label))
             continue
-        truth = expected.take(probe.name)
+        truth, valid = expected.take(probe.name), find_valid(config, probe.name, inputs)
         rounded = noise.measure(probe, quantity, truth) if noise else None
-        row = _compare_probe(probe, quantity, truth, actual.take(probe.name), rounded, inputs.valid, precision)
+        row = _compare_probe(probe, quantity, truth, actual.take(probe.name), rounded, valid, precision)
         if not row and isinstance(graph, GraphReader) and probe.name in graph.read_outputs:
             read = restore_layout(config, probe.name, graph.read_outputs[probe.name], cell.seq_len)
-            is_right = _compare_probe(probe, quantity, truth, read, rounded, inputs.valid, precision)
+            is_right = _compare_probe(probe, quantity, truth, read, rounded, valid, precision)
             row = replace(row, note=FUSED) if is_right else row
         rows.append(row)
     return Run(cell.batch, cell.seq_len, cell.masked, tuple(rows))
@@ -110,18 +110,22 @@ def compare_run(
 class _Noise:
     """What rounding does to each quantity: the eager model's own error, of a small cell on more inputs than its own."""
 
-    def __init__(self, reference: Reader, eager: Reader, cell: Cell, inputs: Batch, data: Data) -> None:
+    def __init__(
+        self, config: ModelConfig, reference: Reader, eager: Reader, cell: Cell, inputs: Batch, data: Data
+    ) -> None:
         """Read what is to be compared."""
-        self._valid, self._own = inputs.valid, eager.read(cell, inputs)
+        self._config, self._inputs, self._own = config, inputs, eager.read(cell, inputs)
         more = build_noise_batch(cell, data)
-        self._others = (reference.read(*more), eager.read(*more), more[1].valid) if more else None
+        self._others = (reference.read(*more), eager.read(*more), more[1]) if more else None
 
     def measure(self, probe: Probe, quantity: Quantity, expected: np.ndarray) -> float:
         """Return the relative error of a quantity, whose exact values are given."""
-        own = _measure(quantity, expected, self._own.take(probe.name), self._valid).error
+        valid = find_valid(self._config, probe.name, self._inputs)
+        own = _measure(quantity, expected, self._own.take(probe.name), valid).error
         if self._others is None or not math.isfinite(own):
             return own
-        exact, eager, valid = self._others
+        exact, eager, inputs = self._others
+        valid = find_valid(self._config, probe.name, inputs)
         other = _measure(quantity, exact.take(probe.name), eager.take(probe.name), valid).error
         return max(own, other) if math.isfinite(other) else own
 
