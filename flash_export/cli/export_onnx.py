@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.command("onnx", short_help="Export a checkpoint as a bundle of ONNX graphs.")
 @click.argument("checkpoint", type=click.Path())
 @click.option("-o", "--output", "target", type=click.Path(), required=True, help="Bundle folder to create.")
-@click.option("--family", help="Model family of a weights file, such as flash. Folders tell it themselves.")
+@click.option("--family", help="Model family, where the names of tensors do not tell it; see families.")
 @click.option("--config", "config_file", type=click.Path(), help="JSON file with what weights cannot tell.")
 @click.option(
     "--set",
@@ -107,14 +107,15 @@ def onnx_command(
 ) -> Inspection:
     """Export CHECKPOINT as a bundle: ONNX graphs, weights, manifest.
 
-    CHECKPOINT is a folder with config.json and model.safetensors, or a weights file of another library (.pt, .pth,
-    .bin, .ckpt, .safetensors, or the .index.json of several) with --family and that library's constructor arguments.
+    CHECKPOINT is a folder with config.json and model.safetensors; or a weights file of another library (.pt, .pth,
+    .bin, .ckpt, .safetensors, or the .index.json of several) with that library's constructor arguments; or a folder
+    that transformers saved.
 
     \b
     Examples:
       flash-export onnx MODEL -o BUNDLE
-      flash-export onnx model.pt -o BUNDLE --family flash --config arguments.json
-      flash-export onnx model.pt -o BUNDLE --family gau --assume-defaults
+      flash-export onnx model.pt -o BUNDLE --config arguments.json
+      flash-export onnx model.pt -o BUNDLE --assume-defaults
       flash-export onnx MODEL -o BUNDLE --opset 18 --max-seq-len 8192
       flash-export onnx MODEL -o BUNDLE --graphs forward --batch 1
       flash-export onnx MODEL -o BUNDLE --precision fp16 --max-seq-len 16384

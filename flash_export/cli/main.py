@@ -19,6 +19,7 @@ from flash_export.cli.compare import compare_command
 from flash_export.cli.demo import demo_command
 from flash_export.cli.doctor import doctor_command
 from flash_export.cli.export_onnx import onnx_command
+from flash_export.cli.families import families_command
 from flash_export.cli.generate import generate_command
 from flash_export.cli.inspect_path import inspect_command
 from flash_export.cli.interrupt import ARGUMENTS, describe_interrupt
@@ -48,7 +49,7 @@ _REPORT_LABELS = ("issues", "bugtracker", "tracker", "source", "repository", "ho
 # The commands in the order of work.
 SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Start here": (doctor_command, demo_command),
-    "Export": (onnx_command, inspect_command),
+    "Export": (families_command, onnx_command, inspect_command),
     "Check": (validate_command, report_command, bisect_command),
     "Make it smaller": (profile_ranges_command, quantize_command, compare_command),
     "Run it": (trt_command, generate_command),

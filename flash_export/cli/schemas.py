@@ -28,6 +28,7 @@ def make_schemas() -> dict[str, dict[str, Any]]:
     from flash_export.cli.generate import Continuation
     from flash_export.doctor import Diagnosis
     from flash_export.exporters.inspection import Inspection
+    from flash_export.models.catalogue import Catalogue
     from flash_export.schema import make_schema
     from flash_export.validators.bisect.results import BisectReport
     from flash_export.validators.ranges.results import RangesReport
@@ -38,6 +39,7 @@ def make_schemas() -> dict[str, dict[str, Any]]:
     results: dict[str, tuple[type, dict[str, Any]]] = {
         "doctor": (Diagnosis, {"can_export": bool}),
         "demo": (Demonstration, {"passed": bool, "bundle": str, "report": dict[str, Any]}),
+        "families": (Catalogue, {}),
         "inspect": (Inspection, {}),
         "report": (Comparison, {"passed": bool, "before": Outcome, "after": Outcome}),
         "bisect": (BisectReport, {"clean": bool, "finding": str}),

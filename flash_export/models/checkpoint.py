@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,9 @@ from flash_export.models.base import separate_tensors
 from flash_export.models.frequencies import restore_frequencies
 from flash_export.models.import_record import ImportRecord
 from flash_export.models.importers.arguments import GivenArguments, ImportedModel
-from flash_export.models.registry import FAMILIES, get_family
+from flash_export.models.registry import FAMILIES, get_family, recognise_family
 from flash_export.models.tensor_files import check_inside, find_weights_file, read_weights
-from flash_export.models.weight_sets import check_plain, select_weight_set
+from flash_export.models.weight_sets import check_plain, name_tensors, select_weight_set
 from flash_export.names import list_names, show_name
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from flash_export.models.base import ModelConfig, ReferenceModel
     from flash_export.models.family import Family
     from flash_export.models.weight_sets import WeightSet
+
+
+# What transformers writes into the config of every model that it saves.
+TRANSFORMERS_MARK = "transformers_version"
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,10 @@ def load_checkpoint(
     Args:
         path: A folder with ``config.json`` and ``model.safetensors``; or weights of the library that the family was
             first written in: a ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` or ``.safetensors`` file, the ``.index.json`` of
-            weights in several files, or a folder that holds one of these and no ``config.json``.
-        family: Model family; needed for foreign weights, told by ``config.json`` for a folder.
-        config: For foreign weights, that library's constructor arguments. For a folder, config fields to replace.
+            weights in several files; or a folder that holds one of these and no ``config.json``, or transformers' one.
+        family: Model family; None: what ``config.json`` or, for foreign weights, the names of the tensors tell.
+        config: For foreign weights, that library's constructor arguments, which win over transformers' ``config.json``.
+            For a folder of ours, config fields to replace.
         library_version: For foreign weights, the release of that library that they were trained with.
         weights_key: Where in the file the weights are, if it holds several sets of them; dotted for nested ones.
         assume_defaults: For foreign weights, take that library's defaults for arguments that nobody told.
@@ -82,12 +88,16 @@ def load_checkpoint(
     file = find_weights_file(folder) if folder else source
     if folder:
         check_inside(file, folder)
-    is_foreign = folder is None or (family is not None and not (folder / CONFIG_FILE).exists())
+    told = None if folder is None else _read_library_config(folder / CONFIG_FILE)
+    has_no_config = folder is None or not (folder / CONFIG_FILE).exists()
+    # A folder of ours that lost its config would be asked for all that was in it.
+    is_foreign = told is not None or (has_no_config and (family is not None or file.name != WEIGHTS_FILE))
+    notes: list[str] = []
     if is_foreign:
         weights = read_weights(file)
         if family is None:
-            known = ", ".join(FAMILIES)
-            raise ConfigError(f"{source.name} does not tell its model family; add --family, one of {known}")
+            family, notes = _recognise(weights.values, file)
+        config = {**(told or {}), **(config or {})}
         kind = get_family(family)
     else:
         if library_version is not None or assume_defaults:
@@ -113,7 +123,7 @@ def load_checkpoint(
             arguments=dict(config or {}) if is_foreign else {},
             weights_key=chosen.key,
             weight_sets=chosen.keys,
-            notes=(*weights.notes, *_describe_choice(chosen), *repairs),
+            notes=(*notes, *weights.notes, *_describe_choice(chosen), *repairs),
         ),
         folder,
     )
@@ -140,6 +150,29 @@ def read_foreign_weights(path: Path, family: str, weights_key: str) -> tuple[str
     chosen = select_weight_set(weights.values, kind.anchors, file, weights_key)
     check_plain(chosen.tensors, file, kind.indices)
     return weights.sha256, chosen.tensors
+
+
+def _recognise(values: object, file: Path) -> tuple[str, list[str]]:
+    """Return the family that the names of tensors tell, and a sentence about it.
+
+    Raises:
+        ConfigError: They tell none, or several.
+    """
+    found = recognise_family(name_tensors(values, file))
+    if found is None:
+        known = ", ".join(FAMILIES)
+        raise ConfigError(f"{file.name} does not tell its model family; add --family, one of {known}")
+    family, name = found
+    return family, [f"taken for family {family}, which alone has a {show_name(name)}; --family names another"]
+
+
+def _read_library_config(path: Path) -> dict[str, Any] | None:
+    """Return a ``config.json`` that transformers wrote; None if there is none, it is ours, or it cannot be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and TRANSFORMERS_MARK in values:
+            return values
+    return None
 
 
 def _describe_choice(chosen: WeightSet) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from flash_export.errors import ConfigError
@@ -12,6 +13,8 @@ from flash_export.models.importers.mmpose import RTMPOSE_GAU
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from flash_export.models.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -32,3 +35,21 @@ def get_family(name: object) -> Family:
     if not isinstance(name, str) or name not in FAMILIES:
         raise ConfigError(f"unknown model family {name!r}; this version knows {list_known(name, FAMILIES)}")
     return FAMILIES[name]
+
+
+def recognise_family(names: Iterable[str]) -> tuple[str, str] | None:
+    """Return the family whose models alone have tensors of such names, and one of these.
+
+    Args:
+        names: Dotted names of all tensors in a file, below whatever keys and prefixes.
+
+    Returns:
+        Name of the family, and name of the tensor that told it; None if no family or several could be meant.
+    """
+    patterns = {family: re.compile(rf"(?:.*\.)?(?:{'|'.join(one.told_by)})") for family, one in FAMILIES.items()}
+    found: dict[str, str] = {}
+    for name in names:
+        for family, pattern in patterns.items():
+            if family not in found and pattern.fullmatch(name):
+                found[family] = name
+    return next(iter(found.items())) if len(found) == 1 else None

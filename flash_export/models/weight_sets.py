@@ -64,7 +64,7 @@ def select_weight_set(values: object, anchors: Sequence[str], path: Path, key: s
         CheckpointError: The file holds no tensors, or is nested too deeply.
         ConfigError: There is no weight set under ``key``, or several sets and none is the plain one.
     """
-    tensors = _name_tensors(values, path)
+    tensors = name_tensors(values, path)
     keys = next(filter(None, (_list_keys(tensors, anchor) for anchor in anchors)), [])
     if not keys:  # whoever matches the names says what is missing
         if key is not None:
@@ -125,8 +125,12 @@ def check_plain(tensors: Mapping[str, Tensor], path: Path, indices: Container[st
         )
 
 
-def _name_tensors(values: object, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of nested mappings and sequences by dotted names, without what wrappers insert."""
+def name_tensors(values: object, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of nested mappings and sequences by dotted names, without what wrappers insert.
+
+    Raises:
+        CheckpointError: There are none, two have one name, or they are nested too deeply.
+    """
     if not isinstance(values, Mapping) or not values:
         raise CheckpointError(f"{path} holds {type(values).__name__}, not a state dict; save model.state_dict()")
     tensors: dict[str, Tensor] = {}

@@ -23,6 +23,7 @@ SCRIPT = Path(sys.executable).parent / "flash-export"
 COMMANDS = [  # in the order of work
     "doctor",
     "demo",
+    "families",
     "onnx",
     "inspect",
     "validate",

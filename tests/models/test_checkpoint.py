@@ -464,15 +464,10 @@ def test_group_size_belongs_to_flash_alone(tmp_path: Path) -> None:
     )
 
 
-def test_foreign_file_needs_a_family_and_a_config(state: StateDict, tmp_path: Path) -> None:
+def test_foreign_file_needs_a_config(state: StateDict, tmp_path: Path) -> None:
     path = save(state, tmp_path / "model.pt")
     check_error(
-        lambda: load_checkpoint(path, config=HIDDEN),
-        ConfigError,
-        "model.pt does not tell its model family; add --family",
-    )
-    check_error(
-        lambda: load_checkpoint(path, family="flash"),
+        lambda: load_checkpoint(path),
         ConfigError,
         "weights do not tell group_size, causal, shift_tokens, laplace_attn_fn, reduce_group_non_causal_attn",
         "--config FILE.json or --set NAME=VALUE (--set group_size=256)",

@@ -142,9 +142,14 @@ def test_parts_of_our_own_folder(tmp_path: Path, model: FlashModel) -> None:
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
 
 
-def test_folder_without_config_needs_a_family(tmp_path: Path, state: dict[str, Tensor], model: FlashModel) -> None:
+def test_folder_without_config_is_that_of_a_library(
+    tmp_path: Path, state: dict[str, Tensor], model: FlashModel
+) -> None:
     torch.save(state, tmp_path / "pytorch_model.bin")
     assert check_loaded(tmp_path, model) == ()
+    with pytest.raises(ConfigError, match="weights do not tell group_size"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors")  # the name that ours has
     with pytest.raises(CheckpointError, match=r"has no readable config\.json"):
         load_checkpoint(tmp_path)
 

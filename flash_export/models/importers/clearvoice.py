@@ -205,6 +205,11 @@ MOSSFORMER2 = Family(
     Mossformer2Model,
     "clearvoice",
     import_clearvoice,
-    {"group_size": "chunk_size", "sampling_rate": "frames"},
     ANCHORS,
+    title="MossFormer2: speech enhancement and separation",
+    task="signal",
+    lengths="any; all rows of a batch the same",
+    asked=("group_size", "sampling_rate"),
+    told_by=(r"mdl\.intra_mdl\.mossformerM\.layers\.\d+\.to_hidden\.mdl\.0\.g",),
+    hidden_arguments={"group_size": "chunk_size"},
 )

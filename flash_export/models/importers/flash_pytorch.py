@@ -222,5 +222,29 @@ def _speak_of_arguments() -> Iterator[None]:
         raise ConfigError(ARGUMENT_NAMES.get(field, field) + equals + rest) from error
 
 
-FLASH = Family(FlashConfig, FlashModel, "flash-pytorch", import_flash, FLASH_ARGUMENTS, (ANCHOR,))
-GAU = Family(GauConfig, GauModel, "flash-pytorch", import_gau, GAU_ARGUMENTS, (ANCHOR,))
+FLASH = Family(
+    FlashConfig,
+    FlashModel,
+    "flash-pytorch",
+    import_flash,
+    (ANCHOR,),
+    title="FLASH: gated attention in chunks and over all of them",
+    task="tokens",
+    lengths="any",
+    asked=tuple(FLASH_ARGUMENTS),
+    told_by=(r"layers\.\d+\.qk_offset_scale\.gamma",),
+    hidden_arguments=FLASH_ARGUMENTS,
+)
+GAU = Family(
+    GauConfig,
+    GauModel,
+    "flash-pytorch",
+    import_gau,
+    (ANCHOR,),
+    title="FLASH-Quad: a stack of gated attention units",
+    task="tokens",
+    lengths="any",
+    asked=tuple(GAU_ARGUMENTS),
+    told_by=(r"layers\.\d+\.offsetscale\.gamma",),
+    hidden_arguments=GAU_ARGUMENTS,
+)

@@ -141,4 +141,15 @@ def _read_sizes(tensors: Tensors) -> dict[str, Any]:
     }
 
 
-GAU_ALPHA = Family(GauAlphaConfig, GauAlphaModel, "gau-alpha", import_gau_alpha, {}, ANCHORS)
+GAU_ALPHA = Family(
+    GauAlphaConfig,
+    GauAlphaModel,
+    "gau-alpha",
+    import_gau_alpha,
+    ANCHORS,
+    title="GAU-alpha: masked language model with a softmax",
+    task="tokens",
+    lengths="any",
+    asked=tuple(RULES.asked),
+    told_by=(r"encoder\.layer\.\d+\.gau\.i_dense\.weight", r"encoderLayer\.\d+\.gau\.i_dense\.weight"),
+)

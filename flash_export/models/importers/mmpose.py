@@ -269,4 +269,15 @@ def _read_pair(name: str, value: Any) -> tuple[int, int]:
     return value[0], value[1]
 
 
-RTMPOSE_GAU = Family(RtmposeGauConfig, RtmposeGauModel, "mmpose", import_mmpose, {}, (ANCHOR,))
+RTMPOSE_GAU = Family(
+    RtmposeGauConfig,
+    RtmposeGauModel,
+    "mmpose",
+    import_mmpose,
+    (ANCHOR,),
+    title="RTMPose: gated attention unit, or SimCC head with it",
+    task="keypoints",
+    lengths="its number of keypoints",
+    asked=HIDDEN_ARGUMENTS,
+    told_by=(r"gau\.uv\.weight", r"ln\.g"),
+)
