@@ -20,10 +20,17 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "gau_alpha": SIZES,
     "flash_quad": SIZES,
     "rtmpose_gau": {
-        **{"num_keypoints": 3, "dim": 8, "hidden_dim": 16, "out_dim": 8},
+        "num_keypoints": 3,
+        "dim": 8,
+        "hidden_dim": 16,
+        "out_dim": 8,
         "head": {
-            **{"in_channels": 2, "map_width": 2, "map_height": 2, "kernel_size": 1},
-            **{"image_width": 8, "image_height": 8},
+            "in_channels": 2,
+            "map_width": 2,
+            "map_height": 2,
+            "kernel_size": 1,
+            "image_width": 8,
+            "image_height": 8,
         },
     },
 }
