@@ -8,6 +8,7 @@ from flash_export.exporters.lowering.flash_quad import FLASH_QUAD
 from flash_export.exporters.lowering.flash_state import FLASH
 from flash_export.exporters.lowering.gau import GAU
 from flash_export.exporters.lowering.gau_alpha import GAU_ALPHA
+from flash_export.exporters.lowering.mossformer2 import MOSSFORMER2
 from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.rtmpose_gau import RTMPOSE_GAU
 
@@ -22,6 +23,7 @@ LOWERINGS: dict[str, Lowering] = {
     "rtmpose_gau": RTMPOSE_GAU,
     "gau_alpha": GAU_ALPHA,
     "flash_quad": FLASH_QUAD,
+    "mossformer2": MOSSFORMER2,
 }
 
 

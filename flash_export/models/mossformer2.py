@@ -140,10 +140,10 @@ class Mossformer2Config(ModelConfig):
     def interface(self) -> Interface:
         """Features of frames to a mask for each, or a waveform to one of each speaker.
 
-        Norms and the linear branch go over the whole time, so that padding would change all of it. A norm over time
-        alone, which a dilated memory has, needs two frames.
+        Norms and the linear branch go over the whole time, so that padding would change all of it. A norm of a single
+        value is none: one over time alone, as a dilated memory has, needs two frames, and so does one feature.
         """
-        shortest = 2 if self.fsmn == DILATED else 1
+        shortest = 2 if self.fsmn == DILATED or self.in_channels == 1 else 1
         if self.frames is None:
             return Interface(
                 inputs=(TensorSpec("features", "float32", (BATCH, SEQ, self.in_channels), Features()),),
@@ -263,6 +263,6 @@ class Mossformer2Model(ReferenceModel):
         for layer in self.layers:
             x = layer(x, rotary=self.rotary_pos_emb, positions=positions)
         trunk = self.tap("trunk", self.final_norms(x) + embedding)
-        speakers = self.tap("speakers", self.to_speakers(self.prelu(trunk)))
-        used = speakers.unflatten(2, (self.config.num_speakers, -1))[:, :, : self.config.num_sources]
-        return F.relu(self.to_mask(torch.tanh(self.to_output(used)) * torch.sigmoid(self.to_gate(used))))
+        used = self.to_speakers(self.prelu(trunk))[:, :, : self.config.num_sources * self.config.dim]
+        speakers = self.tap("speakers", used).unflatten(2, (self.config.num_sources, -1))  # (b, n, k, d)
+        return F.relu(self.to_mask(torch.tanh(self.to_output(speakers)) * torch.sigmoid(self.to_gate(speakers))))

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from flash_export.errors import ConfigError
+from flash_export.models.importers.clearvoice import MOSSFORMER2
 from flash_export.models.importers.flash_pytorch import FLASH, GAU
 from flash_export.models.importers.gau_alpha import GAU_ALPHA
 from flash_export.models.importers.junnyu import FLASH_QUAD
@@ -23,6 +24,7 @@ FAMILIES: dict[str, Family] = {
     "rtmpose_gau": RTMPOSE_GAU,
     "gau_alpha": GAU_ALPHA,
     "flash_quad": FLASH_QUAD,
+    "mossformer2": MOSSFORMER2,
 }
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Message = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 # By the name that the record of a family has for the library.
-LIBRARIES = {name: name.replace("-", "_") for name in ("flash-pytorch", "gau-alpha", "mmpose")}
+LIBRARIES = {name: name.replace("-", "_") for name in ("flash-pytorch", "gau-alpha", "mmpose", "clearvoice")}
 _SIZE = struct.Struct("<Q")
 
 

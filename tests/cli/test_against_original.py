@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 from flash_export.cli.main import main
 from flash_export.models.registry import FAMILIES
 from flash_export.originals.flash_pytorch import GauStack
+from tests.models.clearvoice_release import RELEASE as CLEARVOICE
+from tests.models.clearvoice_release import import_clearvoice, randomise
 from tests.models.gau_alpha_release import RELEASE as GAU_ALPHA
 from tests.models.gau_alpha_release import import_gau_alpha
 from tests.models.mmpose_release import RELEASE as MMPOSE
@@ -154,6 +156,23 @@ def test_gau_alpha_in_an_interpreter_of_its_own(tmp_path: Path) -> None:
     missing = invoke(*asked)
     assert missing.exit_code == 2
     assert f"{sys.executable} has no module 'gau_alpha', which gau-alpha needs; install it there with" in missing.stderr
+
+
+@pytest.mark.parametrize("kind", ["enhancement", "separation"])
+def test_mossformer2_in_an_interpreter_of_its_own(tmp_path: Path, kind: str) -> None:
+    library, sizes = import_clearvoice(), {"dim": 8, "depth": 1, "qk_dim": 4, "chunk_size": 5, "fsmn_dim": 6}
+    if kind == "enhancement":
+        model = library.build_enhancement(6, out_channels=5, **sizes)
+    else:
+        model = library.build_separation(kernel_size=4, **sizes)
+    weights = tmp_path / "model.pt"
+    torch.save({"model": randomise(model, 0).float().state_dict()}, weights)
+    rate = {} if kind == "enhancement" else {"sampling_rate": 8000}
+    bundle = export(tmp_path, weights, "mossformer2", {"group_size": 5, **rate})
+    python = make_python(tmp_path / "python", CLEARVOICE)
+    asked = ("--against", "original", "--checkpoint", weights, "--original-python", python, "--threads", "1")
+    text = " ".join(check("validate", bundle, "--seq-lens", "6,11,40", *asked).stdout.split())
+    assert re.search(r"clearvoice 0\.1\.2 in float64, with Python [^ ]+ and torch [^ ]+, without torchinfo, and", text)
 
 
 def test_head_of_mmpose_in_an_interpreter_of_its_own(tmp_path: Path) -> None:

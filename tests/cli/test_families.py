@@ -19,6 +19,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "gau": SIZES,
     "gau_alpha": SIZES,
     "flash_quad": SIZES,
+    "mossformer2": {"in_channels": 6, "dim": 8, "depth": 1, "hidden_dim": 16, "out_channels": 5},
     "rtmpose_gau": {
         "num_keypoints": 3,
         "dim": 8,

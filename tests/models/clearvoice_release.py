@@ -1,37 +1,22 @@
 """clearvoice 0.1.2's own model files of MossFormer2, without what the package depends on.
 
-The package's ``__init__`` wants everything from audio files to face detection; only the folders of two models are
-imported. torchinfo, which they import and do not use, is replaced by nothing. What computes is the package's own text,
-with the rotary embedding that is installed: of what is called here, release 0.9.1 computes the same as 0.8.3, which
-clearvoice pins.
+The rotary embedding is the one that is installed: of what is called here, release 0.9.1 computes the same as 0.8.3,
+which clearvoice pins.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import importlib
-import sys
-import types
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from unittest import mock
+from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from flash_export.originals.clearvoice import FILES, change_defaults
+from tests.models.oracles import import_oracle
 
-ORACLES = Path(sys.prefix) / "oracles"
 RELEASE = "clearvoice==0.1.2"
-_FOLDERS = ("", "models", "models.mossformer2_se", "models.mossformer2_ss")
-_FILES = (
-    *("se.mossformer2", "se.mossformer2_block", "se.mossformer2_se_wrapper"),
-    *("ss.mossformer2", "ss.mossformer2_block"),
-)
 
 
 @dataclass(frozen=True)
@@ -49,7 +34,7 @@ class ClearvoiceRelease:
     ) -> nn.Module:
         """Build ``TestNet``, what a checkpoint holds, around a mask network of these sizes."""
         network = functools.partial(self.enhancement.MossFormer_MaskNet, num_blocks=sizes.pop("depth"))
-        with _change_defaults(self.enhancement, self.enhancement_block.Gated_FSMN_Block, **sizes):
+        with change_defaults(self.enhancement, self.enhancement_block.Gated_FSMN_Block, **sizes):
             mask_net = network(in_channels, dim, out_channels, num_spks=num_speakers)
         model: nn.Module = self.wrapper.TestNet.__new__(self.wrapper.TestNet)
         nn.Module.__init__(model)
@@ -59,22 +44,8 @@ class ClearvoiceRelease:
     def build_separation(self, dim: int, num_speakers: int = 2, kernel_size: int = 16, **sizes: int) -> nn.Module:
         """Build ``MossFormer`` of these sizes; its decoder takes as many channels as the encoder gives, ``dim``."""
         network = functools.partial(self.separation.MossFormer, num_blocks=sizes.pop("depth"))
-        with _change_defaults(self.separation, self.separation_block.Gated_FSMN_Block_Dilated, **sizes):
+        with change_defaults(self.separation, self.separation_block.Gated_FSMN_Block_Dilated, **sizes):
             return network(dim, dim, kernel_size=kernel_size, num_spks=num_speakers)
-
-
-@contextlib.contextmanager
-def _change_defaults(
-    model: Any, memory: Any, qk_dim: int = 128, chunk_size: int = 256, fsmn_dim: int = 256
-) -> Iterator[None]:
-    """Set sizes that no constructor asks for: those of queries, chunks and the memory, whose width comes first."""
-    attention = functools.partial(model.MossFormerM, group_size=chunk_size, query_key_dim=qk_dim)
-    defaults = (fsmn_dim, *memory.__init__.__defaults__[1:])
-    with (
-        mock.patch.object(model, "MossFormerM", attention),
-        mock.patch.object(memory.__init__, "__defaults__", defaults),
-    ):
-        yield
 
 
 def randomise(model: nn.Module, seed: int) -> nn.Module:
@@ -93,36 +64,4 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
 
 def import_clearvoice() -> ClearvoiceRelease:
     """Import the files, and leave no module behind; skips where no oracle was installed at all."""
-    if not ORACLES.is_dir():
-        pytest.skip(f"{ORACLES} does not exist; make test installs it")
-    folder = ORACLES / RELEASE / "clearvoice"
-    before = dict(sys.modules)
-    with _write_no_bytecode():
-        try:
-            sys.modules["torchinfo"] = _make_torchinfo()
-            for name in _FOLDERS:
-                package = types.ModuleType(f"clearvoice.{name}".rstrip("."))
-                package.__path__ = [str(folder.joinpath(*name.split(".")))]
-                sys.modules[package.__name__] = package
-            modules = [importlib.import_module(f"clearvoice.models.mossformer2_{name}") for name in _FILES]
-        finally:
-            for name in sys.modules.keys() - before.keys():
-                del sys.modules[name]
-    for module in modules:
-        assert Path(str(module.__file__)).is_relative_to(folder)
-    return ClearvoiceRelease(*modules)
-
-
-@contextlib.contextmanager
-def _write_no_bytecode() -> Iterator[None]:
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = before
-
-
-def _make_torchinfo() -> types.ModuleType:
-    module = types.ModuleType("torchinfo")
-    vars(module)["summary"] = None
-    return module
+    return ClearvoiceRelease(*import_oracle(RELEASE, FILES))

@@ -48,6 +48,7 @@ def test_lengths_count_frames_or_samples() -> None:
     frames, samples = ENHANCEMENT.interface, SEPARATION.interface
     assert (frames.unit, frames.min_len, frames.chunk_size) == ("frames", 1, 4)
     assert replace(ENHANCEMENT, fsmn="dilated").interface.min_len == 2
+    assert replace(ENHANCEMENT, in_channels=1).interface.min_len == 2
     assert (samples.unit, samples.min_len, samples.chunk_size) == ("samples", 9, 12)
     assert samples.outputs[0].content == samples.inputs[0].content == Waveform(8000)
     model = make_model(SEPARATION)

@@ -64,6 +64,7 @@ MEMORY_NAMES = {
     r"conv2\.(weight|bias)": r"expand.1.\1",
 }
 BLOCK_KEY = re.compile(r"mdl\.intra_mdl\.mossformerM\.(layers|fsmn)\.(\d{1,9})\.(.+)")
+OLDER_KEY = "mdl.att_mdl."
 CODER_NAMES = {"enc.conv1d.weight": "encoder.weight", "dec.weight": "decoder.weight"}
 FREQUENCIES = "rotary_pos_emb.freqs"
 LAYER_KEY = re.compile(r"layers\.(\d{1,9})\.")
@@ -94,12 +95,18 @@ def import_clearvoice(tensors: Tensors, arguments: GivenArguments) -> ImportedMo
 
     Raises:
         ConfigError: An argument is missing, unknown, unusable, or contradicts the weights; or a release is named.
-        CheckpointError: The tensors that tell the sizes are missing, or blocks have different frequencies.
+        CheckpointError: The tensors that tell the sizes are missing, blocks have different frequencies, or the weights
+            are those of MossFormer, the model before.
     """
     if arguments.library_version is not None:
         raise ConfigError(
             f"library_version={arguments.library_version}, but clearvoice's weights are read without a release; "
             "leave --library-version out"
+        )
+    if any(OLDER_KEY in name for name in tensors):
+        raise CheckpointError(
+            f"{OLDER_KEY}* are weights of MossFormer, the model before MossFormer2, whose blocks have no memory; it is "
+            "not supported"
         )
     own = {name: _drop_kernel_axis(name, tensor) for name, tensor in _rename(tensors).items()}
     fields = _read_sizes(own)
@@ -182,7 +189,7 @@ def _read_sizes(tensors: Tensors) -> dict[str, Any]:
         "fsmn": fsmn,
         "fsmn_dim": _get_shape(tensors, "layers.0.reduce.0.weight", 2)[0],
         "memory_size": _get_shape(tensors, f"layers.0.fsmn.memory.{memory}.weight", 3)[2],
-        "num_speakers": _get_shape(tensors, "to_speakers.weight", 2)[0] // dim,
+        "num_speakers": _get_shape(tensors, "to_speakers.weight", 2)[0] // max(dim, 1),
     }
 
 
