@@ -29,7 +29,8 @@ class Quantity:
         kind: What it is indexed by.
         is_zero_in_padding: Whether padded tokens are known to have zeros, so that they can be compared too.
         place: Whether it is computed before the blocks, in each of them, or after them.
-        is_normed: Whether a norm reads it: that of the next block, if it is the last of its own or before them all.
+        is_normed: Whether a norm reads it: that of the next block, if it is the last of its own or before them all; the
+            last one, if it is after them all.
         is_fp32: Whether every half-precision graph holds it in fp32.
     """
 

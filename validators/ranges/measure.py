@@ -59,11 +59,18 @@ def _measure(values: Tensor) -> Range:
 
 
 def _name_norm(config: ModelConfig, name: str) -> str | None:
-    """Return the name of the sum of squares that the norm which reads a quantity forms; None: no norm does."""
-    point, names = Point.parse(name), list(config.quantities)
-    if not config.quantities[point.quantity].is_normed:
+    """Return the name of the sum of squares that the norm which reads a quantity forms; None: no norm does.
+
+    The last norm reads what the last block returns, unless something stands in between.
+    """
+    point, quantities = Point.parse(name), config.quantities
+    quantity = quantities[point.quantity]
+    if not quantity.is_normed:
         return None
     if point.block is None:
-        return f"layers.0.{SQUARES}"
-    block = point.block + (point.quantity == names[-1])
-    return f"layers.{block}.{SQUARES}" if block < config.num_blocks else SQUARES
+        return f"layers.0.{SQUARES}" if quantity.place == "before" else SQUARES
+    last = [name for name, one in quantities.items() if one.place == "block"][-1]
+    block = point.block + (point.quantity == last)
+    if block < config.num_blocks:
+        return f"layers.{block}.{SQUARES}"
+    return None if any(one.is_normed for one in quantities.values() if one.place == "after") else SQUARES
