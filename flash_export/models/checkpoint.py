@@ -97,7 +97,7 @@ def load_checkpoint(
         model_config, kind = _read_config(source, family, config or {})
         weights = read_weights(file)
     chosen = select_weight_set(weights.values, kind.anchors, file, weights_key)
-    check_plain(chosen.tensors, file)
+    check_plain(chosen.tensors, file, kind.indices)
     if is_foreign:
         arguments = GivenArguments(config or {}, library_version, assume_defaults)
         imported = kind.import_weights(chosen.tensors, arguments)

@@ -27,6 +27,7 @@ class Family:
         anchors: Names of a tensor that every model has once, by which its weights are found in a file: ours and the
             library's. The first that a file has counts, so that of two names one of which ends in the other the longer
             stands first.
+        indices: Names of tensors of whole numbers that the library stores beside its weights; no other may hold any.
     """
 
     config_class: type[ModelConfig]
@@ -35,3 +36,4 @@ class Family:
     import_weights: Callable[[Mapping[str, Tensor], GivenArguments], ImportedModel]
     hidden_arguments: Mapping[str, str]
     anchors: tuple[str, ...]
+    indices: frozenset[str] = frozenset()

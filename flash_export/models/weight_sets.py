@@ -16,7 +16,7 @@ from flash_export.errors import CheckpointError, ConfigError
 from flash_export.names import list_names, show_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -88,8 +88,13 @@ def select_weight_set(values: object, anchors: Sequence[str], path: Path, key: s
     return WeightSet(chosen, sets[chosen], tuple(keys), left_out)
 
 
-def check_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
+def check_plain(tensors: Mapping[str, Tensor], path: Path, indices: Container[str] = ()) -> None:
     """Refuse tensors that are no arrays of floating-point values, and views that would fill the memory.
+
+    Args:
+        tensors: The model's, by name.
+        path: The file, for messages.
+        indices: Names of those that hold whole numbers.
 
     Raises:
         CheckpointError: A tensor is nested, quantized, sparse, without values, or of another kind of number; or tensors
@@ -105,7 +110,7 @@ def check_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
             kind = f"{tensor.device} device, {tensor.layout}"
         elif type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             kind = type(tensor).__name__
-        elif not tensor.is_floating_point():
+        elif not tensor.is_floating_point() and name not in indices:
             raise CheckpointError(f"{path}: {show_name(name)} is {tensor.dtype}; weights must be floating point")
         else:
             expanded_bytes += max(0, tensor.numel() * tensor.element_size() - tensor.untyped_storage().nbytes())

@@ -202,6 +202,13 @@ def test_tensors_without_plain_values(build: Callable[[], torch.Tensor], kind: s
     assert str(caught.value) == f"m.pt: a.b holds no plain values ({kind}); save it as a dense tensor with data"
 
 
+def test_whole_numbers_are_for_indices_alone() -> None:
+    tensors = {"positions": torch.arange(3), "weight": torch.ones(3)}
+    check_plain(tensors, FILE, indices={"positions"})
+    with pytest.raises(CheckpointError, match=r"positions is torch.int64; weights must be floating point"):
+        check_plain(tensors, FILE, indices={"weight"})
+
+
 def test_views_that_would_fill_the_memory() -> None:
     check_plain({"a": torch.ones(1).expand(1000, 1000)}, FILE)
     with pytest.raises(
