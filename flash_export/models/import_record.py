@@ -27,7 +27,7 @@ class ImportRecord:
     """
 
     library_version: str | None = None
-    assumed: dict[str, bool | int | str] = field(default_factory=dict)
+    assumed: dict[str, bool | int | float | str] = field(default_factory=dict)
     weights_key: str = ""
     weight_sets: tuple[str, ...] = ("",)
     notes: tuple[str, ...] = ()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from flash_export.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -11,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_export.models.base import ModelConfig
+
+Argument = bool | int | float | str  # as a config.json has them
 
 
 @dataclass(frozen=True)
@@ -40,4 +45,28 @@ class ImportedModel:
 
     config: ModelConfig
     tensors: dict[str, Tensor]
-    assumed: dict[str, bool | int | str]
+    assumed: dict[str, Argument]
+
+
+def check_number(name: str, value: Any) -> float:
+    """Return an argument that is to be a number.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{name}={value!r} is not a number; give the value the model was built with")
+    return float(value)
+
+
+def check_expansion(name: str, factor: Any, dim: int, hidden_dim: int) -> None:
+    """Compare a factor of the model width, which is rounded down, with the hidden width that the weights have.
+
+    Raises:
+        ConfigError: They differ, or it is no number.
+    """
+    meant = int(check_number(name, factor) * dim)
+    if meant != hidden_dim:
+        raise ConfigError(
+            f"{name}={factor} means {meant} hidden channels, the weights have {hidden_dim}; correct it or leave it out"
+        )

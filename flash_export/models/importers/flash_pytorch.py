@@ -6,7 +6,6 @@ follows from the shapes; the rest are the constructor arguments that the model w
 
 from __future__ import annotations
 
-import math
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from flash_export.layers.position import NUM_BUCKETS
 from flash_export.models.family import Family
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
-from flash_export.models.importers.arguments import ImportedModel
+from flash_export.models.importers.arguments import ImportedModel, check_expansion
 from flash_export.models.importers.flash_pytorch_releases import DEFAULTS, REDUCE, select_releases
 from flash_export.names import list_names
 from flash_export.suggest import list_known
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from flash_export.models.importers.arguments import GivenArguments
+    from flash_export.models.importers.arguments import Argument, GivenArguments
     from flash_export.models.importers.flash_pytorch_releases import Release
 
     Tensors = Mapping[str, Tensor]
@@ -58,7 +57,7 @@ class _Dialect:
 
     release: Release
     given: dict[str, Any]
-    assumed: dict[str, bool | int | str]
+    assumed: dict[str, Argument]
 
     def __getitem__(self, name: str) -> Any:
         return self.release.resolve(self.given, name)
@@ -148,7 +147,7 @@ def _choose_dialect(
             f"trained with, with --config FILE.json or --set NAME=VALUE ({example}), or take that library's defaults "
             "with --assume-defaults"
         )
-    assumed: dict[str, bool | int | str] = {name: DEFAULTS[name] for name in missing}
+    assumed: dict[str, Argument] = {name: DEFAULTS[name] for name in missing}
     behaviours = [
         (release.name_attention_fn(given), *(release.resolve(given, name) for name in names)) for release in releases
     ]
@@ -192,12 +191,7 @@ def _check_arguments(
     told_by_weights = {ARGUMENT_NAMES.get(field, field): sizes[field] for field in fields}
     for name, value in arguments.items():
         if name == "expansion_factor":
-            hidden_dim = int(_check_number(name, value) * sizes["dim"])
-            if hidden_dim != sizes["hidden_dim"]:
-                raise ConfigError(
-                    f"expansion_factor={value} means {hidden_dim} hidden channels, the weights have "
-                    f"{sizes['hidden_dim']}; correct it or leave it out"
-                )
+            check_expansion(name, value, sizes["dim"], sizes["hidden_dim"])
         elif name in told_by_weights:
             if value != told_by_weights[name]:
                 raise ConfigError(
@@ -226,12 +220,6 @@ def _speak_of_arguments() -> Iterator[None]:
     except ConfigError as error:
         field, equals, rest = str(error).partition("=")
         raise ConfigError(ARGUMENT_NAMES.get(field, field) + equals + rest) from error
-
-
-def _check_number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{name}={value!r} is not a number; give the value the model was built with")
-    return float(value)
 
 
 def _merge_rotary_tables(tensors: Tensors) -> dict[str, Tensor]:

@@ -7,16 +7,22 @@ same, as the ``config.json`` that lies beside the weights, because the layer has
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flash_export.errors import CheckpointError, ConfigError
+from flash_export.errors import CheckpointError
 from flash_export.models.family import Family
 from flash_export.models.gau_alpha import NORM_EPS, GauAlphaConfig, GauAlphaModel
 from flash_export.models.importers.arguments import ImportedModel
-from flash_export.names import list_names
-from flash_export.suggest import list_known
+from flash_export.models.importers.transformers_style import (
+    ArgumentRules,
+    count_layers,
+    get_matrix_shape,
+    rename_tensors,
+    take_tied,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,23 +52,22 @@ BERT4TORCH_NAMES = {
     r"mlmDecoder\.weight": DECODER,
 }
 BERT4TORCH_KEY = re.compile(r"encoderLayer\.\d{1,9}\.")
-LAYER_KEY = re.compile(r"layers\.(\d{1,9})\.")
-# What weights cannot tell, with the libraries' defaults. For all but the first bert4torch has no argument.
-DEFAULTS: dict[str, bool | int | str] = {
-    "hidden_act": "swish",
-    "normalization": "softmax_plus",
-    "attention_scale": True,
-}
-# What all models have in common.
-FIXED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("swish", "silu"),
-    "normalization": ("softmax_plus",),
-    "attention_scale": (True,),
-    "use_bias": (False,),
-    "layer_norm_eps": (NORM_EPS,),
-    "tie_word_embeddings": (True,),
-    "num_attention_heads": (1,),
-}
+# What weights cannot tell, with the library's defaults; and what all models have in common.
+RULES = ArgumentRules(
+    "GAU-alpha",
+    asked={"hidden_act": "swish", "normalization": "softmax_plus", "attention_scale": True},
+    fixed={
+        "hidden_act": ("swish", "silu"),
+        "normalization": ("softmax_plus",),
+        "attention_scale": (True,),
+        "use_bias": (False,),
+        "layer_norm_eps": (NORM_EPS,),
+        "tie_word_embeddings": (True,),
+        "num_attention_heads": (1,),
+    },
+    own_fields=("mask_dialect",),
+)
+BERT4TORCH_RULES = replace(RULES, asked={"hidden_act": "swish"})  # it has no arguments for the rest
 SIZE_ARGUMENTS = {
     "vocab_size": "vocab_size",
     "hidden_size": "dim",
@@ -72,13 +77,6 @@ SIZE_ARGUMENTS = {
     "attention_key_size": "qk_dim",
     "type_vocab_size": "num_token_types",
 }
-OWN_FIELDS = ("mask_dialect",)
-# They do not change what is predicted; neither do the notes that transformers leaves in a config.
-IGNORED = (
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "initializer_range"),
-    *("gradient_checkpointing", "max_position_embeddings", "pad_token_id"),
-    *("model_type", "architectures", "torch_dtype", "dtype", "transformers_version", "_name_or_path"),
-)
 
 
 def import_gau_alpha(tensors: Tensors, arguments: GivenArguments) -> ImportedModel:
@@ -94,36 +92,15 @@ def import_gau_alpha(tensors: Tensors, arguments: GivenArguments) -> ImportedMod
         CheckpointError: The tensors that tell the sizes are missing; the decoder is not the embedding; or a norm has
             learned something.
     """
-    if arguments.library_version is not None:
-        raise ConfigError(
-            f"library_version={arguments.library_version}, but the weights of GAU-alpha are read without a release; "
-            "leave --library-version out"
-        )
     is_bert4torch = any(BERT4TORCH_KEY.match(name) for name in tensors)
-    own = _drop_gains(
-        _drop_decoder(_join_heads(_rename(tensors, BERT4TORCH_NAMES if is_bert4torch else GAU_ALPHA_NAMES)))
-    )
+    own = _join_heads(rename_tensors(tensors, BERT4TORCH_NAMES if is_bert4torch else GAU_ALPHA_NAMES))
+    take_tied(own, DECODER, "token_emb.weight", RULES.library)
+    own = _drop_gains(own)
     sizes = _read_sizes(own)
-    _check_arguments(arguments.values, sizes)
-    asked = ("hidden_act",) if is_bert4torch else tuple(DEFAULTS)
-    missing = [name for name in asked if name not in arguments.values]
-    if missing and not arguments.assume_defaults:
-        raise ConfigError(
-            f"weights do not tell {', '.join(missing)}; give the config.json that lies beside them with --config "
-            "config.json, or take that library's defaults with --assume-defaults"
-        )
-    own_fields = {name: value for name, value in arguments.values.items() if name in OWN_FIELDS}
-    config = GauAlphaConfig(**sizes, **own_fields)
-    return ImportedModel(config, own, {name: DEFAULTS[name] for name in missing})
-
-
-def _rename(tensors: Tensors, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Return the tensors by our names; whoever matches them with the model refuses those that keep theirs."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        matches = (match.expand(ours) for theirs, ours in names.items() if (match := re.fullmatch(theirs, name)))
-        renamed[next(matches, name)] = tensor
-    return renamed
+    told = {argument: sizes[field] for argument, field in SIZE_ARGUMENTS.items()}
+    assumed = (BERT4TORCH_RULES if is_bert4torch else RULES).check(arguments, told)
+    own_fields = {name: value for name, value in arguments.values.items() if name in RULES.own_fields}
+    return ImportedModel(GauAlphaConfig(**sizes, **own_fields), own, assumed)
 
 
 def _join_heads(tensors: Tensors) -> dict[str, Tensor]:
@@ -136,17 +113,6 @@ def _join_heads(tensors: Tensors) -> dict[str, Tensor]:
             del joined[name], joined[f"{layer}.k_scaleoffset.weight"]
             joined[f"{layer}.gamma"] = torch.stack((q, k))
     return joined
-
-
-def _drop_decoder(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors without the decoder, after comparing it with the embedding that it is tied to."""
-    decoder, embedding = tensors.get(DECODER), tensors.get("token_emb.weight")
-    if decoder is not None and embedding is not None and not torch.equal(decoder, embedding):
-        raise CheckpointError(
-            "the decoder differs from the word embeddings; GAU-alpha has one matrix for both, so these are not the "
-            "weights of such a model"
-        )
-    return {name: tensor for name, tensor in tensors.items() if name != DECODER}
 
 
 def _drop_gains(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -163,43 +129,16 @@ def _drop_gains(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_sizes(tensors: Tensors) -> dict[str, Any]:
     """Return the config fields that shapes and names tell."""
-
-    def get_shape(name: str) -> tuple[int, int]:
-        if name not in tensors or tensors[name].ndim != len("dw"):
-            found = list_names(sorted(tensors)) or "nothing"
-            raise CheckpointError(
-                f"no matrix for {name!r} in the checkpoint (found {found}); give the state dict of a GAU-alpha, as "
-                "gau-alpha or bert4torch saves it"
-            )
-        rows, columns = tensors[name].shape
-        return rows, columns
-
-    vocab_size, dim = get_shape("token_emb.weight")
+    source = "give the state dict of a GAU-alpha, as gau-alpha or bert4torch saves it"
+    vocab_size, dim = get_matrix_shape(tensors, "token_emb.weight", source)
     return {
         "vocab_size": vocab_size,
         "dim": dim,
-        "depth": 1 + max((int(match[1]) for name in tensors if (match := LAYER_KEY.match(name))), default=-1),
-        "hidden_dim": get_shape("layers.0.o_dense.weight")[1],
-        "qk_dim": get_shape("layers.0.gamma")[1],
-        "num_token_types": get_shape("token_type_emb.weight")[0],
+        "depth": count_layers(tensors),
+        "hidden_dim": get_matrix_shape(tensors, "layers.0.o_dense.weight", source)[1],
+        "qk_dim": get_matrix_shape(tensors, "layers.0.gamma", source)[1],
+        "num_token_types": get_matrix_shape(tensors, "token_type_emb.weight", source)[0],
     }
-
-
-def _check_arguments(arguments: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
-    """Compare arguments with the weights, and with what all models have in common."""
-    for name, value in arguments.items():
-        if name in SIZE_ARGUMENTS:
-            told = sizes[SIZE_ARGUMENTS[name]]
-            if value != told:
-                raise ConfigError(f"{name}={value!r}, but the weights say {told!r}; correct it or leave it out")
-        elif name in FIXED:
-            if value not in FIXED[name]:
-                raise ConfigError(
-                    f"{name}={value!r} is not supported; only models of {name} {' or '.join(map(str, FIXED[name]))} are"
-                )
-        elif name not in IGNORED and name not in OWN_FIELDS:
-            accepted = list_known(name, (*SIZE_ARGUMENTS, *FIXED))
-            raise ConfigError(f"unknown argument {name!r}; GAU-alpha's are {accepted}; and ours is {OWN_FIELDS[0]}")
 
 
 GAU_ALPHA = Family(GauAlphaConfig, GauAlphaModel, "gau-alpha", import_gau_alpha, {}, ANCHORS)

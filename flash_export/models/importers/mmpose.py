@@ -7,14 +7,13 @@ that mmpose's config files have.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import CheckpointError, ConfigError
 from flash_export.layers.norm import SCALE_NORM_EPS
 from flash_export.models.family import Family
-from flash_export.models.importers.arguments import ImportedModel
+from flash_export.models.importers.arguments import ImportedModel, check_expansion, check_number
 from flash_export.models.rtmpose_gau import RtmposeGauConfig, RtmposeGauModel, SimccHead
 
 if TYPE_CHECKING:
@@ -194,7 +193,8 @@ def _read_block(weights: _Weights, given: _Given, *, prefix: str, head: SimccHea
         given.check(f"{prefix}hidden_dims", dim)
     given.check(f"{prefix}s", qk_dim)
     given.check(f"{prefix}use_rel_bias", rel_bias)
-    _check_expansion(given, f"{prefix}expansion_factor", dim, hidden_dim)
+    if (factor := given.find(f"{prefix}expansion_factor")) is not None:
+        check_expansion(f"{prefix}expansion_factor", factor, dim, hidden_dim)
     act_fn, rotary = given.take(f"{prefix}act_fn", f"{prefix}pos_enc")
     if act_fn not in ACTIVATION_NAMES:
         raise ConfigError(f"{prefix}act_fn={act_fn!r} is unknown; mmpose has {' and '.join(ACTIVATION_NAMES)}")
@@ -252,7 +252,7 @@ def _read_bins_per_pixel(given: _Given, image: tuple[int, int], bins: tuple[int,
                 "size, or add the ratio"
             )
         return ratios.pop()
-    number = _check_number("simcc_split_ratio", ratio)
+    number = check_number("simcc_split_ratio", ratio)
     wanted = tuple(int(size * number) for size in image)
     if wanted != bins:
         raise ConfigError(
@@ -262,26 +262,11 @@ def _read_bins_per_pixel(given: _Given, image: tuple[int, int], bins: tuple[int,
     return number
 
 
-def _check_expansion(given: _Given, name: str, dim: int, hidden_dim: int) -> None:
-    """Compare a factor, which is rounded down, with the width that the weights have."""
-    factor = given.find(name)
-    if factor is not None and (meant := int(_check_number(name, factor) * dim)) != hidden_dim:
-        raise ConfigError(
-            f"{name}={factor} means {meant} hidden channels, the weights have {hidden_dim}; correct it or leave it out"
-        )
-
-
 def _read_pair(name: str, value: Any) -> tuple[int, int]:
     is_pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
     if not is_pair or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in value):
         raise ConfigError(f"{name}={value!r} is not a size; give [width, height] in pixels")
     return value[0], value[1]
-
-
-def _check_number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{name}={value!r} is not a number; give the value the model was built with")
-    return float(value)
 
 
 RTMPOSE_GAU = Family(RtmposeGauConfig, RtmposeGauModel, "mmpose", import_mmpose, {}, (ANCHOR,))
