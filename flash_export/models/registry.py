@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from flash_export.errors import ConfigError
 from flash_export.models.importers.flash_pytorch import FLASH, GAU
 from flash_export.models.importers.gau_alpha import GAU_ALPHA
+from flash_export.models.importers.junnyu import FLASH_QUAD
 from flash_export.models.importers.mmpose import RTMPOSE_GAU
 from flash_export.suggest import list_known
 
@@ -18,6 +19,7 @@ FAMILIES: dict[str, Family] = {
     "gau": GAU,
     "rtmpose_gau": RTMPOSE_GAU,
     "gau_alpha": GAU_ALPHA,
+    "flash_quad": FLASH_QUAD,
 }
 
 

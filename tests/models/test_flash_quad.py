@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flash_export.errors import ConfigError, InputError
+from flash_export.models.checkpoint import load_pretrained
 from flash_export.models.flash_quad import (
     FlashQuadConfig,
     FlashQuadModel,
@@ -20,22 +21,20 @@ from flash_export.models.flash_quad import (
     compute_sinusoid,
     turn_halves,
 )
+from tests.models.junnyu_names import QUAD, make_flash_quad
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 RELATIVE_TOLERANCE = 1e-12  # float64, and the same angles
-CONFIG = FlashQuadConfig(vocab_size=17, dim=8, depth=2, hidden_dim=12, qk_dim=6, max_positions=16)
+CONFIG = QUAD
 
 
 def make_model(config: FlashQuadConfig, seed: int = 0) -> FlashQuadModel:
-    """Make a model in which each part matters: attention, its bias, positions, gains."""
-    torch.manual_seed(seed)
-    model = FlashQuadModel(config).requires_grad_(requires_grad=False).eval()
-    for name, parameter in model.named_parameters():
-        is_product = name.endswith(("uv.weight", "o.weight", "transform.weight"))
-        parameter.copy_(torch.randn_like(parameter) / (parameter.shape[-1] ** 0.5 if is_product else 1))
-    return model.double()
+    """Make a model in float64."""
+    return make_flash_quad(config, seed).double()
 
 
 def norm(config: FlashQuadConfig, x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
@@ -131,6 +130,15 @@ def test_longest_sequence_is_its_formulas() -> None:
     input_ids = torch.randint(0, 17, (1, 16))
     expected = compute_naively(model, input_ids[0].tolist(), 16)
     torch.testing.assert_close(model(input_ids)[0], expected, rtol=0, atol=RELATIVE_TOLERANCE * float(expected.max()))
+
+
+def test_saved_model_is_loaded_again(tmp_path: Path) -> None:
+    model = make_model(CONFIG).float()
+    model.save_pretrained(tmp_path)
+    again = load_pretrained(tmp_path)
+    assert again.config == model.config
+    input_ids, mask = torch.tensor([[3, 4, 5], [6, 7, 8]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    torch.testing.assert_close(again(input_ids, mask), model(input_ids, mask), rtol=0, atol=0)
 
 
 def test_interface_ends_where_the_positions_do() -> None:

@@ -19,7 +19,7 @@ from flash_export.models.importers.arguments import ImportedModel
 from flash_export.models.importers.transformers_style import (
     ArgumentRules,
     count_layers,
-    get_matrix_shape,
+    get_shape,
     rename_tensors,
     take_tied,
 )
@@ -130,14 +130,14 @@ def _drop_gains(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _read_sizes(tensors: Tensors) -> dict[str, Any]:
     """Return the config fields that shapes and names tell."""
     source = "give the state dict of a GAU-alpha, as gau-alpha or bert4torch saves it"
-    vocab_size, dim = get_matrix_shape(tensors, "token_emb.weight", source)
+    vocab_size, dim = get_shape(tensors, "token_emb.weight", "vd", source)
     return {
         "vocab_size": vocab_size,
         "dim": dim,
         "depth": count_layers(tensors),
-        "hidden_dim": get_matrix_shape(tensors, "layers.0.o_dense.weight", source)[1],
-        "qk_dim": get_matrix_shape(tensors, "layers.0.gamma", source)[1],
-        "num_token_types": get_matrix_shape(tensors, "token_type_emb.weight", source)[0],
+        "hidden_dim": get_shape(tensors, "layers.0.o_dense.weight", "de", source)[1],
+        "qk_dim": get_shape(tensors, "layers.0.gamma", "hs", source)[1],
+        "num_token_types": get_shape(tensors, "token_type_emb.weight", "td", source)[0],
     }
 
 

@@ -38,12 +38,14 @@ class ArgumentRules:
         asked: What weights do not tell, with the library's defaults.
         fixed: The values that an argument may have: what all models that are supported have in common.
         own_fields: Fields of ours that the library has no argument for.
+        checked: Arguments that the importer itself compares with the weights.
     """
 
     library: str
     asked: Mapping[str, Argument]
     fixed: Mapping[str, tuple[Any, ...]]
     own_fields: tuple[str, ...] = ()
+    checked: tuple[str, ...] = ()
 
     def check(self, arguments: GivenArguments, told: Mapping[str, Any]) -> dict[str, Argument]:
         """Compare arguments with the weights, and with what all models have in common.
@@ -84,8 +86,8 @@ class ArgumentRules:
                     f"{name}={value!r} is not supported; only models of {name} "
                     f"{' or '.join(map(str, self.fixed[name]))} are"
                 )
-        elif name not in (*self.asked, *IGNORED, *self.own_fields):
-            accepted = list_known(name, (*told, *self.fixed, *(one for one in self.asked if one not in self.fixed)))
+        elif name not in (*self.asked, *self.checked, *self.own_fields, *IGNORED):
+            accepted = list_known(name, dict.fromkeys((*told, *self.checked, *self.asked, *self.fixed)))
             ours = f"; and ours is {', '.join(self.own_fields)}" if self.own_fields else ""
             raise ConfigError(f"unknown argument {name!r}; {self.library}'s are {accepted}{ours}")
 
@@ -118,22 +120,22 @@ def take_tied(tensors: dict[str, Tensor], decoder: str, embedding: str, library:
     tensors.pop(decoder, None)
 
 
-def get_matrix_shape(tensors: Tensors, name: str, source: str) -> tuple[int, int]:
-    """Return the shape of a matrix that tells sizes.
+def get_shape(tensors: Tensors, name: str, axes: str, source: str) -> tuple[int, ...]:
+    """Return the shape of a tensor that tells sizes.
 
     Args:
         tensors: By our names.
-        name: Of the matrix.
+        name: Of the tensor.
+        axes: A letter for each axis.
         source: What to give instead, for the message.
 
     Raises:
-        CheckpointError: There is no such matrix.
+        CheckpointError: There is no such tensor.
     """
-    if name not in tensors or tensors[name].ndim != len("dw"):
-        found = list_names(sorted(tensors)) or "nothing"
-        raise CheckpointError(f"no matrix for {name!r} in the checkpoint (found {found}); {source}")
-    rows, columns = tensors[name].shape
-    return rows, columns
+    if name not in tensors or tensors[name].ndim != len(axes):
+        found, kind = list_names(sorted(tensors)) or "nothing", "vector" if len(axes) == 1 else "matrix"
+        raise CheckpointError(f"no {kind} for {name!r} in the checkpoint (found {found}); {source}")
+    return tuple(tensors[name].shape)
 
 
 def count_layers(tensors: Tensors) -> int:
