@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flash_export.exporters.lowering.flash_quad import FLASH_QUAD
 from flash_export.exporters.lowering.flash_state import FLASH
 from flash_export.exporters.lowering.gau import GAU
 from flash_export.exporters.lowering.gau_alpha import GAU_ALPHA
@@ -20,6 +21,7 @@ LOWERINGS: dict[str, Lowering] = {
     "gau": GAU,
     "rtmpose_gau": RTMPOSE_GAU,
     "gau_alpha": GAU_ALPHA,
+    "flash_quad": FLASH_QUAD,
 }
 
 
