@@ -20,6 +20,7 @@ from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
 from flash_export.models.importers.arguments import ImportedModel, check_expansion
 from flash_export.models.importers.flash_pytorch_releases import DEFAULTS, REDUCE, select_releases
+from flash_export.models.importers.rotary_tables import merge_rotary_tables
 from flash_export.names import list_names
 from flash_export.suggest import list_known
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 ANCHOR = "token_emb.weight"  # in every model once, so that it tells where in a file the model is
 LAYER_KEY = re.compile(r"layers\.(\d{1,9})\.")
-ROTARY_KEY = re.compile(r"layers\.\d+\.rotary_pos_emb\.freqs")
 GAU_BIAS_KEY = "layers.{}.rel_pos_bias.relative_attention_bias.weight"
 ARGUMENT_NAMES = {"vocab_size": "num_tokens", "chunk_size": "group_size", "qk_dim": "query_key_dim"}  # of our fields
 OWN_FIELDS = ("mask_divisor",)  # ours, without a counterpart there
@@ -92,7 +92,7 @@ def import_flash(tensors: Tensors, arguments: GivenArguments) -> ImportedModel:
             attention_fn=dialect.attention_fn,
             sum_over_chunks=dialect[REDUCE],
         )
-    return ImportedModel(config, _merge_rotary_tables(tensors), dialect.assumed)
+    return ImportedModel(config, merge_rotary_tables(tensors, "flash-pytorch"), dialect.assumed)
 
 
 def import_gau(tensors: Tensors, arguments: GivenArguments) -> ImportedModel:
@@ -220,22 +220,6 @@ def _speak_of_arguments() -> Iterator[None]:
     except ConfigError as error:
         field, equals, rest = str(error).partition("=")
         raise ConfigError(ARGUMENT_NAMES.get(field, field) + equals + rest) from error
-
-
-def _merge_rotary_tables(tensors: Tensors) -> dict[str, Tensor]:
-    """Replace the table of each layer, which flash-pytorch shares between them, by one."""
-    tables = {name: tensor for name, tensor in tensors.items() if ROTARY_KEY.fullmatch(name)}
-    merged = {name: tensor for name, tensor in tensors.items() if name not in tables}
-    if tables:
-        first_name, first = next(iter(tables.items()))
-        for name, table in tables.items():
-            if not torch.equal(table, first):
-                raise CheckpointError(
-                    f"{name} differs from {first_name}; flash-pytorch shares one table between all layers, "
-                    "so these are not the weights of one of its models"
-                )
-        merged["rotary_pos_emb.freqs"] = first
-    return merged
 
 
 FLASH = Family(FlashConfig, FlashModel, "flash-pytorch", import_flash, FLASH_ARGUMENTS, (ANCHOR,))
