@@ -103,10 +103,11 @@ def load_checkpoint(
         imported = kind.import_weights(chosen.tensors, arguments)
     else:
         imported = ImportedModel(model_config, chosen.tensors, {})
+    library = imported.library or kind.source
     model, repairs = _build_model(kind, imported.config, imported.tensors, file)
     return Checkpoint(
         model,
-        {"source": file.name, "format": kind.source if is_foreign else "flash-export", "sha256": weights.sha256},
+        {"source": file.name, "format": library if is_foreign else "flash-export", "sha256": weights.sha256},
         ImportRecord(
             library_version=library_version,
             assumed=imported.assumed,

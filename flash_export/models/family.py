@@ -21,7 +21,7 @@ class Family:
     Attributes:
         config_class: Its hyper-parameters.
         model_class: Its reference module, built from a config.
-        source: Library whose checkpoints ``import_weights`` reads.
+        source: Library whose checkpoints ``import_weights`` reads, unless it says that they are of another.
         import_weights: Turns that library's tensors and arguments into our config and tensors.
         hidden_arguments: Arguments of that library which weights cannot tell, with the config field each becomes.
         anchors: Names of a tensor that every model has once, by which its weights are found in a file: ours and the

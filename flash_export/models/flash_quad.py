@@ -141,14 +141,15 @@ def build_norm(config: FlashQuadConfig) -> nn.Module:
     return nn.LayerNorm(config.dim, config.norm_eps)
 
 
-def compute_angles(num_positions: int, width: int) -> Float[Tensor, "n w/2"]:
-    """Return the angle of each position and pair of channels, ``position * THETA ** (-2i / width)``.
-
-    It is rounded to fp32, in float64 too: so the model was trained.
-    """
+def compute_frequencies(width: int) -> Float[Tensor, " w/2"]:
+    """Return the angle per position of each pair of channels, ``THETA ** (-2i / width)``, in fp32."""
     half = width // 2
-    frequencies = THETA ** (-torch.arange(half, dtype=torch.float32) / half)
-    return torch.arange(num_positions, dtype=torch.float32)[:, None] * frequencies
+    return THETA ** (-torch.arange(half, dtype=torch.float32) / half)
+
+
+def compute_angles(num_positions: int, width: int) -> Float[Tensor, "n w/2"]:
+    """Return the angle of each position and pair of channels, rounded to fp32 in float64 too: so it was trained."""
+    return torch.arange(num_positions, dtype=torch.float32)[:, None] * compute_frequencies(width)
 
 
 def compute_sinusoid(num_positions: int, dim: int) -> Float[Tensor, "n d"]:

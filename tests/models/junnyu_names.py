@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
+from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.flash_quad import FlashQuadConfig, FlashQuadModel, compute_sinusoid
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+FLASH = FlashConfig(17, 8, 2, 12, chunk_size=4, qk_dim=6, shift_tokens=False, mask_divisor="padded")
 QUAD = FlashQuadConfig(vocab_size=17, dim=8, depth=2, hidden_dim=12, qk_dim=6, max_positions=16)
 
 
@@ -52,6 +54,42 @@ def name_flash_quad(model: FlashQuadModel) -> dict[str, Tensor]:
         f"{head}.decoder.weight": ours["token_emb.weight"],
         f"{head}.decoder.bias": ours["logit_bias"],
     }
+
+
+def make_flash(config: FlashConfig, seed: int = 0) -> FlashModel:
+    """Make a model of family ``flash`` whose decoder is its embedding."""
+    torch.manual_seed(seed)
+    model = FlashModel(config).requires_grad_(requires_grad=False).eval()
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn_like(parameter))
+    cast("nn.Linear", model.to_logits[1]).weight[:] = model.token_emb.weight
+    return model
+
+
+def name_flash(model: FlashModel) -> dict[str, Tensor]:
+    """Return all that ``FLASHForMaskedLM.state_dict()`` has: a rotary table for each layer, and what is tied."""
+    ours, head = model.state_dict(), "cls.predictions"
+    named = {
+        "flash.embeddings.scale": ours["abs_pos_emb.scale"],
+        "flash.embeddings.word_embeddings.weight": ours["token_emb.weight"],
+        f"{head}.LayerNorm.weight": ours["to_logits.0.weight"],
+        f"{head}.LayerNorm.bias": ours["to_logits.0.bias"],
+        f"{head}.decoder.weight": ours["token_emb.weight"],
+        f"{head}.decoder.bias": ours["to_logits.1.bias"],
+    }
+    for index in range(model.config.depth):
+        layer = f"flash.encoder.layers.{index}"
+        named[f"{layer}.rotary_pos_emb.freqs"] = ours["rotary_pos_emb.freqs"]
+        named[f"{layer}.qk_offset_scale.weight"] = ours[f"layers.{index}.qk_offset_scale.gamma"]
+        named[f"{layer}.qk_offset_scale.bias"] = ours[f"layers.{index}.qk_offset_scale.beta"]
+        for name in ("norm.g", "norm.weight", "norm.bias"):
+            if f"layers.{index}.{name}" in ours:
+                named[f"{layer}.{name}"] = ours[f"layers.{index}.{name}"]
+        for name in ("to_hidden.0", "to_qk.0", "to_out"):
+            named |= {f"{layer}.{name}.{kind}": ours[f"layers.{index}.{name}.{kind}"] for kind in ("weight", "bias")}
+        bias = "rel_pos_bias.relative_attention_bias.weight"
+        named[f"{layer}.{bias}"] = ours[f"layers.{index}.{bias}"]
+    return named
 
 
 def _name_norm(ours: dict[str, Tensor], norm: str, module: str) -> dict[str, Tensor]:

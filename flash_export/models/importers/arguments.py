@@ -41,11 +41,13 @@ class ImportedModel:
         config: The model's config.
         tensors: Its tensors, by our names.
         assumed: Arguments that were taken from the library's defaults.
+        library: What the weights come from, where a family reads those of several libraries; None: the family's source.
     """
 
     config: ModelConfig
     tensors: dict[str, Tensor]
     assumed: dict[str, Argument]
+    library: str | None = None
 
 
 def check_number(name: str, value: Any) -> float:

@@ -20,6 +20,7 @@ from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
 from flash_export.models.importers.arguments import ImportedModel, check_expansion
 from flash_export.models.importers.flash_pytorch_releases import DEFAULTS, REDUCE, select_releases
+from flash_export.models.importers.junnyu import JUNNYU_ANCHOR, import_junnyu_flash
 from flash_export.models.importers.rotary_tables import merge_rotary_tables
 from flash_export.names import list_names
 from flash_export.suggest import list_known
@@ -71,13 +72,15 @@ def import_flash(tensors: Tensors, arguments: GivenArguments) -> ImportedModel:
     """Translate a ``FLASHTransformer`` state dict: one rotary table in place of one a layer.
 
     Args:
-        tensors: The state dict, without prefixes.
+        tensors: The state dict, without prefixes; or that of JunnYu's FLASH, see :func:`import_junnyu_flash`.
         arguments: flash-pytorch's argument names, and ``mask_divisor``.
 
     Raises:
         ConfigError: An argument is unknown, missing, or contradicts the weights or the release.
         CheckpointError: The tensors that tell the sizes are missing.
     """
+    if JUNNYU_ANCHOR in tensors:
+        return import_junnyu_flash(tensors, arguments)
     sizes = _read_sizes(tensors)
     given = _check_arguments(arguments.values, known=FLASH_ARGUMENTS, sizes=sizes)
     names = [name for name in FLASH_ARGUMENTS if name != REDUCE or not given.get("causal", False)]
@@ -222,5 +225,5 @@ def _speak_of_arguments() -> Iterator[None]:
         raise ConfigError(ARGUMENT_NAMES.get(field, field) + equals + rest) from error
 
 
-FLASH = Family(FlashConfig, FlashModel, "flash-pytorch", import_flash, FLASH_ARGUMENTS, (ANCHOR,))
+FLASH = Family(FlashConfig, FlashModel, "flash-pytorch", import_flash, FLASH_ARGUMENTS, (JUNNYU_ANCHOR, ANCHOR))
 GAU = Family(GauConfig, GauModel, "flash-pytorch", import_gau, GAU_ARGUMENTS, (ANCHOR,))

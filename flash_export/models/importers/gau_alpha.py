@@ -100,7 +100,7 @@ def import_gau_alpha(tensors: Tensors, arguments: GivenArguments) -> ImportedMod
     told = {argument: sizes[field] for argument, field in SIZE_ARGUMENTS.items()}
     assumed = (BERT4TORCH_RULES if is_bert4torch else RULES).check(arguments, told)
     own_fields = {name: value for name, value in arguments.values.items() if name in RULES.own_fields}
-    return ImportedModel(GauAlphaConfig(**sizes, **own_fields), own, assumed)
+    return ImportedModel(GauAlphaConfig(**sizes, **own_fields), own, assumed, "bert4torch" if is_bert4torch else None)
 
 
 def _join_heads(tensors: Tensors) -> dict[str, Tensor]:

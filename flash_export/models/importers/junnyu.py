@@ -1,4 +1,4 @@
-"""Checkpoints of JunnYu's FLASHQuad_pytorch: the masked language model ``FLASHQuadForMaskedLM``.
+"""Checkpoints of JunnYu's FLASHQuad_pytorch: the masked language models of FLASH-Quad and of FLASH.
 
 Sizes follow from the shapes. What weights cannot tell is asked for, as the ``config.json`` that lies beside them.
 """
@@ -12,8 +12,16 @@ import torch
 
 from flash_export.errors import CheckpointError
 from flash_export.models.family import Family
-from flash_export.models.flash_quad import NORM_EPS, FlashQuadConfig, FlashQuadModel, compute_sinusoid
+from flash_export.models.flash import FlashConfig
+from flash_export.models.flash_quad import (
+    NORM_EPS,
+    FlashQuadConfig,
+    FlashQuadModel,
+    compute_frequencies,
+    compute_sinusoid,
+)
 from flash_export.models.importers.arguments import ImportedModel, check_expansion, check_number
+from flash_export.models.importers.rotary_tables import merge_rotary_tables
 from flash_export.models.importers.transformers_style import (
     ArgumentRules,
     count_layers,
@@ -31,7 +39,7 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, Tensor]
 
-SOURCE = "FLASHQuad_pytorch"
+LIBRARY = "FLASHQuad_pytorch"
 EMBEDDING, DECODER, DECODER_BIAS = "token_emb.weight", "decoder.weight", "decoder.bias"
 POSITIONS, SINUSOID = "position_ids", "sinusoid"
 FLASH_QUAD_NORMS = {
@@ -69,7 +77,7 @@ FLASH_QUAD_RULES = ArgumentRules(
     fixed={"hidden_act": ("silu", "swish"), "tie_word_embeddings": (True,), "model_type": ("flash_quad",)},
     checked=("expansion_factor",),
 )
-SIZE_ARGUMENTS = {
+FLASH_QUAD_SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "dim",
     "num_hidden_layers": "depth",
@@ -77,7 +85,34 @@ SIZE_ARGUMENTS = {
     "max_position_embeddings": "max_positions",
     "type_vocab_size": "num_token_types",
 }
-NORM_TYPES = {"scalenorm": "scale_norm", "layernorm": "layer_norm"}
+FLASH_QUAD_NORM_TYPES = {"scalenorm": "scale_norm", "layernorm": "layer_norm"}
+
+# FLASH has the names of flash-pytorch, from which it was copied, but for these.
+JUNNYU_ANCHOR = "flash.embeddings.word_embeddings.weight"
+FLASH_NAMES = {
+    r"flash\.embeddings\.word_embeddings\.weight": EMBEDDING,
+    r"flash\.embeddings\.scale": "abs_pos_emb.scale",
+    r"flash\.encoder\.(layers\.\d{1,9}\.qk_offset_scale)\.weight": r"\1.gamma",
+    r"flash\.encoder\.(layers\.\d{1,9}\.qk_offset_scale)\.bias": r"\1.beta",
+    r"flash\.encoder\.(layers\.\d{1,9}\..+)": r"\1",
+    r"cls\.predictions\.LayerNorm\.(weight|bias)": r"to_logits.0.\1",
+    r"cls\.predictions\.decoder\.weight": DECODER,
+    r"cls\.predictions\.decoder\.bias": "to_logits.1.bias",
+}
+FLASH_RULES = ArgumentRules(
+    "FLASH",
+    asked={"group_size": 256, "layer_norm_eps": NORM_EPS},
+    fixed={"layer_norm_eps": (NORM_EPS,), "tie_word_embeddings": (True,), "model_type": ("flash",)},
+    own_fields=("mask_divisor",),
+    checked=("expansion_factor",),
+)
+FLASH_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "dim",
+    "num_hidden_layers": "depth",
+    "query_key_dim": "qk_dim",
+    "norm_type": "norm_type",
+}
 
 
 def import_flash_quad(tensors: Tensors, arguments: GivenArguments) -> ImportedModel:
@@ -96,9 +131,9 @@ def import_flash_quad(tensors: Tensors, arguments: GivenArguments) -> ImportedMo
     own = rename_tensors(tensors, FLASH_QUAD_NAMES)
     take_tied(own, DECODER, EMBEDDING, FLASH_QUAD_RULES.library)
     _join_biases(own)
-    sizes = _read_sizes(own)
-    told = {argument: sizes[field] for argument, field in SIZE_ARGUMENTS.items()}
-    assumed = FLASH_QUAD_RULES.check(arguments, {**told, "norm_type": NORM_TYPES[sizes["norm_type"]]})
+    sizes = _read_flash_quad_sizes(own)
+    told = {argument: sizes[field] for argument, field in FLASH_QUAD_SIZES.items()}
+    assumed = FLASH_QUAD_RULES.check(arguments, {**told, "norm_type": FLASH_QUAD_NORM_TYPES[sizes["norm_type"]]})
     given = {**assumed, **arguments.values}
     if "expansion_factor" in given:
         check_expansion("expansion_factor", given["expansion_factor"], sizes["dim"], sizes["hidden_dim"])
@@ -122,7 +157,7 @@ def _join_biases(tensors: dict[str, Tensor]) -> None:
         )
 
 
-def _read_sizes(tensors: Tensors) -> dict[str, Any]:
+def _read_flash_quad_sizes(tensors: Tensors) -> dict[str, Any]:
     """Return the config fields that shapes and names tell.
 
     Raises:
@@ -169,12 +204,53 @@ def _take_positions(tensors: dict[str, Tensor], config: FlashQuadConfig) -> None
             )
 
 
+def import_junnyu_flash(tensors: Tensors, arguments: GivenArguments) -> ImportedModel:
+    """Translate the state dict of a ``FLASHForMaskedLM`` to family ``flash``: not causal, and without a token shift.
+
+    Args:
+        tensors: The state dict. The decoder is tied to the embedding, of which family ``flash`` has a copy.
+        arguments: The model's ``config.json``, and ``mask_divisor``, which is ``padded`` as in the library if it is not
+            given: its authors pad every text to 512 tokens, and so divide by that.
+
+    Raises:
+        ConfigError: An argument is missing, unknown, of another kind of model, or contradicts the weights; or a release
+            is named.
+        CheckpointError: The tensors that tell the sizes are missing; the decoder is not the embedding; or layers have
+            different rotary tables.
+    """
+    own = rename_tensors(tensors, FLASH_NAMES)
+    take_tied(own, DECODER, EMBEDDING, FLASH_RULES.library)
+    source = "give the state dict of a FLASHForMaskedLM"
+    vocab_size, dim = get_shape(own, EMBEDDING, "vd", source)
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "dim": dim,
+        "depth": count_layers(own),
+        "hidden_dim": get_shape(own, "layers.0.to_out.weight", "de", source)[1],
+        "qk_dim": get_shape(own, "layers.0.to_qk.0.weight", "sd", source)[0],
+        "norm_type": "scalenorm" if "layers.0.norm.g" in own else "layernorm",
+    }
+    assumed = FLASH_RULES.check(arguments, {argument: sizes[field] for argument, field in FLASH_SIZES.items()})
+    given = {**assumed, **arguments.values}
+    if "expansion_factor" in given:
+        check_expansion("expansion_factor", given["expansion_factor"], dim, sizes["hidden_dim"])
+    config = FlashConfig(
+        **sizes,
+        chunk_size=given["group_size"],
+        shift_tokens=False,
+        mask_divisor=given.get("mask_divisor", "padded"),
+    )
+    own["to_logits.1.weight"] = own[EMBEDDING]
+    own["abs_pos_emb.inv_freq"] = compute_frequencies(dim)
+    return ImportedModel(config, merge_rotary_tables(own, FLASH_RULES.library), assumed, LIBRARY)
+
+
 # With the head beside the encoder; ours.
 ANCHORS = ("flash_quad.embeddings.word_embeddings.weight", EMBEDDING)
 FLASH_QUAD = Family(
     FlashQuadConfig,
     FlashQuadModel,
-    SOURCE,
+    LIBRARY,
     import_flash_quad,
     {"layer_norm_eps": "norm_eps"},
     ANCHORS,

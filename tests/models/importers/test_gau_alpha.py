@@ -130,6 +130,7 @@ def test_every_layout_is_the_library_s_model(
     loaded = load_checkpoint(tmp_path / "pytorch_model.bin", family="gau_alpha", config=CONFIG)
     assert loaded.model.config == OURS
     assert set(loaded.model.state_dict()) == NAMES
+    assert loaded.provenance["format"] == ("bert4torch" if layout.startswith("bert4torch") else "gau-alpha")
     assert loaded.imported.assumed == {}
     assert loaded.imported.notes == (("names are under module in the file",) if wrapper else ())
     input_ids = torch.tensor([[3, 1, 4, 1, 5]])

@@ -11,8 +11,8 @@ import torch
 from flash_export.errors import CheckpointError, ConfigError
 from flash_export.models.checkpoint import load_checkpoint
 from flash_export.models.importers.arguments import GivenArguments
-from flash_export.models.importers.junnyu import import_flash_quad
-from tests.models.junnyu_names import QUAD, make_flash_quad, name_flash_quad
+from flash_export.models.importers.junnyu import import_flash_quad, import_junnyu_flash
+from tests.models.junnyu_names import FLASH, QUAD, make_flash, make_flash_quad, name_flash, name_flash_quad
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,3 +183,117 @@ def test_names_are_matched_strictly(
     torch.save(tensors, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path / "model.pt", family="flash_quad", config=ASKED)
+
+
+# The config.json that transformers 4.46 writes for the library's FLASHConfig, in small.
+FLASH_CONFIG: dict[str, Any] = {
+    "_attn_implementation_autoset": True,
+    "architectures": ["FLASHForMaskedLM"],
+    "classifier_dropout": 0.1,
+    "dropout": 0.0,
+    "expansion_factor": 1.5,
+    "gradient_checkpointing": False,
+    "group_size": 4,
+    "hidden_size": 8,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 512,
+    "model_type": "flash",
+    "norm_type": "scalenorm",
+    "num_hidden_layers": 2,
+    "pad_token_id": 0,
+    "query_key_dim": 6,
+    "torch_dtype": "float32",
+    "transformers_version": "4.46.3",
+    "vocab_size": 17,
+}
+FLASH_ASKED = {"group_size": 4, "layer_norm_eps": 1e-5}
+
+
+@pytest.fixture
+def flash_masked_lm() -> Tensors:
+    return name_flash(make_flash(FLASH))
+
+
+def read_flash(tensors: Tensors, arguments: dict[str, Any], **given: Any) -> ImportedModel:
+    return import_junnyu_flash(tensors, GivenArguments(arguments, **given))
+
+
+@pytest.mark.parametrize("wrapper", ["", "module."])
+@pytest.mark.parametrize("norm_type", ["scalenorm", "layernorm"])
+@pytest.mark.parametrize("is_tied_twice", [True, False])
+def test_flash_is_a_model_of_family_flash(wrapper: str, norm_type: str, is_tied_twice: bool, tmp_path: Path) -> None:
+    model = make_flash(replace(FLASH, norm_type=norm_type))
+    tensors = {f"{wrapper}{name}": tensor for name, tensor in name_flash(model).items()}
+    if not is_tied_twice:
+        del tensors[f"{wrapper}cls.predictions.decoder.weight"]
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    config = {**FLASH_CONFIG, "norm_type": norm_type}
+    loaded = load_checkpoint(tmp_path / "pytorch_model.bin", family="flash", config=config)
+    assert loaded.model.config == model.config
+    assert loaded.provenance["format"] == "FLASHQuad_pytorch"
+    assert loaded.imported.assumed == {}
+    expected = model.state_dict()
+    assert loaded.model.state_dict().keys() == expected.keys()
+    for name, tensor in loaded.model.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=2e-7 if name.endswith("inv_freq") else 0, atol=0)
+
+
+def test_flash_divides_as_the_library_does_unless_told_otherwise(flash_masked_lm: Tensors) -> None:
+    assert read_flash(flash_masked_lm, FLASH_ASKED).config == FLASH
+    valid = read_flash(flash_masked_lm, {**FLASH_ASKED, "mask_divisor": "valid"}).config
+    assert valid == replace(FLASH, mask_divisor="valid")
+
+
+def test_flash_asks_for_what_weights_do_not_tell(flash_masked_lm: Tensors) -> None:
+    imported = read_flash(flash_masked_lm, {}, assume_defaults=True)
+    assert imported.assumed == {"group_size": 256, "layer_norm_eps": 1e-5}
+    assert imported.config == replace(FLASH, chunk_size=256)
+    with pytest.raises(ConfigError, match=r"weights do not tell group_size, layer_norm_eps; give the config\.json"):
+        read_flash(flash_masked_lm, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layer_norm_eps": 1e-12}, "layer_norm_eps=1e-12 is not supported; only models of layer_norm_eps 1e-05 are"),
+        ({"model_type": "flash_quad"}, "model_type='flash_quad' is not supported; only models of model_type flash are"),
+        ({"query_key_dim": 7}, "query_key_dim=7, but the weights say 6; correct it or leave it out"),
+        ({"norm_type": "layernorm"}, "norm_type='layernorm', but the weights say 'scalenorm'"),
+        ({"expansion_factor": 2}, "expansion_factor=2 means 16 hidden channels, the weights have 12"),
+        ({"mask_divisor": "512"}, "mask_divisor='512' is unknown; use one of valid, padded"),
+        ({"causal": True}, "unknown argument 'causal'; FLASH's are .*; and ours is mask_divisor"),
+    ],
+)
+def test_arguments_that_do_not_fit_flash_are_refused(
+    flash_masked_lm: Tensors, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_flash(flash_masked_lm, {**FLASH_CONFIG, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"cls.predictions.decoder.weight": torch.ones(17, 8)},
+            "the decoder differs from the word embeddings; FLASH",
+        ),
+        ({"flash.encoder.layers.1.rotary_pos_emb.freqs": torch.ones(3)}, "FLASH shares one table between all layers"),
+        (
+            {"flash.encoder.layers.0.to_out.weight": None},
+            r"no matrix for 'layers\.0\.to_out\.weight' in the",
+        ),
+        ({"classifier.weight": torch.ones(2, 8)}, r"1 unexpected \(classifier.weight\)"),
+        ({"flash.encoder.layers.1.qk_offset_scale.bias": None}, r"1 missing \(layers.1.qk_offset_scale.beta\)"),
+        ({"flash.encoder.layers.1.to_out.bias": torch.ones(7)}, r"1 misshapen .*\(7,\) instead of \(8,\)"),
+        ({"cls.predictions.decoder.bias": None}, r"1 missing \(to_logits.1.bias\)"),
+    ],
+)
+def test_names_of_flash_are_matched_strictly(
+    flash_masked_lm: Tensors, change: dict[str, Tensor | None], message: str, tmp_path: Path
+) -> None:
+    tensors = {name: tensor for name, tensor in {**flash_masked_lm, **change}.items() if tensor is not None}
+    torch.save(tensors, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "model.pt", family="flash", config=FLASH_ASKED)

@@ -1,4 +1,4 @@
-"""A FLASH-Quad of JunnYu's from the library's file to an engine, with the commands that a user types."""
+"""Models of JunnYu's from the library's file to an engine, with the commands that a user types."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flash_export.bundle.bundle import Bundle
 from flash_export.cli.main import main
 from flash_export.models.flash_quad import FlashQuadConfig
 from tests.cli.planting import plant_fault
-from tests.models.junnyu_names import make_flash_quad, name_flash_quad
+from tests.models.junnyu_names import FLASH, make_flash, make_flash_quad, name_flash, name_flash_quad
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -202,3 +202,15 @@ def test_what_does_not_fit_is_one_line(bundle: Bundle, files: Path, command: tup
     assert result.exit_code == 2
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_flash_is_exported_as_family_flash_and_divides_by_the_padded_length(tmp_path: Path) -> None:
+    torch.save(name_flash(make_flash(FLASH)), tmp_path / "flash.bin")
+    given = ("--family", "flash", "--set", "group_size=4", "--set", "layer_norm_eps=1e-5", "--max-seq-len", "512")
+    made = " ".join(check("onnx", tmp_path / "flash.bin", "-o", tmp_path / "b", *given).stdout.split())
+    assert "chunk_size 4, qk_dim 6, causal False, norm_type scalenorm, shift_tokens False" in made
+    assert "mask_divisor padded" in made
+    shown = " ".join(check("inspect", tmp_path / "b").stdout.split())
+    assert "from flash.bin (FLASHQuad_pytorch, sha256" in shown
+    result = check("validate", tmp_path / "b", "--no-latency", "--seq-lens", "1,9,512", *THREADS)
+    assert re.search(r"PASSED +\d+ passed, 0 failed", result.stdout)
