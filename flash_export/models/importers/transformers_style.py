@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flash_export.errors import CheckpointError, ConfigError
-from flash_export.names import list_names
+from flash_export.names import list_names, show_name
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
@@ -98,11 +98,17 @@ def rename_tensors(tensors: Tensors, names: Mapping[str, str]) -> dict[str, Tens
     Args:
         tensors: By the library's names.
         names: Our names by those of the library, regular expressions and what they expand to.
+
+    Raises:
+        CheckpointError: Two tensors have one name of ours.
     """
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         matches = (match.expand(ours) for theirs, ours in names.items() if (match := re.fullmatch(theirs, name)))
-        renamed[next(matches, name)] = tensor
+        own = next(matches, name)
+        if own in renamed:
+            raise CheckpointError(f"{show_name(name)} is there twice, by two names; save the state dict of one model")
+        renamed[own] = tensor
     return renamed
 
 

@@ -164,6 +164,7 @@ def test_weights_of_another_kind_of_model_are_refused(masked_lm: Tensors, name: 
     ("change", "message"),
     [
         ({"classifier.weight": torch.ones(2, 8)}, r"1 unexpected \(classifier.weight\)"),
+        ({"layers.1.w": torch.ones(31)}, r"layers\.1\.w is there twice, by two names; save the state dict"),
         ({"flash_quad.encoder.layer.1.c": torch.ones(1, 6)}, r"1 unexpected \(flash_quad.encoder.layer.1.c\)"),
         ({"cls.predictions.bias": None, "cls.predictions.decoder.bias": None}, r"1 missing \(logit_bias\)"),
         ({"cls.predictions.transform.dense.weight": None}, r"1 missing \(transform.weight\)"),
