@@ -32,6 +32,7 @@ from flash_export.exporters.lowering.time_conv import ConvolvedProjection
 from flash_export.exporters.marks import mark
 from flash_export.exporters.spelling import reshape, shift_half_token
 from flash_export.layers.activation import RELU2
+from flash_export.models.mossformer2 import SeparationModel
 from flash_export.models.mossformer2_layer import HEADS
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class LoweredMossformer2(LoweredModel):
         columns, _ = order_rotary_columns(model.config.qk_dim, 2 * len(freqs))
         self.orders = {"channels": channels.tolist(), "heads": columns[: model.config.qk_dim].tolist()}
         self.freqs = nn.Buffer(repeat_frequencies(freqs))
-        if model.config.frames is not None:
+        if isinstance(model, SeparationModel):
             self.encoder, self.decoder = Encoder(model), Decoder(model)
         self.embedding = FrameEmbedding(model, channels, precision)
         layers = cast("list[Mossformer2Layer]", model.layers)

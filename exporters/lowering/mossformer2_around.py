@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from flash_export.exporters.lowering.precision import Precision
     from flash_export.layers.norm import GlobalNorm
-    from flash_export.models.mossformer2 import Mossformer2Model
+    from flash_export.models.mossformer2 import Mossformer2Model, SeparationModel
 
 
 class LoweredGlobalNorm(nn.Module):
@@ -105,7 +105,7 @@ class MaskHead(nn.Module):
 class Encoder(nn.Module):
     """From a waveform to frames, in fp32 in every precision: it is little work, and what is heard goes through it."""
 
-    def __init__(self, model: Mossformer2Model) -> None:
+    def __init__(self, model: SeparationModel) -> None:
         """Take the kernel of the reference."""
         super().__init__()
         self.kernel, self.hop = nn.Buffer(model.encoder.weight.unsqueeze(2).clone()), model.encoder.stride[0]
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """From the frames of each speaker to waveforms, in fp32 in every precision."""
 
-    def __init__(self, model: Mossformer2Model) -> None:
+    def __init__(self, model: SeparationModel) -> None:
         """Take the kernel of the reference."""
         super().__init__()
         self.kernel, self.hop = nn.Buffer(model.decoder.weight.unsqueeze(2).clone()), model.decoder.stride[0]

@@ -5,7 +5,7 @@ MossFormer, arXiv 2302.11824; clearvoice's ``MossFormer_MaskNet`` and ``MossForm
 frames and returns a mask for each; separation has an encoder and a decoder around that, from a waveform to one of each
 speaker.
 
-Axes: b batch, n frame, i feature of a frame, k speaker, o width of a mask.
+Axes: b batch, n frame, i feature of a frame, k speaker, o width of a mask, t sample.
 """
 
 from __future__ import annotations
@@ -214,16 +214,13 @@ class Mossformer2Config(ModelConfig):
 
 
 class Mossformer2Model(ReferenceModel):
-    """Blocks between the norm and projection of frames and the masks of speakers; encoder and decoder around them."""
+    """From features of frames to the masks of speakers: what both models have."""
 
     def __init__(self, config: Mossformer2Config) -> None:
         """Create the model with random weights."""
         super().__init__()
         self.config: Mossformer2Config = config
-        dim, frames = config.dim, config.frames
-        if frames is not None:
-            self.encoder = nn.Conv1d(1, config.in_channels, frames.kernel_size, stride=frames.hop, bias=False)
-            self.decoder = nn.ConvTranspose1d(config.in_channels, 1, frames.kernel_size, stride=frames.hop, bias=False)
+        dim = config.dim
         self.norm = GlobalNorm(config.in_channels)
         self.project = nn.Linear(config.in_channels, dim, bias=False)
         self.abs_pos_emb = ScaledSinusoid(dim)
@@ -237,24 +234,6 @@ class Mossformer2Model(ReferenceModel):
         self.to_mask = nn.Linear(dim, config.out_channels, bias=False)
         self.tap = Tap()
 
-    def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-        """Return the mask of the speech, or the waveforms of the speakers.
-
-        Args:
-            x: Features ``(batch, frames, in_channels)``, or a waveform ``(batch, samples)``.
-
-        Returns:
-            The mask ``(batch, frames, out_channels)``, or waveforms ``(batch, speakers, samples)``, zero where no frame
-            reaches.
-        """
-        if self.config.frames is None:
-            return self.estimate_masks(x)[:, :, 0]
-        encoded = self.tap("encoded", F.relu(self.encoder(x[:, None])).mT)  # (b, n, i)
-        masked = encoded[:, :, None] * self.estimate_masks(encoded)  # (b, n, k, i)
-        decoded = self.decoder(masked.permute(0, 2, 3, 1).flatten(0, 1))  # (b * k, 1, samples of the frames)
-        sources = decoded.reshape(len(x), self.config.num_speakers, -1)
-        return F.pad(sources, (0, x.shape[1] - sources.shape[2]))
-
     def estimate_masks(self, features: Float[Tensor, "b n i"]) -> Float[Tensor, "b n k o"]:
         """Return the masks of those speakers that are used."""
         positions = torch.arange(features.shape[1], device=features.device)
@@ -266,3 +245,34 @@ class Mossformer2Model(ReferenceModel):
         used = self.to_speakers(self.prelu(trunk))[:, :, : self.config.num_sources * self.config.dim]
         speakers = self.tap("speakers", used).unflatten(2, (self.config.num_sources, -1))  # (b, n, k, d)
         return F.relu(self.to_mask(torch.tanh(self.to_output(speakers)) * torch.sigmoid(self.to_gate(speakers))))
+
+
+class EnhancementModel(Mossformer2Model):
+    """The mask of the speech for features of frames."""
+
+    def forward(self, features: Float[Tensor, "b n i"]) -> Float[Tensor, "b n o"]:
+        """Return the mask of each frame."""
+        return self.estimate_masks(features)[:, :, 0]
+
+
+class SeparationModel(Mossformer2Model):
+    """The waveforms of the speakers in one: encoder, masks and decoder."""
+
+    def __init__(self, config: Mossformer2Config, frames: WaveformFrames) -> None:
+        """Create the model with random weights."""
+        super().__init__(config)
+        self.encoder = nn.Conv1d(1, config.in_channels, frames.kernel_size, stride=frames.hop, bias=False)
+        self.decoder = nn.ConvTranspose1d(config.in_channels, 1, frames.kernel_size, stride=frames.hop, bias=False)
+
+    def forward(self, waveform: Float[Tensor, "b t"]) -> Float[Tensor, "b k t"]:
+        """Return the waveform of each speaker, zero where no frame reaches."""
+        encoded = self.tap("encoded", F.relu(self.encoder(waveform[:, None])).mT)  # (b, n, i)
+        masked = encoded[:, :, None] * self.estimate_masks(encoded)  # (b, n, k, i)
+        decoded = self.decoder(masked.permute(0, 2, 3, 1).flatten(0, 1))  # (b * k, 1, samples of the frames)
+        sources = decoded.reshape(len(waveform), self.config.num_speakers, -1)
+        return F.pad(sources, (0, waveform.shape[1] - sources.shape[2]))
+
+
+def build_mossformer2(config: Mossformer2Config) -> Mossformer2Model:
+    """Create the model of a config, with random weights."""
+    return EnhancementModel(config) if config.frames is None else SeparationModel(config, config.frames)

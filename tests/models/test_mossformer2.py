@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,7 +12,13 @@ from flash_export.interface import Waveform
 from flash_export.layers.convolution import DepthwiseConv
 from flash_export.layers.fsmn import DilatedMemory, PlainMemory
 from flash_export.layers.norm import GlobalNorm
-from flash_export.models.mossformer2 import Mossformer2Config, Mossformer2Model, WaveformFrames
+from flash_export.models.mossformer2 import (
+    Mossformer2Config,
+    Mossformer2Model,
+    SeparationModel,
+    WaveformFrames,
+    build_mossformer2,
+)
 
 ENHANCEMENT = Mossformer2Config(
     in_channels=5, dim=8, depth=2, hidden_dim=14, out_channels=9, qk_dim=6, chunk_size=4, fsmn_dim=10
@@ -25,7 +31,7 @@ CONFIGS = pytest.mark.parametrize("config", [ENHANCEMENT, SEPARATION], ids=["enh
 
 def make_model(config: Mossformer2Config) -> Mossformer2Model:
     torch.manual_seed(0)
-    return Mossformer2Model(config).requires_grad_(requires_grad=False).eval()
+    return build_mossformer2(config).requires_grad_(requires_grad=False).eval()
 
 
 def draw(config: Mossformer2Config, batch: int, seq_len: int) -> torch.Tensor:
@@ -51,7 +57,7 @@ def test_lengths_count_frames_or_samples() -> None:
     assert replace(ENHANCEMENT, in_channels=1).interface.min_len == 2
     assert (samples.unit, samples.min_len, samples.chunk_size) == ("samples", 9, 12)
     assert samples.outputs[0].content == samples.inputs[0].content == Waveform(8000)
-    model = make_model(SEPARATION)
+    model = cast("SeparationModel", make_model(SEPARATION))
     for seq_len, count in ((9, 2), (11, 2), (12, 3), (60, 19)):
         assert samples.count_frames(seq_len) == count
         assert model.encoder(torch.zeros(1, 1, seq_len)).shape[2] == count

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flash_export.models.importers.arguments import GivenArguments
 from flash_export.models.importers.clearvoice import import_clearvoice as import_weights
-from flash_export.models.mossformer2 import Mossformer2Model
+from flash_export.models.mossformer2 import Mossformer2Model, build_mossformer2
 from tests.models.clearvoice_release import ClearvoiceRelease, import_clearvoice, randomise
 
 pytestmark = pytest.mark.peer
@@ -41,7 +41,7 @@ def load(theirs: nn.Module, chunk_size: int = 256) -> Mossformer2Model:
     """Import clearvoice's tensors into our model in float64, strictly."""
     given = GivenArguments({"group_size": chunk_size, "sampling_rate": 16000})
     imported = import_weights(theirs.state_dict(), given)
-    ours = Mossformer2Model(imported.config).double().eval().requires_grad_(requires_grad=False)  # type: ignore[arg-type]
+    ours = build_mossformer2(imported.config).double().eval().requires_grad_(requires_grad=False)  # type: ignore[arg-type]
     ours.load_state_dict(imported.tensors)
     return ours
 
@@ -80,7 +80,7 @@ def test_wrapper_has_the_published_sizes(clearvoice: ClearvoiceRelease) -> None:
     tensors |= {name: torch.zeros(16) for name in tensors if name.endswith("freqs")}
     imported = import_weights(tensors, GivenArguments(assume_defaults=True))
     with torch.device("meta"):
-        ours = Mossformer2Model(imported.config)  # type: ignore[arg-type]
+        ours = build_mossformer2(imported.config)  # type: ignore[arg-type]
     assert (imported.config.depth, imported.config.out_channels) == (24, 961)  # type: ignore[attr-defined]
     assert {name: tensor.shape for name, tensor in imported.tensors.items()} == {
         name: tensor.shape for name, tensor in ours.state_dict().items()

@@ -15,7 +15,7 @@ from flash_export.errors import CheckpointError, ConfigError
 from flash_export.layers.fsmn import DILATED, PLAIN
 from flash_export.models.family import Family
 from flash_export.models.importers.arguments import ImportedModel
-from flash_export.models.mossformer2 import Mossformer2Config, Mossformer2Model, WaveformFrames
+from flash_export.models.mossformer2 import Mossformer2Config, WaveformFrames, build_mossformer2
 from flash_export.names import list_names
 from flash_export.suggest import list_known
 
@@ -209,7 +209,7 @@ def _check_arguments(arguments: Mapping[str, Any], told: Mapping[str, Any]) -> N
 
 MOSSFORMER2 = Family(
     Mossformer2Config,
-    Mossformer2Model,
+    build_mossformer2,
     "clearvoice",
     import_clearvoice,
     ANCHORS,

@@ -26,7 +26,7 @@ from flash_export.exporters.islands import choose_islands
 from flash_export.exporters.lowering.mossformer2 import MOSSFORMER2
 from flash_export.exporters.lowering.precision import Precision
 from flash_export.exporters.lowering.registry import lower_model
-from flash_export.models.mossformer2 import Mossformer2Config, Mossformer2Model, WaveformFrames
+from flash_export.models.mossformer2 import Mossformer2Config, Mossformer2Model, WaveformFrames, build_mossformer2
 from flash_export.runtime.ort import OrtRunner
 from flash_export.validators.bisect.readings import restore_reading
 from tests.models.clearvoice_release import import_clearvoice, randomise
@@ -61,7 +61,7 @@ SEPARATION = replace(
 def build_model(config: Mossformer2Config, seed: int = 0) -> Mossformer2Model:
     """Make a model whose frames attend to some others, and whose values keep their scale."""
     torch.manual_seed(seed)
-    model = Mossformer2Model(config).requires_grad_(requires_grad=False).eval()
+    model = build_mossformer2(config).requires_grad_(requires_grad=False).eval()
     for name, parameter in model.named_parameters():
         if name.endswith(("gamma", "beta")):
             parameter.copy_(torch.randn_like(parameter))
