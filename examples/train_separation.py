@@ -22,11 +22,13 @@ import numpy as np
 import torch
 from speech_corpus import SAMPLE_RATE, load_utterances
 
-from flash_export.models.mossformer2 import Mossformer2Config, Mossformer2Model, WaveformFrames
+from flash_export.models.mossformer2 import Mossformer2Config, WaveformFrames, build_mossformer2
 
 if TYPE_CHECKING:
     from speech_corpus import Utterance
     from torch import Tensor
+
+    from flash_export.models.mossformer2 import Mossformer2Model
 
 CONFIG = Mossformer2Config(
     in_channels=128,
@@ -120,7 +122,7 @@ class Run:
         """Start, or go on from the state that an earlier run left."""
         torch.manual_seed(seed)
         self.output, self.folder, self.learning_rate = output, output.with_name(f"{output.name}.run"), learning_rate
-        self.model = Mossformer2Model(CONFIG)
+        self.model = build_mossformer2(CONFIG)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate, betas=BETAS, weight_decay=0.01)
         self.step, self.seconds, self.best, self.history = 0, 0.0, -math.inf, []
         if (self.folder / STATE_FILE).exists():

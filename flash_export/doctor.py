@@ -88,6 +88,7 @@ def diagnose(folder: str | Path = ".") -> Diagnosis:
         ("onnxscript", lambda: _check_package("onnxscript"), True),
         ("onnxruntime", _check_onnxruntime, False),
         ("openvino", lambda: _check_package("openvino", "openvino"), False),
+        *((name, lambda name=name: _check_package(name, "audio"), False) for name in ("soundfile", "soxr")),
         *((name, lambda flavour=flavour: _check_tensorrt(flavour), False) for name, flavour in FLAVOURS.items()),
         ("gpu", _check_gpu, False),
         ("disk", lambda: _check_disk(Path(folder)), False),

@@ -10,7 +10,7 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from flash_export.errors import BundleError, ConfigError
 from flash_export.locks import lock_folder
@@ -71,6 +71,17 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         BundleError: The folder cannot be written, or the disk is full; ``path`` is then as it was.
     """
+    with replace_file(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write to, which takes the place of ``path`` in one step if the block succeeds.
+
+    Raises:
+        BundleError: The folder cannot be written, or the disk is full; ``path`` is then as it was.
+    """
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +91,7 @@ def write_file(path: Path, data: bytes) -> None:
                 f"cannot write {path}: {error.strerror}; choose a folder that you may write to"
             ) from error
         try:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
             temporary.chmod(_get_mode(path, stat.S_ISREG, _FILE_MODE))

@@ -25,6 +25,7 @@ from flash_export.cli.inspect_path import inspect_command
 from flash_export.cli.interrupt import ARGUMENTS, describe_interrupt
 from flash_export.cli.profile_ranges import profile_ranges_command
 from flash_export.cli.quantize import quantize_command
+from flash_export.cli.recordings import enhance_command, separate_command
 from flash_export.cli.show_report import report_command
 from flash_export.cli.validate import validate_command
 from flash_export.errors import (
@@ -52,7 +53,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Export": (families_command, onnx_command, inspect_command),
     "Check": (validate_command, report_command, bisect_command),
     "Make it smaller": (profile_ranges_command, quantize_command, compare_command),
-    "Run it": (trt_command, generate_command),
+    "Run it": (trt_command, generate_command, enhance_command, separate_command),
 }
 
 

@@ -22,6 +22,7 @@ class Outcome:
 
 def make_schemas() -> dict[str, dict[str, Any]]:
     """Return the schemas that follow from the results' types, by the name of their files."""
+    from flash_export.audio.recordings import Processed
     from flash_export.bundle.manifest import EngineManifest
     from flash_export.bundle.quantization_record import QuantizationRecord
     from flash_export.cli.demo import Demonstration
@@ -48,6 +49,8 @@ def make_schemas() -> dict[str, dict[str, Any]]:
         "compare": (TradeOff, {"complete": bool}),
         "trt": (EngineManifest, {}),
         "generate": (Continuation, {}),
+        "enhance": (Processed, {"real_time_factor": float}),
+        "separate": (Processed, {"real_time_factor": float}),
     }
     names = {"EngineManifest": EngineManifest, "ValidationReport": ValidationReport}
     return {name: make_schema(f"flash-export {name}", kind, extra, names) for name, (kind, extra) in results.items()}

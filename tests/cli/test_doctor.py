@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 NAMES = [
-    *("python", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"),
+    *(
+        "python",
+        "torch",
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "openvino",
+        "soundfile",
+        "soxr",
+        "tensorrt",
+        "tensorrt-rtx",
+    ),
     *("gpu", "disk", "memory"),
 ]
 PACKAGES = {
@@ -27,6 +38,8 @@ PACKAGES = {
     "onnxscript": "",
     "onnxruntime": "cpu",
     "openvino": "openvino",
+    "soundfile": "audio",
+    "soxr": "audio",
     "tensorrt": "gpu",
     "tensorrt-rtx": "rtx",
 }

@@ -34,6 +34,8 @@ COMMANDS = [  # in the order of work
     "compare",
     "trt",
     "generate",
+    "enhance",
+    "separate",
 ]
 HEAVY_MODULES = ["torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy"]
 UPDATE = "UPDATE_SNAPSHOTS"

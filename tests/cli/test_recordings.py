@@ -1,0 +1,137 @@
+"""``enhance`` and ``separate`` on files of any rate and number of channels, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from flash_export.cli.main import main
+from flash_export.models.mossformer2 import Mossformer2Config, WaveformFrames, build_mossformer2
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import FolderSharer
+
+soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
+pytest.importorskip("soxr", reason="soxr is not installed")
+
+SIZES: dict[str, Any] = {"dim": 8, "depth": 1, "hidden_dim": 16, "qk_dim": 4, "chunk_size": 32, "fsmn_dim": 4}
+THREADS = ("--threads", "1")
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def check(*arguments: object) -> Result:
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="session")
+def bundles(share_folder: FolderSharer) -> Path:
+    """Export a model of each kind; not to be changed."""
+
+    def write(folder: Path) -> None:
+        torch.manual_seed(0)
+        frames = WaveformFrames(kernel_size=16, sample_rate=8000)
+        configs = {
+            "enhance": Mossformer2Config(in_channels=180, out_channels=961, **SIZES),
+            "separate": Mossformer2Config(in_channels=8, out_channels=8, fsmn="dilated", frames=frames, **SIZES),
+        }
+        for name, config in configs.items():
+            build_mossformer2(config).save_pretrained(folder / f"{name}-model")
+            limits = ("--max-seq-len", 2500 if name == "enhance" else 40000)
+            check("onnx", folder / f"{name}-model", "-o", folder / name, *limits)
+
+    return share_folder("audio-bundles", write)
+
+
+def record(path: Path, rate: int, seconds: float, channels: int = 1, **options: Any) -> Path:
+    samples = 0.1 * np.random.default_rng(0).standard_normal((round(rate * seconds), channels))
+    soundfile.write(path, samples, rate, **options)
+    return path
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 48000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_rate_length_channels_and_format_are_kept(bundles: Path, tmp_path: Path, rate: int, channels: int) -> None:
+    source = record(tmp_path / "in.flac", rate, 4.3, channels, subtype="PCM_24")
+    result = check("separate", bundles / "separate", source, "-o", tmp_path / "out", "--json", tmp_path / "r", *THREADS)
+    facts = json.loads((tmp_path / "r").read_text())
+    assert facts["files"] == [str(tmp_path / "out" / f"in_s{index}.flac") for index in (1, 2)]
+    assert facts["seconds"] == pytest.approx(4.3)
+    assert f"took {facts['elapsed_s']:.1f} s on ort-cpu" in " ".join(result.stdout.split())
+    for path in facts["files"]:
+        info = soundfile.info(path)
+        expected = (rate, channels, soundfile.info(source).frames, "PCM_24")
+        assert (info.samplerate, info.channels, info.frames, info.subtype) == expected
+
+
+def test_channels_are_processed_alone(bundles: Path, tmp_path: Path) -> None:
+    source = record(tmp_path / "both.wav", 48000, 0.5, 2, subtype="FLOAT")
+    samples, _ = soundfile.read(source)
+    soundfile.write(tmp_path / "right.wav", samples[:, 1], 48000, subtype="FLOAT")
+    for name in ("both", "right"):
+        check("enhance", bundles / "enhance", tmp_path / f"{name}.wav", tmp_path / f"{name}-out.wav", *THREADS)
+    both, right = (soundfile.read(tmp_path / f"{name}-out.wav", dtype="float32")[0] for name in ("both", "right"))
+    assert np.abs(right).max() > 1e-4
+    np.testing.assert_array_equal(both[:, 1], right)
+
+
+def test_a_recording_of_the_model_s_rate_and_another_are_processed_alike(bundles: Path, tmp_path: Path) -> None:
+    for rate in (8000, 16000):
+        time = np.arange(4 * rate) / rate
+        tone = sum(np.sin(2 * np.pi * hertz * time) for hertz in (210, 333, 900))
+        soundfile.write(tmp_path / f"{rate}.wav", 0.02 * tone, rate, subtype="FLOAT")
+        check("separate", bundles / "separate", tmp_path / f"{rate}.wav", "-o", tmp_path, *THREADS)
+    low, high = (soundfile.read(tmp_path / f"{rate}_s1.wav")[0] for rate in (8000, 16000))
+    assert np.corrcoef(high[::2][800:-800], low[800:-800])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("enhance", "separate", "in.wav", "out.wav"), "makes sources of waveform, wanted the mask of 961 frequencies"),
+        (("separate", "enhance", "in.wav", "-o", "out"), "makes mask of features, wanted waveforms of a waveform"),
+        (("enhance", "enhance", "text.wav", "out.wav"), "text.wav cannot be read as audio"),
+        (("enhance", "enhance", "none.wav", "out.wav"), "none.wav cannot be read as audio"),
+        (("enhance", "enhance", "empty.wav", "out.wav"), "empty.wav has no samples; give a file with sound in it"),
+        (("enhance", "enhance", "short.wav", "out.wav"), "short.wav is 0.02 s long, the model needs 0.04 s"),
+        (("enhance", "enhance", "nan.wav", "out.wav"), "nan.wav has samples that are not finite; give another file"),
+        (("enhance", "enhance", "in.wav", "out.xyz"), "out.xyz has the ending of no format; use .wav, .flac or .ogg"),
+        (("enhance", "enhance", "in.wav", "out.wav", "--window", "90"), "window=90 s is 4320000 samples at 48000 Hz"),
+        (("separate", "separate", "in.wav", "-o", "out", "--window", "0"), "window=0 s is 0 samples at 8000 Hz"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    bundles: Path, tmp_path: Path, command: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record(tmp_path / "in.wav", 48000, 1)
+    record(tmp_path / "short.wav", 48000, 0.02)
+    record(tmp_path / "empty.wav", 48000, 0)
+    (tmp_path / "text.wav").write_text("no sound")
+    soundfile.write(tmp_path / "nan.wav", np.full(48000, np.nan), 48000, subtype="FLOAT")
+    before = {path.name for path in tmp_path.iterdir()}
+    result = invoke(command[0], bundles / command[1], *command[2:], *THREADS)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} - {"out"} == before
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_file_that_is_there_stays_when_something_fails(bundles: Path, tmp_path: Path) -> None:
+    target = record(tmp_path / "out.wav", 48000, 0.1)
+    before = target.read_bytes()
+    soundfile.write(tmp_path / "nan.wav", np.full(48000, np.nan), 48000, subtype="FLOAT")
+    assert invoke("enhance", bundles / "enhance", tmp_path / "nan.wav", target).exit_code == 2
+    assert target.read_bytes() == before
