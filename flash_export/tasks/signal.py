@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flash_export.data.batch import iterate_blocks
+from flash_export.interface import BATCH, SEQ, Waveform
 from flash_export.tasks.base import Comparison, Loss, Measure, Score
 from flash_export.tasks.energy import compute_energy_share
 
@@ -40,7 +42,10 @@ class SignalTask:
 
     def describe_score(self, interface: Interface) -> Measure:
         """Return SI-SDR against a clean target."""
-        return Measure("si_sdr_db", "SI-SDR", "dB", "higher", "How loud the clean target is beside what is wrong.")
+        meaning = "How loud the clean target is beside what is wrong."
+        if isinstance(interface.outputs[0].content, Waveform):
+            meaning = f"{meaning} Of several sources the mean, in the order that fits best."
+        return Measure("si_sdr_db", "SI-SDR", "dB", "higher", meaning)
 
     def compare(
         self, interface: Interface, expected: Outputs, actual: Outputs, compared: Bool[np.ndarray, "batch seq"]
@@ -58,10 +63,14 @@ class SignalTask:
         return Comparison({SI_SDR.name: float(si_sdr), SNR.name: float(snr)}, len(ratios))
 
     def score(self, interface: Interface, outputs: Outputs, sample: Sample) -> Score | None:
-        """Return the SI-SDR of the first output against the target."""
+        """Return the SI-SDR of the first output against the target; of several waveforms in the better order."""
         if sample.target is None:
             return None
-        return Score(compute_si_sdr(sample.target, outputs[interface.outputs[0].name]), 1)
+        spec = interface.outputs[0]
+        found, wanted = outputs[spec.name], sample.target
+        if isinstance(spec.content, Waveform) and len(spec.shape) == len((BATCH, "sources", SEQ)):
+            return Score(compute_separation(wanted.reshape(found.shape)[0], found[0]), 1)
+        return Score(compute_si_sdr(wanted, found), 1)
 
     def keep(self, interface: Interface, outputs: Outputs, sample: Sample) -> np.ndarray:
         """Return all outputs in one vector, in float32."""
@@ -85,6 +94,13 @@ def compute_si_sdr(expected: Float[np.ndarray, ...], actual: Float[np.ndarray, .
         return -MAX_DB if found.any() else MAX_DB
     projection = (float(found @ wanted) / energy) * wanted
     return _to_decibels(float(projection @ projection), float(np.square(found - projection).sum()))
+
+
+def compute_separation(expected: Float[np.ndarray, "k n"], actual: Float[np.ndarray, "k n"]) -> float:
+    """Return the mean SI-SDR of sources in dB, in the order in which it is largest: no order is the right one."""
+    ratios = [[compute_si_sdr(wanted, found) for found in actual] for wanted in expected]
+    orders = itertools.permutations(range(len(actual)))
+    return max(float(np.mean([row[one] for row, one in zip(ratios, order, strict=True)])) for order in orders)
 
 
 def compute_snr(expected: Float[np.ndarray, ...], actual: Float[np.ndarray, ...]) -> float:
