@@ -1,4 +1,7 @@
-"""Normalisation over the model width."""
+"""Normalisation over the model width, or over the whole of a row.
+
+Axes: b batch, n sequence, d width.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,21 @@ class ScaleNorm(nn.Module):
         """Normalise the last axis."""
         root_mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * self.dim**-0.5
         return x / root_mean_square.clamp(min=self.eps) * self.g
+
+
+class GlobalNorm(nn.GroupNorm):
+    """Subtract the mean of a row, all its positions and channels, and divide by their deviation; one affine map each.
+
+    ``GroupNorm`` of one group: what a row gives depends on how long it is, so that padding changes it.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-8) -> None:
+        """Create the norm of rows of width ``dim``; ``eps`` is added to the variance."""
+        super().__init__(1, dim, eps=eps)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Normalise each row."""
+        return super().forward(x.mT).mT
 
 
 def build_norm(norm_type: str, dim: int) -> nn.Module:
