@@ -9,14 +9,18 @@ clearvoice pins.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
+import torch
+from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +43,52 @@ class ClearvoiceRelease:
     wrapper: Any
     separation: Any
     separation_block: Any
+
+    def build_enhancement(
+        self, in_channels: int, dim: int, out_channels: int, num_speakers: int = 2, **sizes: int
+    ) -> nn.Module:
+        """Build ``TestNet``, what a checkpoint holds, around a mask network of these sizes."""
+        network = functools.partial(self.enhancement.MossFormer_MaskNet, num_blocks=sizes.pop("depth"))
+        with _change_defaults(self.enhancement, self.enhancement_block.Gated_FSMN_Block, **sizes):
+            mask_net = network(in_channels, dim, out_channels, num_spks=num_speakers)
+        model: nn.Module = self.wrapper.TestNet.__new__(self.wrapper.TestNet)
+        nn.Module.__init__(model)
+        model.mossformer = mask_net
+        return model
+
+    def build_separation(self, dim: int, num_speakers: int = 2, kernel_size: int = 16, **sizes: int) -> nn.Module:
+        """Build ``MossFormer`` of these sizes; its decoder takes as many channels as the encoder gives, ``dim``."""
+        network = functools.partial(self.separation.MossFormer, num_blocks=sizes.pop("depth"))
+        with _change_defaults(self.separation, self.separation_block.Gated_FSMN_Block_Dilated, **sizes):
+            return network(dim, dim, kernel_size=kernel_size, num_spks=num_speakers)
+
+
+@contextlib.contextmanager
+def _change_defaults(
+    model: Any, memory: Any, qk_dim: int = 128, chunk_size: int = 256, fsmn_dim: int = 256
+) -> Iterator[None]:
+    """Set sizes that no constructor asks for: those of queries, chunks and the memory, whose width comes first."""
+    attention = functools.partial(model.MossFormerM, group_size=chunk_size, query_key_dim=qk_dim)
+    defaults = (fsmn_dim, *memory.__init__.__defaults__[1:])
+    with (
+        mock.patch.object(model, "MossFormerM", attention),
+        mock.patch.object(memory.__init__, "__defaults__", defaults),
+    ):
+        yield
+
+
+def randomise(model: nn.Module, seed: int) -> nn.Module:
+    """Give every weight a random value, such that values keep their scale and attention matters; to evaluation mode."""
+    torch.manual_seed(seed)
+    model.double().eval().requires_grad_(requires_grad=False)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gamma", "beta")):
+            parameter.copy_(3 * torch.randn_like(parameter))
+        elif parameter.ndim > 1:
+            parameter.copy_(1.5 * torch.randn_like(parameter) / parameter[0].numel() ** 0.5)
+        elif not name.endswith("freqs"):
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
 
 
 def import_clearvoice() -> ClearvoiceRelease:
