@@ -28,7 +28,9 @@ INDEX_SUFFIX = ".index.json"
 FOLDER_FILES = tuple(
     f"{stem}{suffix}" for stem in ("model.safetensors", "pytorch_model.bin") for suffix in ("", INDEX_SUFFIX)
 )
-MAX_INDEX_BYTES = 64 << 20
+# Names the weights of a folder without any of these, as clearvoice leaves it beside a ``.pt`` of any name.
+POINTER_FILE = "last_best_checkpoint"
+MAX_INDEX_BYTES, MAX_POINTER_BYTES = 64 << 20, 4096
 _ZIP_MAGIC = b"PK\x03\x04"
 
 
@@ -50,8 +52,40 @@ class WeightsFile:
 
 
 def find_weights_file(folder: Path) -> Path:
-    """Return the weights in a checkpoint folder, or where they should be."""
-    return next((folder / name for name in FOLDER_FILES if (folder / name).is_file()), folder / FOLDER_FILES[0])
+    """Return the weights in a checkpoint folder, or where they should be.
+
+    Raises:
+        CheckpointError: The file that names them names no file of the folder.
+    """
+    found = next((folder / name for name in FOLDER_FILES if (folder / name).is_file()), None)
+    if found is None and (folder / POINTER_FILE).is_file():
+        return folder / _read_pointer(folder / POINTER_FILE)
+    return found or folder / FOLDER_FILES[0]
+
+
+def _read_pointer(path: Path) -> str:
+    """Return the one file name that a text file holds."""
+    check_inside(path, path.parent)
+    try:
+        with path.open("rb") as stream:
+            lines = stream.read(MAX_POINTER_BYTES).decode("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no text ({error}); give the weights file itself") from error
+    names = [line.strip() for line in lines if line.strip()]
+    if len(names) != 1:
+        raise CheckpointError(
+            f"{path} names {len(names)} files, wanted the one that holds the weights; give the weights file itself"
+        )
+    if not _is_file_name(names[0]):
+        raise CheckpointError(
+            f"{path} names {names[0]!r}, which is no file of its folder; give the weights file itself"
+        )
+    return names[0]
+
+
+def _is_file_name(name: str) -> bool:
+    """Tell whether a name stays in its folder."""
+    return bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -182,7 +216,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(places, dict) or not places or not all(isinstance(part, str) for part in places.values()):
         raise CheckpointError(f"{path} has no weight_map of tensors and files; save the checkpoint again")
     for part in places.values():
-        if not part or part in (".", "..") or "/" in part or "\\" in part or "\0" in part:
+        if not _is_file_name(part):
             raise CheckpointError(f"{path} names {part!r}, which is no file of its folder; save the checkpoint again")
         if part.endswith(INDEX_SUFFIX):
             raise CheckpointError(f"{path} names {part!r}, another index; save the checkpoint again")

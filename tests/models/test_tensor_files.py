@@ -194,6 +194,47 @@ def test_index_that_is_none(tmp_path: Path, content: bytes) -> None:
     check_error(tmp_path / "model.safetensors.index.json", "; save the checkpoint again")
 
 
+@pytest.mark.parametrize("text", ["weights.pt", "weights.pt\n", "\n  weights.pt \r\n\n"])
+def test_folder_names_its_weights(tmp_path: Path, state: dict[str, Tensor], model: FlashModel, text: str) -> None:
+    torch.save({"model": state}, tmp_path / "weights.pt")
+    torch.save({}, tmp_path / "older.pt")
+    (tmp_path / "last_best_checkpoint").write_text(text)
+    assert check_loaded(tmp_path, model) == ("names are under model in the file",)
+    loaded = load_checkpoint(tmp_path, family="flash", config=ARGUMENTS)
+    assert loaded.provenance["sha256"] == sha256((tmp_path / "weights.pt").read_bytes()).hexdigest()
+    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "last_best_checkpoint").write_text("older.pt")
+    check_loaded(tmp_path, model)  # what has a name of its own needs none
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        (b"", "names 0 files, wanted the one"),
+        (b"a.pt\nb.pt\n", "names 2 files, wanted the one"),
+        (b"../weights.pt", "names '../weights.pt', which is no file of its folder"),
+        (b"/etc/passwd", "names '/etc/passwd', which is no file of its folder"),
+        (b"..", "names '..', which is no file of its folder"),
+        (b"\xff\xfe", "is no text"),
+        (b"gone.pt", "gone.pt does not exist"),
+    ],
+)
+def test_folder_that_names_no_weights(tmp_path: Path, content: bytes, fragment: str) -> None:
+    (tmp_path / "last_best_checkpoint").write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(tmp_path, family="flash", config=ARGUMENTS)
+    assert fragment in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_name_of_weights_that_is_a_link_out_of_the_folder_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("weights.pt")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "last_best_checkpoint").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="is a link out of its folder"):
+        load_checkpoint(tmp_path / "folder", family="flash", config=ARGUMENTS)
+
+
 def test_links_out_of_the_folder_are_not_followed(tmp_path: Path, state: dict[str, Tensor], model: FlashModel) -> None:
     index = write_parts(tmp_path / "parts", state, "safetensors")
     (index.parent / FIRST).rename(tmp_path / FIRST)
