@@ -38,8 +38,9 @@ def plan_runs(graph: GraphSpec, config: ModelConfig, seq_len: int | None, batch:
     The first length ends in the middle of the third chunk, so that every branch of the model has something to do. What
     goes wrong only without an earlier chunk, or only where nothing is padded, shows at 1 and at the chunk.
     """
-    axis, chunk = graph.axes["seq"], config.interface.chunk_size
-    lengths = [2 * chunk + chunk // 2 + 1, 1, chunk] if seq_len is None else [seq_len]
+    axis, interface = graph.axes["seq"], config.interface
+    counts = (2 * interface.chunk_frames + interface.chunk_frames // 2 + 1, 1, interface.chunk_frames)
+    lengths = [interface.find_length(count) for count in counts] if seq_len is None else [seq_len]
     lengths = list(dict.fromkeys(min(max(length, axis.min), axis.max) for length in lengths))
     batches = graph.axes["batch"]
     size = min(max(DEFAULT_BATCH, batches.min), batches.max) if batch is None else batch
