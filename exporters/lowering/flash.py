@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_export.exporters.lowering.precision import Precision
+    from flash_export.layers.attention import OffsetScale
     from flash_export.models.flash import FlashConfig, FlashLayer, FlashModel
 
 # The sum over a whole sequence of unscaled keys and values leaves fp16. The square root of 65,536, a power of two.
@@ -62,19 +63,19 @@ class Heads(nn.Module):
 
     def __init__(
         self,
-        layer: FlashLayer,
+        offset_scale: OffsetScale,
+        factors: list[float],
         columns: Int[Tensor, " q"],
         signs: Float[Tensor, " q"],
         rotary_dim: int,
         precision: Precision = FP32,
     ) -> None:
-        """Fold signs and divisors into the affine maps, and what makes up for the factor missing in Laplace."""
+        """Fold signs, and a factor for each head, into the affine maps."""
         super().__init__()
-        config, self.precision = layer.config, precision
-        self.factors = list_head_factors(config, precision)
-        gamma, beta = fold_heads(layer.qk_offset_scale, columns, signs, self.factors)
+        self.factors, self.precision = factors, precision
+        gamma, beta = fold_heads(offset_scale, columns, signs, factors)
         self.gamma, self.beta = (nn.Buffer(precision.narrow(x, "heads").unsqueeze(1)) for x in (gamma, beta))
-        self.widths = [rotary_dim, config.qk_dim - rotary_dim, rotary_dim]
+        self.widths = [rotary_dim, offset_scale.gamma.shape[1] - rotary_dim, rotary_dim]
 
     def forward(
         self, z: Float[Tensor, "b g 1 c q"], cos: Float[Tensor, "#b g 1 c r"], sin: Float[Tensor, "#b g 1 c r"]
@@ -138,11 +139,11 @@ class QuadraticAttention(nn.Module):
 class LinearAttention(nn.Module):
     """The linear branch: over earlier chunks, over everything, or inside each chunk."""
 
-    def __init__(self, config: FlashConfig, precision: Precision = FP32) -> None:
-        """Take what the branches need to know."""
+    def __init__(self, key_divisor: float, *, sum_over_chunks: bool, precision: Precision = FP32) -> None:
+        """Take what keys were divided by, and over what a sum that is not causal goes."""
         super().__init__()
-        self.precision, self.key_divisor = precision, get_key_divisor(config, precision)
-        self.sum_over_chunks = config.sum_over_chunks
+        self.precision, self.key_divisor = precision, key_divisor
+        self.sum_over_chunks = sum_over_chunks
 
     def forward(
         self,
@@ -197,9 +198,11 @@ class LoweredFlashLayer(GatedOutput):
         columns, signs = order_rotary_columns(config.qk_dim, rotary_dim)
         self.norm, self.norm_gain = lower_norm(layer.norm, channels), compute_norm_gain(layer.norm)
         self.projection = InputProjection.fold(layer, columns, precision)
-        self.heads = Heads(layer, columns, signs, rotary_dim, precision)
+        factors = list_head_factors(config, precision)
+        self.heads = Heads(layer.qk_offset_scale, factors, columns, signs, rotary_dim, precision)
         self.quadratic = QuadraticAttention(layer, precision)
-        self.linear = LinearAttention(config, precision)
+        key_divisor = get_key_divisor(config, precision)
+        self.linear = LinearAttention(key_divisor, sum_over_chunks=config.sum_over_chunks, precision=precision)
         self.factor = get_attention_factor(config.attention_fn)
         out_weight = layer.to_out.weight[channels].mT * self.factor
         self.out_weight = nn.Buffer(precision.narrow(out_weight, "update").contiguous())
