@@ -42,12 +42,12 @@ def _spell_reshape(x: Any, sizes: list[int]) -> Any:
 
 @torch.library.custom_op("flash_export::shift_half_token", mutates_args=())
 def shift_half_token(x: torch.Tensor, places: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
-    """Move the flattened sequence of ``(b, g, ..., d)`` half a token to the right.
+    """Move the flattened sequence of ``(b, ..., d)`` half a token to the right.
 
     If a token is ``[passing | shifted]`` channels, position i becomes ``[shifted of i - 1 | passing of i]``.
 
     Args:
-        x: The tokens.
+        x: The tokens; one of the axes between batch and channels may have any size.
         places: The numbers from 0 to that of half tokens.
         before: What comes in from the left, ``(b, d / 2)``; None: zeros.
     """
@@ -69,7 +69,8 @@ def _spell_shift_half_token(x: Any, places: Any, before: Any = None) -> Any:
         longer = op.Pad(halves, op.Constant(value_ints=[0, 1, 0, 0, 0, 0]))
     else:
         longer = op.Concat(op.Unsqueeze(before, op.Constant(value_ints=[1])), halves, axis=1)
-    return op.Reshape(op.Gather(longer, places, axis=1), op.Constant(value_ints=[0, -1, *x.shape[2:]]))
+    sizes = [size if isinstance(size, int) else -1 for size in x.shape[1:]]
+    return op.Reshape(op.Gather(longer, places, axis=1), op.Constant(value_ints=[0, *sizes]))
 
 
 @torch.library.custom_op("flash_export::sum_earlier_chunks", mutates_args=())
