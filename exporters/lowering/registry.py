@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from flash_export.exporters.lowering.flash_state import FLASH
 from flash_export.exporters.lowering.gau import GAU
 from flash_export.exporters.lowering.gau_alpha import GAU_ALPHA
+from flash_export.exporters.lowering.mossformer2 import MOSSFORMER2
 from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.rtmpose_gau import RTMPOSE_GAU
 
@@ -20,6 +21,7 @@ LOWERINGS: dict[str, Lowering] = {
     "gau": GAU,
     "rtmpose_gau": RTMPOSE_GAU,
     "gau_alpha": GAU_ALPHA,
+    "mossformer2": MOSSFORMER2,
 }
 
 

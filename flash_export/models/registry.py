@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flash_export.errors import ConfigError
+from flash_export.models.importers.clearvoice import MOSSFORMER2
 from flash_export.models.importers.flash_pytorch import FLASH, GAU
 from flash_export.models.importers.gau_alpha import GAU_ALPHA
 from flash_export.models.importers.mmpose import RTMPOSE_GAU
@@ -18,6 +19,7 @@ FAMILIES: dict[str, Family] = {
     "gau": GAU,
     "rtmpose_gau": RTMPOSE_GAU,
     "gau_alpha": GAU_ALPHA,
+    "mossformer2": MOSSFORMER2,
 }
 
 

@@ -1,0 +1,220 @@
+"""The export form of family ``mossformer2``: speech enhancement and separation.
+
+Frames stand between an axis of 1 and their channels throughout, as convolutions want them, see :class:`TimeConv`. Only
+the attention is padded to whole chunks and cut into them; what norms and convolutions see ends where the sequence does.
+What reads one input is one product, and both branches of the attention are taken of values and gates at once.
+
+Axes: b batch, n frame, g chunk, c frame in a chunk, i feature of a frame, d model width, e width of values and of
+gates, s query/key width, r rotated width, k speaker, o width of a mask.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flash_export.exporters.lowering.base import LoweredModel, Lowering
+from flash_export.exporters.lowering.flash import FP16_KEY_DIVISOR, Heads, LinearAttention
+from flash_export.exporters.lowering.fold import (
+    fold_norm_gain,
+    order_channels,
+    order_rotary_columns,
+    repeat_frequencies,
+)
+from flash_export.exporters.lowering.mossformer2_around import Decoder, Encoder, FrameEmbedding, MaskHead
+from flash_export.exporters.lowering.mossformer2_memory import LoweredMemory
+from flash_export.exporters.lowering.precision import FP32, widen
+from flash_export.exporters.lowering.shared_modules import RESIDUAL, WEIGHTS, LoweredScaleNorm, apply_attention_fn
+from flash_export.exporters.lowering.time_conv import ConvolvedProjection
+from flash_export.exporters.marks import mark
+from flash_export.exporters.spelling import reshape, shift_half_token
+from flash_export.layers.activation import RELU2
+from flash_export.models.mossformer2 import SeparationModel
+from flash_export.models.mossformer2_layer import HEADS
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from flash_export.exporters.lowering.precision import Precision
+    from flash_export.layers.norm import ScaleNorm
+    from flash_export.models.mossformer2 import Mossformer2Config, Mossformer2Model
+    from flash_export.models.mossformer2_layer import Mossformer2Layer
+
+
+class Frames(NamedTuple):
+    """What depends on the number of frames alone, and is computed once for all blocks."""
+
+    padding: int
+    kept: Int[Tensor, " n"]
+    places: Int[Tensor, " 2n"]
+    cos: Float[Tensor, "1 1 1 n r"]
+    sin: Float[Tensor, "1 1 1 n r"]
+    inverse_length: Float[Tensor, "1 1 1 1 1"]
+
+
+class LoweredAttention(nn.Module):
+    """The gated attention of a block: from its input to what passes the gate."""
+
+    def __init__(self, layer: Mossformer2Layer, rotary_dim: int, precision: Precision = FP32) -> None:
+        """Fold the weights of the reference block; values, gates, queries and keys are one product."""
+        super().__init__()
+        config, self.precision = layer.config, precision
+        to_hidden, to_qk = layer.to_hidden, layer.to_qk
+        self.norm = LoweredScaleNorm(cast("ScaleNorm", to_hidden.norm))
+        columns, signs = order_rotary_columns(config.qk_dim, rotary_dim)
+        both_width = 2 * config.hidden_dim
+        self.widths = [both_width, len(columns)]
+        self.projection = ConvolvedProjection(
+            torch.cat([fold_norm_gain(one.linear.weight, one.norm) for one in (to_hidden, to_qk)]),
+            torch.cat([one.linear.bias for one in (to_hidden, to_qk)]),
+            [to_hidden.conv, to_qk.conv],
+            precision,
+            "hidden",
+            torch.cat((torch.arange(both_width), both_width + columns)),
+        )
+        key_divisor = FP16_KEY_DIVISOR if precision.name == "fp16" else 1.0
+        factors = [1 / config.chunk_size, 1.0, 1.0, 1 / key_divisor]
+        self.heads = Heads(layer.qk_offset_scale, factors, columns, signs, rotary_dim, precision)
+        # All frames are one chunk to the linear branch, which then need not be padded.
+        self.linear = LinearAttention(key_divisor, sum_over_chunks=False, precision=precision)
+        self.chunk_size, self.hidden_dim = config.chunk_size, config.hidden_dim
+
+    def forward(self, x: Float[Tensor, "b 1 n d"], frames: Frames) -> Float[Tensor, "b 1 n e"]:
+        """Attend."""
+        precision = self.precision
+        shifted = mark(shift_half_token(x, frames.places), "shifted")
+        hidden = self.projection(precision.narrow(self.norm(shifted), "normed"))
+        both, z = reshape(hidden, [0, 1, 1, -1, sum(self.widths)]).split(self.widths, dim=-1)
+        quad_q, lin_q, quad_k, lin_k = (
+            mark(head, name, 1 / factor, order="heads")
+            for head, name, factor in zip(self.heads(z, frames.cos, frames.sin), HEADS, self.heads.factors, strict=True)
+        )
+        quadratic = mark(self._attend_in_chunks(quad_q, quad_k, both, frames), "quadratic")
+        linear = mark(self.linear(lin_q, lin_k, both, frames.inverse_length), "linear")
+        attended = precision.combine(torch.add, quadratic, linear, "attended")
+        return mark(reshape(self._apply_gates(both, attended), [0, 1, -1, self.hidden_dim]), "gated")
+
+    def _attend_in_chunks(
+        self,
+        q: Float[Tensor, "b 1 1 n s"],
+        k: Float[Tensor, "b 1 1 n s"],
+        both: Float[Tensor, "b 1 1 n 2e"],
+        frames: Frames,
+    ) -> Float[Tensor, "b 1 1 n 2e"]:
+        """Return ``relu²(q k^T) both`` inside each chunk; keys beyond the end are 0, and so are their weights."""
+        q, k, both = (
+            reshape(F.pad(x, (0, 0, 0, frames.padding)), [0, -1, 1, self.chunk_size, x.shape[-1]]) for x in (q, k, both)
+        )
+        scores = self.precision.multiply(q, k.mT, "scores")
+        weights = mark(apply_attention_fn(scores, RELU2, self.precision), "weights")  # (b, g, 1, c, c)
+        attended = self.precision.multiply(weights, both, "quadratic")
+        return reshape(attended, [0, 1, 1, -1, both.shape[-1]]).index_select(3, frames.kept)
+
+    def _apply_gates(self, both: Float[Tensor, "*b 2e"], attended: Float[Tensor, "*b 2e"]) -> Float[Tensor, "*b e"]:
+        """Return ``(A gate * value) * sigmoid(A value * gate)``."""
+        precision = self.precision
+        value, gate = both.chunk(2, dim=-1)
+        value, gate = mark(value, "value"), mark(gate, "gate")
+        attended_value, attended_gate = attended.chunk(2, dim=-1)
+        passing = torch.sigmoid(precision.combine(torch.mul, attended_value, gate, "gated"))
+        gated = precision.combine(torch.mul, attended_gate, value, "gated")
+        return precision.combine(torch.mul, gated, passing, "gated")
+
+
+class LoweredMossformer2Layer(nn.Module):
+    """One block in export form."""
+
+    def __init__(
+        self, layer: Mossformer2Layer, rotary_dim: int, channels: Int[Tensor, " d"], precision: Precision = FP32
+    ) -> None:
+        """Fold the weights of the reference block, for a residual stream whose channels are in this order."""
+        super().__init__()
+        self.precision = precision
+        self.attention = LoweredAttention(layer, rotary_dim, precision)
+        to_out = layer.to_out
+        self.norm = LoweredScaleNorm(cast("ScaleNorm", to_out.norm))
+        weight = fold_norm_gain(to_out.linear.weight, to_out.norm)
+        self.out = ConvolvedProjection(weight, to_out.linear.bias, [to_out.conv], precision, "update", channels)
+        self.memory = LoweredMemory(layer, channels, precision)
+
+    def forward(self, x: Float[Tensor, "b 1 n d"], frames: Frames) -> Float[Tensor, "b 1 n d"]:
+        """Mix the frames, then add what the memory makes of them."""
+        precision = self.precision
+        normed = precision.narrow(self.norm(self.attention(x, frames)), "update_in")
+        mixed = mark(precision.narrow(widen(x) + widen(self.out(normed)), RESIDUAL), "mixed", order="channels")
+        return mark(precision.narrow(widen(mixed) + self.memory(mixed), RESIDUAL), "out", order="channels")
+
+
+class LoweredMossformer2(LoweredModel):
+    """A MossFormer2 model in export form: ``forward(features) -> mask`` or ``forward(waveform) -> sources``."""
+
+    def __init__(self, model: Mossformer2Model, precision: Precision = FP32) -> None:
+        """Fold the weights of the reference model."""
+        super().__init__()
+        self.config: Mossformer2Config = model.config
+        self.precision = precision
+        freqs = model.rotary_pos_emb.freqs
+        channels, _ = order_channels(model.config.dim, shift_tokens=True)
+        columns, _ = order_rotary_columns(model.config.qk_dim, 2 * len(freqs))
+        self.orders = {"channels": channels.tolist(), "heads": columns[: model.config.qk_dim].tolist()}
+        self.freqs = nn.Buffer(repeat_frequencies(freqs))
+        if isinstance(model, SeparationModel):
+            self.encoder, self.decoder = Encoder(model), Decoder(model)
+        self.embedding = FrameEmbedding(model, channels, precision)
+        layers = cast("list[Mossformer2Layer]", model.layers)
+        self.layers = nn.ModuleList(
+            LoweredMossformer2Layer(layer, 2 * len(freqs), channels, precision.enter_block(index))
+            for index, layer in enumerate(layers)
+        )
+        self.head = MaskHead(model, channels, precision)
+
+    def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """Return the mask of the speech, or the waveforms of the speakers."""
+        if self.config.frames is None:
+            masks = self._estimate_masks(reshape(x, [0, 1, -1, self.config.in_channels]))
+            return reshape(masks, [0, -1, self.config.out_channels])
+        encoded = mark(self.encoder(x), "encoded")
+        masks = self._estimate_masks(encoded)
+        return self.decoder(reshape(encoded, [0, -1, 1, self.config.in_channels]) * masks, x.shape[1])
+
+    def _estimate_masks(self, features: Float[Tensor, "b 1 n i"]) -> Float[Tensor, "b n k o"]:
+        positions = torch.arange(features.shape[2], dtype=torch.float32)
+        embedding = mark(self.embedding(features, reshape(positions, [1, 1, -1, 1])), "embedding", order="channels")
+        frames, x = self._count_frames(features.shape[2], positions), embedding
+        for layer in self.layers:
+            x = layer(x, frames)
+        return self.head(x, embedding)
+
+    def _count_frames(self, num_frames: int, positions: Float[Tensor, " n"]) -> Frames:
+        """Return what all blocks need to know of the number of frames."""
+        chunk_size = self.config.chunk_size
+        padded_len = (num_frames + chunk_size - 1) // chunk_size * chunk_size
+        angles = reshape(positions, [1, 1, 1, -1, 1]) * self.freqs
+        cos, sin = (self.precision.narrow(turn, "turns") for turn in (angles.cos(), angles.sin()))
+        return Frames(
+            padding=padded_len - num_frames,
+            kept=torch.arange(num_frames),
+            places=torch.arange(2 * num_frames),
+            cos=cos,
+            sin=sin,
+            inverse_length=1 / torch.ones_like(positions).sum().reshape(1, 1, 1, 1, 1),
+        )
+
+
+# All but the sum over all frames: norms bound what a block reads, and other sums go over a chunk or are divided.
+_BOUNDED_IN_BLOCKS = (
+    *("normed", "hidden", "heads", "scores", WEIGHTS, "quadratic", "kv", "linear", "attended", "gated", "update_in"),
+    *("update", "reduction", "reduced", "features_in", "features", "memory_in", "memory", "remembered", "recalled"),
+    *("expansion_in", "expansion"),
+)
+_BOUNDED_AROUND = ("turns", "features_normed", "embedding", "speakers", "output", "masks", RESIDUAL)
+MOSSFORMER2 = Lowering(
+    LoweredMossformer2,
+    growing=("heads", "scores", WEIGHTS, "quadratic", "products", "kv", "linear", "attended", "gated", RESIDUAL),
+    growing_around=lambda _: (RESIDUAL,),
+    bounded=frozenset((*_BOUNDED_IN_BLOCKS, *_BOUNDED_AROUND)),
+)
