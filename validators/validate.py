@@ -201,10 +201,10 @@ def validate_bundle(
     data = Data(RandomSource(interface), None if heldout is None else heldout.source)
     plan = _plan(bundle, backends, options, 0 if data.recorded is None else data.recorded.rows.seq_len)
     _check_named(options.checks, graph, data)
-    journal = Journal(journal_path, _identify(bundle, options, plan, backends), resume=resume)
     with contextlib.ExitStack() as stack:
         model = bundle.load_model()
         reference, eager, facts = _open_models(stack, bundle, model, precision, options)
+        journal = Journal(journal_path, _identify(bundle, options, plan, backends), resume=resume)
         opened, skipped = _open_backends(stack, bundle, backends, eager, limit, options)
         failures = None if options.failures is None else FailureFolder(options.failures, logger)
         checker = CellChecker(

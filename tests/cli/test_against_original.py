@@ -238,6 +238,8 @@ def test_an_interpreter_that_is_none_is_refused(flash: Path, tmp_path: Path) -> 
 
 
 def test_a_checkpoint_of_our_own_has_no_original(small_bundle: Any) -> None:
+    before = sorted(small_bundle.path.iterdir())
     result = invoke("validate", small_bundle.path, "--against", "original", "--checkpoint", small_bundle.path)
     assert result.exit_code == 2
+    assert sorted(small_bundle.path.iterdir()) == before
     assert "which no other library reads; validate it without --against original" in result.stderr

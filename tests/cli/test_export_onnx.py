@@ -275,7 +275,7 @@ BAD_INPUTS: dict[str, tuple[Prepare, str]] = {
     ),
     "foreign file, no family": (
         give_foreign_options("--set", "causal=true"),
-        "add --family, one of flash, gau, rtmpose_gau",
+        "weights do not tell group_size, shift_tokens, laplace_attn_fn; give ",
     ),
     "foreign file, no config": (
         give_foreign_options("--family", "flash"),

@@ -53,6 +53,10 @@ def test_doctor() -> None:
     assert list(run("doctor")) == read_promises()["doctor"]
 
 
+def test_families() -> None:
+    assert list(run("families")) == read_promises()["families"]
+
+
 def test_onnx_and_inspect_describe_a_bundle_alike(small_checkpoint: Path, tmp_path: Path) -> None:
     exported = run("onnx", small_checkpoint, "-o", tmp_path / "bundle", "--max-seq-len", "64")
     assert list(exported) == read_promises()["onnx"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from flash_export.cli.main import main
 from flash_export.models.mossformer2 import Mossformer2Config, WaveformFrames, build_mossformer2
+from tests.cli.test_json import load_schema, read_promises
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +69,8 @@ def test_rate_length_channels_and_format_are_kept(bundles: Path, tmp_path: Path,
     result = check("separate", bundles / "separate", source, "-o", tmp_path / "out", "--json", tmp_path / "r", *THREADS)
     facts = json.loads((tmp_path / "r").read_text())
     assert facts["files"] == [str(tmp_path / "out" / f"in_s{index}.flac") for index in (1, 2)]
+    assert list(facts) == read_promises()["separate"] == read_promises()["enhance"]
+    jsonschema.validate(facts, load_schema("separate"))
     assert facts["seconds"] == pytest.approx(4.3)
     assert f"took {facts['elapsed_s']:.1f} s on ort-cpu" in " ".join(result.stdout.split())
     for path in facts["files"]:
