@@ -42,7 +42,7 @@ def profile_graph(path: Path, seq_len: int, vocab_size: int, folder: Path) -> li
     run = bind_tokens(session, make_tokens(seq_len, vocab_size))
     for _ in range(WARM_UP_RUNS + RUNS):
         run()
-    return _read_nodes(json.loads(Path(session.end_profiling()).read_text()))
+    return read_nodes(json.loads(Path(session.end_profiling()).read_text()))
 
 
 def sum_by_operator(nodes: list[NodeTime]) -> list[tuple[str, int, float]]:
@@ -96,7 +96,7 @@ def _print_profile(config: PeerConfig, seq_len: int, nodes: list[NodeTime]) -> N
     )
 
 
-def _read_nodes(events: list[dict[str, Any]]) -> list[NodeTime]:
+def read_nodes(events: list[dict[str, Any]]) -> list[NodeTime]:
     """Return the median time of each node over the runs after the warm-up."""
     runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for event in events:

@@ -16,6 +16,7 @@ import torch
 
 from flash_export.errors import ConfigError
 from flash_export.exporters.analysis import analyse_graph
+from tests.models.oracles import find_oracle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -325,3 +326,14 @@ def test_islands(run_quick: Callable[..., dict[str, Any]]) -> None:
     assert errors["byte-causal", "fp16, norms square in half"] > 10 * errors["byte-causal", "fp16"]
     assert all(row["finite"] < 1 for row in provoked if row["change"].endswith("minimal"))
     assert all(row["finite"] == 1 for row in provoked if "auto" in row["change"])
+
+
+@pytest.mark.slow
+def test_speech(run_quick: Callable[..., dict[str, Any]]) -> None:
+    results = run_quick("speech", "--clearvoice", str(find_oracle("clearvoice==0.1.2")))
+    assert [row["kind"] for row in results["speeds"]] == ["enhancement", "separation"]
+    assert all(0.3 < row["products"] <= 1 for row in results["speeds"])
+    figures = {figure["name"]: figure for figure in results["figures"]}
+    assert figures["enhancement: nodes of the legacy export"]["value"] > 1000
+    for kind in ("enhancement", "separation"):
+        assert figures[f"{kind}: error as a multiple of clearvoice's own"]["value"] < 8

@@ -14,6 +14,10 @@ from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
 from flash_export.models.gau_alpha import GauAlphaConfig, GauAlphaModel
 from flash_export.models.registry import FAMILIES, recognise_family
+from tests.models.clearvoice_release import import_clearvoice
+from tests.models.gau_alpha_release import import_gau_alpha
+from tests.models.junnyu_names import FLASH, QUAD, make_flash, make_flash_quad, name_flash, name_flash_quad
+from tests.models.mmpose_release import import_mmpose
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +48,29 @@ def test_names_of_layouts_that_differ() -> None:
         "encoderLayer.0.gau.i_dense.weight",
     )
     assert recognise_family(["ln.g", "uv.weight"]) == ("rtmpose_gau", "ln.g")
+
+
+@pytest.mark.peer
+def test_all_that_a_library_saves_tells_one_family() -> None:
+    """Names of parts may be those of another library's: MossFormer2's attention is a FLASH inside."""
+    clearvoice, mmpose, gau_alpha = import_clearvoice(), import_mmpose(), import_gau_alpha()
+    flash_pytorch = pytest.importorskip("flash_pytorch", reason="flash-pytorch is not installed")
+    sizes = {"dim": 8, "depth": 1, "qk_dim": 4, "fsmn_dim": 4}
+    config = gau_alpha.GAUAlphaConfig(vocab_size=5, hidden_size=8, intermediate_size=8, num_hidden_layers=1)
+    saved = [
+        ("mossformer2", clearvoice.build_enhancement(6, out_channels=5, **sizes).state_dict()),
+        ("mossformer2", clearvoice.build_separation(kernel_size=4, **sizes).state_dict()),
+        ("gau_alpha", gau_alpha.GAUAlphaForMaskedLM(config).state_dict()),
+        ("rtmpose_gau", mmpose.block(3, 8, 8, s=4).state_dict()),
+        ("flash", flash_pytorch.FLASHTransformer(num_tokens=5, dim=8, depth=1, query_key_dim=4).state_dict()),
+        ("gau", {f"layers.0.{name}": x for name, x in flash_pytorch.GAU(dim=8, query_key_dim=4).state_dict().items()}),
+        ("flash_quad", name_flash_quad(make_flash_quad(QUAD))),
+        ("flash", name_flash(make_flash(FLASH))),
+    ]
+    for family, tensors in saved:
+        found = recognise_family(tensors)
+        assert found is not None, family
+        assert found[0] == family
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ FLASH = Family(
     task="tokens",
     lengths="any",
     asked=tuple(FLASH_ARGUMENTS),
-    told_by=(r"layers\.\d+\.qk_offset_scale\.(?:gamma|weight)",),
+    told_by=(r"(?<!mossformerM\.)layers\.\d+\.qk_offset_scale\.(?:gamma|weight)",),
     hidden_arguments=FLASH_ARGUMENTS,
 )
 GAU = Family(

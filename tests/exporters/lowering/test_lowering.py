@@ -61,7 +61,7 @@ def assert_same_function(model: ReferenceModel, batch: int, seq_len: int, masked
     expected = copy.deepcopy(model).double()(input_ids, mask)
     valid = mask.bool() if mask is not None else torch.ones(batch, seq_len, dtype=torch.bool)
     error, noise = ((expected - found)[valid].abs().max() for found in (actual, eager))
-    # A norm over two channels that nearly cancel makes much of rounding, here as in the reference, by chance more or less.
+    # A norm over two channels that nearly cancel makes much of rounding, here and there, by chance more or less.
     assert error <= max(RELATIVE_TOLERANCE * expected[valid].abs().max(), 4 * noise)
 
 
