@@ -1,6 +1,6 @@
 """MossFormer2 in clearvoice's published sizes: our graph beside clearvoice's module, and beside its legacy export.
 
-    python benchmarks/speech.py [--clearvoice FOLDER] [--kind enhancement] [--no-build] [--json FILE] [--quick]
+    python benchmarks/speech.py [--clearvoice FOLDER] [--kind NAME] [--no-build] [--no-int8] [--json FILE]
 
 Weights are random. FOLDER is where ``pip install --no-deps --target FOLDER clearvoice==0.1.2`` put the package, if it
 is not installed. Lengths are frames of enhancement and samples of separation. ``products`` is the share of
@@ -23,7 +23,6 @@ from torch import nn
 
 from flash_export import (
     BuildOptions,
-    Bundle,
     ExportOptions,
     QuantizeOptions,
     build_engine,
@@ -181,7 +180,7 @@ def measure_agreement(kind: Kind, model: nn.Module, path: Path, lengths: tuple[i
     return worst
 
 
-def measure(kind: Kind, modules: Any, *, quick: bool, build: bool) -> tuple[list[Row], list[Figure]]:
+def measure(kind: Kind, modules: Any, *, quick: bool, build: bool, int8: bool) -> tuple[list[Row], list[Figure]]:
     """Export, compare and time one of the models."""
     depth = 1 if quick else 24
     lengths, agree_at = (kind.agree_at[2:3], kind.agree_at[1:2]) if quick else (kind.lengths, kind.agree_at)
@@ -190,7 +189,7 @@ def measure(kind: Kind, modules: Any, *, quick: bool, build: bool) -> tuple[list
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         torch.save({"model": model.state_dict()}, folder / "model.pt")
-        np.savez(folder / "data.npz", **draw(kind, kind.agree_at[3]))  # what int8 is calibrated with
+        np.savez(folder / "data.npz", **dict(draw(kind, kind.agree_at[3])))  # type: ignore[arg-type]
         bundle = export_onnx(
             folder / "model.pt",
             folder / "bundle",
@@ -198,9 +197,13 @@ def measure(kind: Kind, modules: Any, *, quick: bool, build: bool) -> tuple[list
             config=kind.arguments,
             heldout_file=folder / "data.npz",
         )
-        int8 = quantize_bundle(bundle, folder / "int8", options=QuantizeOptions(scheme="int8", budget=INT8_BUDGET))
+        graphs = {"ours": bundle.get_graph_path()}
+        if int8:
+            options = QuantizeOptions(scheme="int8", budget=INT8_BUDGET)
+            graphs["int8"] = quantize_bundle(bundle, folder / "int8", options=options).get_graph_path()
         legacy = export_legacy(kind, build_original(kind, modules, depth), folder / "legacy.onnx", kind.agree_at[2])
-        counts = [len(onnx.load(path).graph.node) for path in (bundle.get_graph_path(), legacy)]
+        graphs["legacy"] = legacy
+        counts = [len(onnx.load(graphs[name]).graph.node) for name in ("ours", "legacy")]
         error = measure_agreement(kind, model, bundle.get_graph_path(), agree_at)
         label = kind.name
         figures += [
@@ -215,7 +218,7 @@ def measure(kind: Kind, modules: Any, *, quick: bool, build: bool) -> tuple[list
                 Figure.judge(f"{label}: TensorRT-RTX layers", engine.num_layers, at_most=8000),
                 Figure.judge(f"{label}: TensorRT-RTX build, s", engine.build_seconds, at_most=20),
             ]
-        rows = [_time(kind, model, bundle, int8, legacy, length, effort, folder) for length in lengths]
+        rows = [_time(kind, model, graphs, length, effort, folder) for length in lengths]
     return rows, figures
 
 
@@ -225,6 +228,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clearvoice", type=Path, metavar="FOLDER")
     parser.add_argument("--kind", choices=[kind.name for kind in KINDS], help="one of the models alone")
     parser.add_argument("--no-build", dest="build", action="store_false", help="leave the engines out")
+    parser.add_argument(
+        "--no-int8", dest="int8", action="store_false", help="leave int8 out, which takes long to choose"
+    )
     options = parser.parse_args(arguments)
     if options.clearvoice is not None:
         sys.path.insert(0, str(options.clearvoice))
@@ -233,7 +239,8 @@ def main(arguments: list[str] | None = None) -> None:
     figures: list[Figure] = []
     for kind in KINDS:
         if options.kind in (None, kind.name):
-            found = measure(kind, modules, quick=options.quick, build=options.build and not options.quick)
+            build = options.build and not options.quick
+            found = measure(kind, modules, quick=options.quick, build=build, int8=options.int8)
             rows, figures = rows + found[0], figures + found[1]
     columns = {"model": "kind", "length": "length", "ours, ms": "ours_ms", "int8, ms": "int8_ms"}
     columns |= {"legacy, ms": "legacy_ms", f"{DISTRIBUTION}, ms": "eager_ms", "times legacy": "against_legacy:.2f"}
@@ -242,27 +249,17 @@ def main(arguments: list[str] | None = None) -> None:
     write_json(options.json, {"speeds": list(map(asdict, rows)), "figures": list(map(asdict, figures))})
 
 
-def _time(
-    kind: Kind, model: nn.Module, bundle: Bundle, int8: Bundle, legacy: Path, length: int, effort: Effort, folder: Path
-) -> Row:
+def _time(kind: Kind, model: nn.Module, graphs: Mapping[str, Path], length: int, effort: Effort, folder: Path) -> Row:
     feeds = draw(kind, length)
     (example,) = (torch.from_numpy(values) for values in feeds.values())
-    path = bundle.get_graph_path()
-    timings = time_alternating(
-        {
-            "ours": bind_run(open_session(path), feeds),
-            "int8": bind_run(open_session(int8.get_graph_path()), feeds),
-            "legacy": bind_run(open_session(legacy), feeds),
-            "eager": lambda: model(example),
-        },
-        effort,
-    )
+    runs = {name: bind_run(open_session(path), feeds) for name, path in graphs.items()}
+    timings = time_alternating({**runs, "eager": lambda: model(example)}, effort)
     times = timings.medians_ms
     return Row(
-        *(kind.name, length, times["ours"], times["int8"], times["legacy"], times["eager"]),
+        *(kind.name, length, times["ours"], times.get("int8"), times["legacy"], times["eager"]),
         timings.compute_ratio("legacy", "ours"),
         timings.compute_ratio("eager", "ours"),
-        measure_products(path, feeds, folder),
+        measure_products(graphs["ours"], feeds, folder),
     )
 
 
