@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(flash_export.__file__).parent / "assets"
 OBJECTIVES = ["causal", "masked"]
-MAX_TOTAL_BYTES = 7_500_000
+MAX_TOTAL_BYTES = 10_500_000
 MAX_BITS_PER_BYTE = {"causal": 1.6, "masked": 1.1}
 HELDOUT: dict[str, dict[str, Any]] = {
     "causal": {"objective": "causal", "mask_token_id": None, "mask_fraction": None},
