@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BLOCK_SECONDS = 1.0
 EXTRA = "audio"
-FLOAT_TYPES = ("FLOAT", "DOUBLE")
+MAX_CHANNELS = 64  # each is kept in files of its own
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ def open_recording(path: Path) -> Recording:
         raise InputError(
             f"{format_path(path)} cannot be read as audio ({text}); give a WAV, FLAC or OGG file"
         ) from error
+    if found.channels > MAX_CHANNELS:
+        raise InputError(
+            f"{format_path(path)} has {found.channels} channels, more than {MAX_CHANNELS}; give some of them"
+        )
     if not found.num_samples:
         raise InputError(f"{format_path(path)} has no samples; give a file with sound in it")
     return found

@@ -30,6 +30,7 @@ _BLOCK_BYTES = 1 << 18
 # What clearvoice 0.1.2 does (config/inference/*.yaml), in seconds.
 ENHANCEMENT_WINDOW_S, ENHANCEMENT_WHOLE_S = 4.0, 20.0
 SEPARATION_WINDOW_S, SEPARATION_WHOLE_S = 2.0, 2.0
+MAX_WINDOW_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ def _cut(session: Session, window_s: float, whole_s: float, *, pads_whole: bool 
     Raises:
         ConfigError: The graph takes no such window.
     """
+    if not 0 < window_s <= MAX_WINDOW_S:
+        raise ConfigError(f"window={window_s:g} s is not usable; use a number above 0 and up to {MAX_WINDOW_S:g}")
     length = round(window_s * session.sample_rate)
     whole = max(round(whole_s * session.sample_rate), length)
     windows = Windows(length, min(whole, session.longest), pads_whole)
@@ -151,6 +154,8 @@ def _process(
     """Process every channel, and then write what was made of them all."""
     start, recording = time.perf_counter(), open_recording(source)
     _check_length(session, recording, windows)
+    if any(target.exists() and target.samefile(source) for target in targets):
+        raise InputError(f"{format_path(source)} is the recording itself, and would be replaced; write to another file")
     with ExitStack() as stack:
         channels = []
         for channel in range(recording.channels):
@@ -164,7 +169,7 @@ def _process(
             blocks = (resample(tracks[index].read(), recording, session.sample_rate) for tracks in channels)
             with write_recording(target, recording) as sound:
                 for parts in zip(*blocks, strict=True):
-                    sound.write(np.clip(np.stack(parts, axis=-1), -1.0, 1.0))
+                    sound.write(np.stack(parts, axis=-1))  # whole numbers are clipped, not wrapped
     elapsed_s, window_s = time.perf_counter() - start, windows.length / session.sample_rate
     return Processed(str(source), tuple(map(str, targets)), recording.seconds, elapsed_s, window_s, backend)
 

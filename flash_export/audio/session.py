@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from flash_export.config import FORWARD
+from flash_export.config import FORWARD, MAX_THREADS, check_count
 from flash_export.errors import ConfigError
 from flash_export.interface import BATCH, SEQ, Features, Waveform
 from flash_export.layers.spectrum import FULL_SCALE, Frames, compute_features, compute_spectrum, invert_spectrum
@@ -54,6 +54,7 @@ def open_enhancer(bundle: Bundle, backend: str, threads: int | None = None) -> I
         ConfigError: The bundle has another kind of model, or features that are not those of 48 kHz speech.
         BackendUnavailableError: The backend cannot be used here.
     """
+    check_count("threads", threads, MAX_THREADS)
     frames, interface = ENHANCEMENT_FRAMES, bundle.manifest.interface
     sizes = interface.inputs[0].shape[-1], interface.outputs[0].shape[-1]
     is_mask = interface.task == "signal" and isinstance(interface.inputs[0].content, Features)
@@ -95,6 +96,7 @@ def open_separator(bundle: Bundle, backend: str, threads: int | None = None) -> 
         ConfigError: The bundle has another kind of model.
         BackendUnavailableError: The backend cannot be used here.
     """
+    check_count("threads", threads, MAX_THREADS)
     interface = bundle.manifest.interface
     source, content = interface.outputs[0], interface.inputs[0].content
     if not isinstance(content, Waveform) or len(source.shape) != len((BATCH, "sources", SEQ)):

@@ -130,27 +130,28 @@ def load_checkpoint(
     )
 
 
-def read_foreign_weights(path: Path, family: str, weights_key: str) -> tuple[str, dict[str, Tensor]]:
+def read_foreign_weights(path: Path, family: str, weights_key: str, provenance: Mapping[str, str]) -> dict[str, Tensor]:
     """Read the weights that a bundle was made of, by the names of the library that they come from.
 
     Args:
         path: What was given to :func:`load_checkpoint`.
         family: Model family.
         weights_key: Where in the file they are, as the record of the import says.
-
-    Returns:
-        The hash of the file, and the tensors.
+        provenance: Name and hash of the file, as the manifest says.
 
     Raises:
-        CheckpointError: The file is missing or damaged.
-        ConfigError: There are no weights under the key.
+        CheckpointError: The file is missing, damaged, or another one.
     """
     file = find_weights_file(path) if path.is_dir() else path
-    weights = read_weights(file)
-    kind = get_family(family)
+    weights, kind = read_weights(file), get_family(family)
+    if weights.sha256 != provenance["sha256"]:
+        raise CheckpointError(
+            f"{file} has sha256 {weights.sha256[:12]}..., the bundle was made of {provenance['source']} with "
+            f"{provenance['sha256'][:12]}...; give that file"
+        )
     chosen = select_weight_set(weights.values, kind.anchors, file, weights_key)
     check_plain(chosen.tensors, file, kind.indices)
-    return weights.sha256, chosen.tensors
+    return chosen.tensors
 
 
 def _recognise(values: object, file: Path) -> tuple[str, list[str]]:

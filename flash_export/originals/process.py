@@ -82,12 +82,7 @@ class OriginalCheckpoint:
         if python is not None and not os.access(python, os.X_OK):
             raise ConfigError(f"{format_path(python)} cannot be run; give the path of a Python interpreter")
         family = bundle.read_config()["model_type"]
-        sha256, tensors = read_foreign_weights(checkpoint, family, bundle.manifest.imported.weights_key)
-        if sha256 != source["sha256"]:
-            raise CheckpointError(
-                f"{format_path(checkpoint)} has sha256 {sha256[:12]}..., the bundle was made of {source['source']} "
-                f"with {source['sha256'][:12]}...; give that file"
-            )
+        tensors = read_foreign_weights(checkpoint, family, bundle.manifest.imported.weights_key, source)
         return cls(bundle, library, tensors, sys.executable if python is None else os.path.abspath(python))
 
 

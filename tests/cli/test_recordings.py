@@ -112,7 +112,19 @@ def test_a_recording_of_the_model_s_rate_and_another_are_processed_alike(bundles
         (("enhance", "enhance", "nan.wav", "out.wav"), "nan.wav has samples that are not finite; give another file"),
         (("enhance", "enhance", "in.wav", "out.xyz"), "out.xyz has the ending of no format; use .wav, .flac or .ogg"),
         (("enhance", "enhance", "in.wav", "out.wav", "--window", "90"), "window=90 s is 4320000 samples at 48000 Hz"),
-        (("separate", "separate", "in.wav", "-o", "out", "--window", "0"), "window=0 s is 0 samples at 8000 Hz"),
+        (("separate", "separate", "in.wav", "-o", "out", "--window", "1e-3"), "window=0.001 s is 8 samples at 8000 Hz"),
+        (
+            ("separate", "separate", "in.wav", "-o", "out", "--window", "0"),
+            "window=0 s is not usable; use a number above",
+        ),
+        (
+            ("enhance", "enhance", "in.wav", "out.wav", "--window", "nan"),
+            "window=nan s is not usable; use a number above",
+        ),
+        (("enhance", "enhance", "in.wav", "out.wav", "--window", "1e30"), "window=1e+30 s is not usable; use a number"),
+        (("enhance", "enhance", "in.wav", "in.wav"), "in.wav is the recording itself, and would be replaced"),
+        (("enhance", "enhance", "many.wav", "out.wav"), "many.wav has 65 channels, more than 64; give some of them"),
+        (("enhance", "enhance", "in.wav", "out.wav", "--threads", "0"), "threads=0 is not usable"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -124,8 +136,9 @@ def test_what_does_not_fit_is_one_line(
     record(tmp_path / "empty.wav", 48000, 0)
     (tmp_path / "text.wav").write_text("no sound")
     soundfile.write(tmp_path / "nan.wav", np.full(48000, np.nan), 48000, subtype="FLOAT")
+    record(tmp_path / "many.wav", 48000, 0.1, 65)
     before = {path.name for path in tmp_path.iterdir()}
-    result = invoke(command[0], bundles / command[1], *command[2:], *THREADS)
+    result = invoke(command[0], bundles / command[1], *THREADS, *command[2:])
     assert result.exit_code == 2
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
