@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
-from flash_export.cli.main import main
 from flash_export.models.registry import FAMILIES
 from flash_export.originals.flash_pytorch import GauStack
+from tests.cli.commands import check, invoke
 from tests.models.clearvoice_release import RELEASE as CLEARVOICE
 from tests.models.clearvoice_release import import_clearvoice, randomise
 from tests.models.gau_alpha_release import RELEASE as GAU_ALPHA
@@ -35,16 +34,6 @@ pytestmark = pytest.mark.peer
 
 FLASH: dict[str, Any] = {"group_size": 16, "causal": True, "shift_tokens": True, "laplace_attn_fn": True}
 LENGTHS = ("--seq-lens", "1,17,40", "--threads", "1")
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def check(*arguments: object) -> Result:
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def save(model: nn.Module, path: Path) -> Path:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 from flash_export.bundle.bundle import Bundle
-from flash_export.cli.main import main
+from tests.cli.commands import check, invoke
 from tests.cli.planting import plant_fault
 from tests.models.gau_alpha_release import import_gau_alpha
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from click.testing import Result
     from torch import Tensor
 
     from tests.conftest import FolderSharer
@@ -38,16 +38,6 @@ CONFIG: dict[str, Any] = {
 FAMILY = ("--family", "gau_alpha")
 THREADS = ("--threads", "1")
 LENGTHS = ("--seq-lens", "1,5,32")
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def check(*arguments: object) -> Result:
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def to_bert4torch(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

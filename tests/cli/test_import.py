@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 from flash_export.bundle.bundle import Bundle
-from flash_export.cli.main import main
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.import_record import ImportRecord
+from tests.cli.commands import invoke
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from click.testing import Result
 
 ASSUMED: dict[str, Any] = {
     "shift_tokens": True,
@@ -25,10 +26,6 @@ ASSUMED: dict[str, Any] = {
 }
 ASSUMED_TEXT = "shift_tokens true, laplace_attn_fn false, library_version 0.1.9"
 EXPORT = ("--graphs", "forward", "--max-seq-len", "64")
-
-
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)))
 
 
 @pytest.fixture(scope="session")

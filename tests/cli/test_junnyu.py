@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 from flash_export.bundle.bundle import Bundle
-from flash_export.cli.main import main
 from flash_export.models.flash_quad import FlashQuadConfig
+from tests.cli.commands import check, invoke
 from tests.cli.planting import plant_fault
 from tests.models.junnyu_names import FLASH, make_flash, make_flash_quad, name_flash, name_flash_quad
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from click.testing import Result
 
     from flash_export.models.flash_quad import FlashQuadLayer
     from tests.conftest import FolderSharer
@@ -39,16 +40,6 @@ CONFIG: dict[str, Any] = {
 FAMILY = ("--family", "flash_quad")
 THREADS = ("--threads", "1")
 LENGTHS = ("--seq-lens", "1,5,32")
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def check(*arguments: object) -> Result:
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 from flash_export.bundle.bundle import Bundle
-from flash_export.cli.main import main
+from tests.cli.commands import check, invoke
 from tests.cli.planting import plant_fault
 from tests.models.clearvoice_release import import_clearvoice, randomise
 
@@ -28,16 +27,6 @@ SIZES = {"chunk_size": 16, "qk_dim": 8, "fsmn_dim": 8}
 FAMILY = ("--family", "mossformer2", "--set", "group_size=16")
 RATE = ("--set", "sampling_rate=8000")
 THREADS = ("--threads", "1")
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def check(*arguments: object) -> Result:
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def save_folder(model: nn.Module, folder: Path) -> None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
-from click.testing import CliRunner, Result
 
 from flash_export.cli.main import main
+from tests.cli.commands import invoke
 
 if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
@@ -24,10 +24,6 @@ SCRIPT = Path(sys.executable).parent / "flash-export"
 MARKUP = "x[/red]y [1, 2]"
 # Linux takes any bytes as a name; what is no UTF-8 cannot be written on other systems.
 NOT_UTF8 = os.fsdecode(b"b\xff")
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def test_names_with_markup_are_shown_by_every_command(

@@ -9,10 +9,9 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
-from flash_export.cli.main import main
 from flash_export.models.mossformer2 import Mossformer2Config, WaveformFrames, build_mossformer2
+from tests.cli.commands import check, invoke
 from tests.cli.test_json import load_schema, read_promises
 
 if TYPE_CHECKING:
@@ -25,16 +24,6 @@ pytest.importorskip("soxr", reason="soxr is not installed")
 
 SIZES: dict[str, Any] = {"dim": 8, "depth": 1, "hidden_dim": 16, "qk_dim": 4, "chunk_size": 32, "fsmn_dim": 4}
 THREADS = ("--threads", "1")
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def check(*arguments: object) -> Result:
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 from flash_export.bundle.bundle import Bundle
-from flash_export.cli.main import main
+from tests.cli.commands import check, invoke
 from tests.cli.planting import plant_fault
 from tests.models.mmpose_release import import_mmpose
 
@@ -42,16 +41,6 @@ HEAD: dict[str, Any] = {
 }
 FAMILY = ("--family", "rtmpose_gau")
 THREADS = ("--threads", "1")
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def check(*arguments: object) -> Result:
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @pytest.fixture(scope="session")

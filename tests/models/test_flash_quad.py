@@ -22,6 +22,7 @@ from flash_export.models.flash_quad import (
     turn_halves,
 )
 from tests.models.junnyu_names import QUAD, make_flash_quad
+from tests.models.macs import count_weight_macs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -203,17 +204,7 @@ def test_probes_read_the_quantities_in_order() -> None:
 
 
 def test_macs_are_those_of_the_products() -> None:
-    counted = 0
-
-    def count(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
-        nonlocal counted
-        counted += output.numel() * module.weight[0].numel()  # type: ignore[index]
-
-    model = make_model(CONFIG)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_hook(count)
-    model(torch.zeros(1, 5, dtype=torch.long))
+    counted = count_weight_macs(make_model(CONFIG), torch.zeros(1, 5, dtype=torch.long))
     between_tokens = 2 * 5 * 5 * (CONFIG.qk_dim + CONFIG.hidden_dim)
     assert CONFIG.count_macs(5) == counted + between_tokens + 5 * 8 * 17
 

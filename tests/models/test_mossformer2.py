@@ -19,6 +19,7 @@ from flash_export.models.mossformer2 import (
     WaveformFrames,
     build_mossformer2,
 )
+from tests.models.macs import count_weight_macs
 
 ENHANCEMENT = Mossformer2Config(
     in_channels=5, dim=8, depth=2, hidden_dim=14, out_channels=9, qk_dim=6, chunk_size=4, fsmn_dim=10
@@ -119,19 +120,7 @@ def test_probes_read_the_quantities_in_order(config: Mossformer2Config) -> None:
 
 @CONFIGS
 def test_macs_are_those_of_the_products_and_convolutions(config: Mossformer2Config) -> None:
-    counted = 0
-
-    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        nonlocal counted
-        if isinstance(module, torch.nn.ConvTranspose1d):
-            counted += inputs[0].numel() * module.weight[0].numel()
-        elif isinstance(module, torch.nn.Linear | torch.nn.Conv1d):
-            counted += output.numel() * module.weight[0].numel()
-
-    model = make_model(config)
-    for module in model.modules():
-        module.register_forward_hook(count)
-    model(draw(config, 1, 33))
+    counted = count_weight_macs(make_model(config), draw(config, 1, 33))
     num_frames = config.interface.count_frames(33)
     both, padded_len = 2 * config.hidden_dim, -(-num_frames // 4) * 4
     between_frames = 4 * padded_len * (config.qk_dim + both) + 2 * num_frames * config.qk_dim * both

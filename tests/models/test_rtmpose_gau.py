@@ -18,6 +18,7 @@ from flash_export.models.rtmpose_gau import (
     compute_turns,
     turn_halves,
 )
+from tests.models.macs import count_weight_macs
 
 HEAD = SimccHead(in_channels=5, map_width=3, map_height=4, kernel_size=3, image_width=19, image_height=20)
 BLOCK = RtmposeGauConfig(num_keypoints=6, dim=8, hidden_dim=12, out_dim=8, qk_dim=4)
@@ -59,17 +60,7 @@ def test_probes_read_the_quantities_in_order(config: RtmposeGauConfig, around: l
 
 
 def test_macs_are_those_of_the_products() -> None:
-    counted = 0
-
-    def count(module: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
-        nonlocal counted
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-            counted += output.numel() * module.weight[0].numel()
-
-    model = RtmposeGauModel(WITH_HEAD)
-    for module in model.modules():
-        module.register_forward_hook(count)
-    model(torch.zeros(1, 5, 4, 3))
+    counted = count_weight_macs(RtmposeGauModel(WITH_HEAD), torch.zeros(1, 5, 4, 3))
     between_keypoints = 6 * 6 * (BLOCK.qk_dim + BLOCK.hidden_dim)
     assert WITH_HEAD.count_macs(6) == counted + between_keypoints
 
