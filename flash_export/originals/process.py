@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -79,7 +79,7 @@ class OriginalCheckpoint:
                 f"{format_path(bundle.path)} was exported from weights of {library!r}; this version can run "
                 f"{', '.join(LIBRARIES)}"
             )
-        if python is not None and not os.access(python, os.X_OK):
+        if python is not None and not (python.is_file() and os.access(python, os.X_OK)):
             raise ConfigError(f"{format_path(python)} cannot be run; give the path of a Python interpreter")
         family = bundle.read_config()["model_type"]
         tensors = read_foreign_weights(checkpoint, family, bundle.manifest.imported.weights_key, source)
@@ -134,7 +134,8 @@ class OriginalRunner:
         """Start the process and build the model.
 
         Raises:
-            BackendUnavailableError: The library is not installed there, or the process does not start.
+            ConfigError: It cannot be started, or is no Python interpreter.
+            BackendUnavailableError: The library is not installed there, or the process ends.
             CheckpointError: The weights do not fit the library as it is installed.
         """
         import torch
@@ -144,10 +145,8 @@ class OriginalRunner:
         torch.save(dict(self._checkpoint.tensors), weights)
         self._messages = self._stack.enter_context(tempfile.TemporaryFile())
         command = [self._checkpoint.python, "-I", "-c", BOOTSTRAP, PACKAGE_FOLDER]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._messages, cwd=os.sep
-        )
         try:
+            self._process = self._start(command)
             example = RandomSource(self._interface).draw(1, self._interface.fixed_len or self._interface.min_len)
             request = {
                 "library": self._checkpoint.library,
@@ -169,6 +168,16 @@ class OriginalRunner:
         """End the process."""
         self._stop()
 
+    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._messages, cwd=os.sep
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"{command[0]} does not start ({error.strerror}); give the path of a Python interpreter"
+            ) from error
+
     def _stop(self) -> None:
         if self._process is not None:
             self._process.kill()
@@ -183,8 +192,13 @@ class OriginalRunner:
         assert process is not None  # see __enter__
         requests, answers = cast("BinaryIO", process.stdin), cast("BinaryIO", process.stdout)
         try:
-            write_message(requests, values, arrays)
+            with suppress(BrokenPipeError):  # what the process wrote before it ended says more
+                write_message(requests, values, arrays)
             answer, outputs = read_message(answers)
+        except ValueError as error:
+            raise ConfigError(
+                f"{python} is no Python interpreter ({error}); name one with --original-python"
+            ) from error
         except (EOFError, OSError) as error:
             code = process.wait()
             self._messages.seek(0)

@@ -27,15 +27,18 @@ if TYPE_CHECKING:
 
 # By the name that the record of a family has for the library.
 LIBRARIES = {name: name.replace("-", "_") for name in ("flash-pytorch", "gau-alpha", "mmpose", "clearvoice")}
-_SIZE = struct.Struct("<Q")
+# Before the sizes of a message's two parts: what else writes to the pipe is not taken for a size.
+_MARK = b"flash-export 1\n"
+_SIZES = struct.Struct("<QQ")
 
 
 def write_message(stream: BinaryIO, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Write a message and flush it."""
     packed = io.BytesIO()
     np.savez(packed, **arrays)  # type: ignore[arg-type]
-    for part in (json.dumps(values).encode(), packed.getvalue()):
-        stream.write(_SIZE.pack(len(part)))
+    parts = json.dumps(values).encode(), packed.getvalue()
+    stream.write(_MARK + _SIZES.pack(*map(len, parts)))
+    for part in parts:
         stream.write(part)
     stream.flush()
 
@@ -45,17 +48,18 @@ def read_message(stream: BinaryIO) -> Message:
 
     Raises:
         EOFError: The other side is gone.
+        ValueError: It wrote something else.
     """
-    parts = []
-    for _ in range(2):
-        header = stream.read(_SIZE.size)
-        if len(header) < _SIZE.size:
-            raise EOFError
-        (size,) = _SIZE.unpack(header)
-        part = stream.read(size)
-        if len(part) < size:
-            raise EOFError
-        parts.append(part)
+    mark = stream.read(len(_MARK))
+    if not _MARK.startswith(mark):
+        raise ValueError(f"it wrote {mark!r}")
+    header = stream.read(_SIZES.size)
+    if len(header) < _SIZES.size:
+        raise EOFError
+    sizes = _SIZES.unpack(header)
+    parts = [stream.read(size) for size in sizes]
+    if list(map(len, parts)) != list(sizes):
+        raise EOFError
     with np.load(io.BytesIO(parts[1]), allow_pickle=False) as archive:
         return json.loads(parts[0]), {name: archive[name] for name in archive.files}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -218,6 +219,18 @@ def test_an_interpreter_that_is_none_is_refused(flash: Path, tmp_path: Path) -> 
     result = invoke(*asked, "--original-python", tmp_path / "python")
     assert result.exit_code == 2
     assert "python cannot be run; give the path of a Python interpreter" in result.stderr
+    result = invoke(*asked, "--original-python", tmp_path)
+    assert result.exit_code == 2
+    assert "cannot be run; give the path of a Python interpreter" in result.stderr
+    no_program = tmp_path / "no-program"
+    no_program.write_bytes(b"\x7fELF and nothing more")
+    no_program.chmod(0o755)
+    result = invoke(*asked, "--original-python", no_program)
+    assert result.exit_code == 2
+    assert "no-program does not start (Exec format error); give the path of a Python interpreter" in result.stderr
+    result = invoke(*asked, "--original-python", shutil.which("echo"))
+    assert result.exit_code == 2
+    assert "echo is no Python interpreter (it wrote b'-I -c import sy'); name one" in result.stderr
     silent = tmp_path / "silent"
     silent.write_text("#!/bin/sh\necho no memory >&2\nexit 3\n")
     silent.chmod(0o755)
