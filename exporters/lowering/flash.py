@@ -74,10 +74,10 @@ class Heads(nn.Module):
         self.widths = [rotary_dim, offset_scale.gamma.shape[1] - rotary_dim, rotary_dim]
 
     def forward(
-        self, z: Float[Tensor, "b g 1 c q"], cos: Float[Tensor, "#b g 1 c r"], sin: Float[Tensor, "#b g 1 c r"]
-    ) -> tuple[Float[Tensor, "b g 1 c s"], ...]:
-        """Return the heads of each token."""
-        return self.rotate(z, cos, sin, self.gamma, self.beta).split(1, dim=2)
+        self, z: Float[Tensor, "*b 1 c q"], cos: Float[Tensor, "*b 1 c r"], sin: Float[Tensor, "*b 1 c r"]
+    ) -> Float[Tensor, "*b h c s"]:
+        """Return the heads of each token, beside each other where z has an axis of 1."""
+        return self.rotate(z, cos, sin, self.gamma, self.beta)
 
     def rotate(
         self,
@@ -147,10 +147,11 @@ class LinearAttention(nn.Module):
         k: Float[Tensor, "b g 1 c s"],
         v: Float[Tensor, "b g 1 c e"],
         inverse_length: Float[Tensor, "#b 1 1 1 1"] | None,
+        quantity: str = "kv",
     ) -> Float[Tensor, "b g 1 c e"]:
         """Attend; the causal divisor is in k, so that ``inverse_length`` is None there alone."""
         kv = self.precision.narrow(self.sum_products(k, v, inverse_length), "kv")
-        return self.precision.multiply(q, mark(kv, "kv", order="heads", axis=-2), "linear")
+        return self.precision.multiply(q, mark(kv, quantity, order="heads", axis=-2), "linear")
 
     def sum_products(
         self, k: Float[Tensor, "b g 1 c s"], v: Float[Tensor, "b g 1 c e"], inverse_length: Tensor | None
@@ -222,7 +223,9 @@ class LoweredFlashLayer(GatedOutput):
         value, gate, z = self.projection(normed)
         quad_q, lin_q, quad_k, lin_k = (
             mark(head, name, 1 / factor, order="heads")
-            for head, name, factor in zip(self.heads(z, cos, sin), HEADS, self.heads.factors, strict=True)
+            for head, name, factor in zip(
+                self.heads(z, cos, sin).split(1, dim=2), HEADS, self.heads.factors, strict=True
+            )
         )
         if valid is not None:
             value = self.precision.combine(torch.mul, value, valid, "value")

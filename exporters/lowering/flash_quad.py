@@ -28,7 +28,7 @@ from flash_export.exporters.lowering.shared_modules import (
     apply_silu,
 )
 from flash_export.exporters.marks import mark
-from flash_export.exporters.spelling import look_up
+from flash_export.exporters.spelling import gather
 from flash_export.layers.activation import RELU2
 from flash_export.models.flash_quad import RmsScaleNorm, compute_angles, compute_sinusoid
 
@@ -143,7 +143,7 @@ class LoweredFlashQuadLayer(nn.Module):
         k = mark(self.key(*z, turns), "k")
         if valid is not None:
             value = precision.combine(torch.mul, value, valid, "value")
-        bias = look_up(self.bias_by_distance, distances)
+        bias = gather(self.bias_by_distance, distances)
         scores = precision.combine(torch.add, precision.multiply(q, k.mT, "scores"), bias, "scores")
         weights = mark(apply_attention_fn(scores, RELU2, precision), "weights")
         mixed = mark(precision.multiply(weights, value, "mixed"), "mixed")

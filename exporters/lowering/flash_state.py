@@ -141,7 +141,7 @@ class PrefillLayer(StatefulLayer):
             shift = self.store(take_at(normed, end.token)[:, normed.shape[-1] // 2 :], "normed")
             normed = shift_half_token(normed, places, precision.narrow(past.shift, "normed"))
         v, gate, z = self.projection(normed)
-        quad_q, lin_q, quad_k, lin_k = self.heads(z, cos, sin)
+        quad_q, lin_q, quad_k, lin_k = self.heads(z, cos, sin).split(1, dim=2)
         kv = self.multiply_chunks(lin_k, v)  # (b, g, 1, s, e)
         before = sum_earlier_chunks(kv) + (past.kv + self.sum_cached(past)).unsqueeze(1).unsqueeze(1)
         quadratic = self.quadratic(quad_q, quad_k, v)

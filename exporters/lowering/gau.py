@@ -27,7 +27,7 @@ from flash_export.exporters.lowering.shared_modules import (
     lower_norm,
 )
 from flash_export.exporters.marks import mark
-from flash_export.exporters.spelling import look_up
+from flash_export.exporters.spelling import gather
 from flash_export.layers.activation import RELU2
 from flash_export.layers.position import MAX_DISTANCE, compute_t5_buckets
 
@@ -88,7 +88,7 @@ class LoweredGauLayer(nn.Module):
         q, k = mark(q, "q", 1 / self.score_factor), mark(k, "k")
         if value_weight is not None:
             value = precision.combine(torch.mul, value, value_weight, "value")
-        scores = precision.multiply(q, k.mT, "scores") + look_up(self.bias_by_distance, distance_index)
+        scores = precision.multiply(q, k.mT, "scores") + gather(self.bias_by_distance, distance_index)
         if self.attention_fn != RELU2:
             slope, shift = get_score_line(self.attention_fn)
             scores = widen(scores) * (inverse_length * slope) - shift

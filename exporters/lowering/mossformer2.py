@@ -2,7 +2,7 @@
 
 Frames stand between an axis of 1 and their channels throughout, as convolutions want them, see :class:`TimeConv`. Only
 the attention is padded to whole chunks and cut into them; what norms and convolutions see ends where the sequence does.
-What reads one input is one product, and both branches of the attention are taken of values and gates at once.
+Values and gates are products of their own: cutting them out of one would copy them, and take TensorRT 13 layers.
 
 Axes: b batch, n frame, g chunk, c frame in a chunk, i feature of a frame, d model width, e width of values and of
 gates, s query/key width, r rotated width, k speaker, o width of a mask.
@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from flash_export.exporters.lowering.base import LoweredModel, Lowering
 from flash_export.exporters.lowering.flash import FP16_KEY_DIVISOR, Heads, LinearAttention
 from flash_export.exporters.lowering.fold import (
-    fold_norm_gain,
     order_channels,
     order_rotary_columns,
     repeat_frequencies,
@@ -28,9 +26,9 @@ from flash_export.exporters.lowering.mossformer2_around import Decoder, Encoder,
 from flash_export.exporters.lowering.mossformer2_memory import LoweredMemory
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.lowering.shared_modules import RESIDUAL, WEIGHTS, LoweredScaleNorm, apply_attention_fn
-from flash_export.exporters.lowering.time_conv import ConvolvedProjection
+from flash_export.exporters.lowering.time_conv import fold_feed_forward
 from flash_export.exporters.marks import mark
-from flash_export.exporters.spelling import reshape, shift_half_token
+from flash_export.exporters.spelling import gather, reshape, shift_half_token
 from flash_export.layers.activation import RELU2
 from flash_export.models.mossformer2 import SeparationModel
 from flash_export.models.mossformer2_layer import HEADS
@@ -48,81 +46,69 @@ if TYPE_CHECKING:
 class Frames(NamedTuple):
     """What depends on the number of frames alone, and is computed once for all blocks."""
 
-    padding: int
+    in_chunks: Int[Tensor, "g c"]
+    valid: Float[Tensor, "1 1 g c 1"]
     kept: Int[Tensor, " n"]
     places: Int[Tensor, " 2n"]
-    cos: Float[Tensor, "1 1 1 n r"]
-    sin: Float[Tensor, "1 1 1 n r"]
-    inverse_length: Float[Tensor, "1 1 1 1 1"]
+    cos: Float[Tensor, "1 1 n r"]
+    sin: Float[Tensor, "1 1 n r"]
+    inverse_length: Float[Tensor, "1 1 1 1"]
 
 
 class LoweredAttention(nn.Module):
     """The gated attention of a block: from its input to what passes the gate."""
 
     def __init__(self, layer: Mossformer2Layer, rotary_dim: int, precision: Precision = FP32) -> None:
-        """Fold the weights of the reference block; values, gates, queries and keys are one product."""
+        """Fold the weights of the reference block."""
         super().__init__()
         config, self.precision = layer.config, precision
-        to_hidden, to_qk = layer.to_hidden, layer.to_qk
-        self.norm = LoweredScaleNorm(cast("ScaleNorm", to_hidden.norm))
+        self.norm = LoweredScaleNorm(cast("ScaleNorm", layer.to_hidden.norm))
         columns, signs = order_rotary_columns(config.qk_dim, rotary_dim)
-        both_width = 2 * config.hidden_dim
-        self.widths = [both_width, len(columns)]
-        self.projection = ConvolvedProjection(
-            torch.cat([fold_norm_gain(one.linear.weight, one.norm) for one in (to_hidden, to_qk)]),
-            torch.cat([one.linear.bias for one in (to_hidden, to_qk)]),
-            [to_hidden.conv, to_qk.conv],
-            precision,
-            "hidden",
-            torch.cat((torch.arange(both_width), both_width + columns)),
-        )
+        values, gates = torch.arange(2 * config.hidden_dim).chunk(2)
+        self.to_value = fold_feed_forward(layer.to_hidden, precision, "hidden", values)
+        self.to_gate = fold_feed_forward(layer.to_hidden, precision, "hidden", gates)
+        self.to_qk = fold_feed_forward(layer.to_qk, precision, "hidden", columns)
         key_divisor = FP16_KEY_DIVISOR if precision.name == "fp16" else 1.0
         factors = [1 / config.chunk_size, 1.0, 1.0, 1 / key_divisor]
         self.heads = Heads(layer.qk_offset_scale, factors, columns, signs, rotary_dim, precision)
         # All frames are one chunk to the linear branch, which then need not be padded.
         self.linear = LinearAttention(key_divisor, sum_over_chunks=False, precision=precision)
-        self.chunk_size, self.hidden_dim = config.chunk_size, config.hidden_dim
 
     def forward(self, x: Float[Tensor, "b 1 n d"], frames: Frames) -> Float[Tensor, "b 1 n e"]:
-        """Attend."""
+        """Attend: ``(A gate * value) * sigmoid(A value * gate)``."""
         precision = self.precision
-        shifted = mark(shift_half_token(x, frames.places), "shifted")
-        hidden = self.projection(precision.narrow(self.norm(shifted), "normed"))
-        both, z = reshape(hidden, [0, 1, 1, -1, sum(self.widths)]).split(self.widths, dim=-1)
+        normed = precision.narrow(self.norm(mark(shift_half_token(x, frames.places), "shifted")), "normed")
+        value, gate = mark(self.to_value(normed), "value"), mark(self.to_gate(normed), "gate")
+        heads = self.heads(self.to_qk(normed), frames.cos, frames.sin)
         quad_q, lin_q, quad_k, lin_k = (
             mark(head, name, 1 / factor, order="heads")
-            for head, name, factor in zip(self.heads(z, frames.cos, frames.sin), HEADS, self.heads.factors, strict=True)
+            for head, name, factor in zip(heads.split(1, dim=1), HEADS, self.heads.factors, strict=True)
         )
-        quadratic = mark(self._attend_in_chunks(quad_q, quad_k, both, frames), "quadratic")
-        linear = mark(self.linear(lin_q, lin_k, both, frames.inverse_length), "linear")
-        attended = precision.combine(torch.add, quadratic, linear, "attended")
-        return mark(reshape(self._apply_gates(both, attended), [0, 1, -1, self.hidden_dim]), "gated")
+        weights = mark(self._weigh(quad_q, quad_k, frames), "weights")
+
+        def attend(values: Tensor, name: str) -> Tensor:
+            quadratic = mark(self._attend_in_chunks(weights, values, frames), f"quadratic_{name}")
+            linear = self.linear(lin_q, lin_k, values, frames.inverse_length, f"kv_{name}")
+            return precision.combine(torch.add, quadratic, mark(linear, f"linear_{name}"), "attended")
+
+        passing = torch.sigmoid(precision.combine(torch.mul, attend(value, "value"), gate, "gated"))
+        gated = precision.combine(torch.mul, attend(gate, "gate"), value, "gated")
+        return mark(precision.combine(torch.mul, gated, passing, "gated"), "gated")
+
+    def _weigh(
+        self, q: Float[Tensor, "b 1 n s"], k: Float[Tensor, "b 1 n s"], frames: Frames
+    ) -> Float[Tensor, "b 1 g c c"]:
+        """Return ``relu²(q k^T)`` inside each chunk; keys beyond the end are 0, and so are their weights."""
+        q, k = (gather(x, frames.in_chunks, axis=2) for x in (q, k))
+        k = self.precision.combine(torch.mul, k, frames.valid, "heads")
+        return apply_attention_fn(self.precision.multiply(q, k.mT, "scores"), RELU2, self.precision)
 
     def _attend_in_chunks(
-        self,
-        q: Float[Tensor, "b 1 1 n s"],
-        k: Float[Tensor, "b 1 1 n s"],
-        both: Float[Tensor, "b 1 1 n 2e"],
-        frames: Frames,
-    ) -> Float[Tensor, "b 1 1 n 2e"]:
-        """Return ``relu²(q k^T) both`` inside each chunk; keys beyond the end are 0, and so are their weights."""
-        q, k, both = (
-            reshape(F.pad(x, (0, 0, 0, frames.padding)), [0, -1, 1, self.chunk_size, x.shape[-1]]) for x in (q, k, both)
-        )
-        scores = self.precision.multiply(q, k.mT, "scores")
-        weights = mark(apply_attention_fn(scores, RELU2, self.precision), "weights")  # (b, g, 1, c, c)
-        attended = self.precision.multiply(weights, both, "quadratic")
-        return reshape(attended, [0, 1, 1, -1, both.shape[-1]]).index_select(3, frames.kept)
-
-    def _apply_gates(self, both: Float[Tensor, "*b 2e"], attended: Float[Tensor, "*b 2e"]) -> Float[Tensor, "*b e"]:
-        """Return ``(A gate * value) * sigmoid(A value * gate)``."""
-        precision = self.precision
-        value, gate = both.chunk(2, dim=-1)
-        value, gate = mark(value, "value"), mark(gate, "gate")
-        attended_value, attended_gate = attended.chunk(2, dim=-1)
-        passing = torch.sigmoid(precision.combine(torch.mul, attended_value, gate, "gated"))
-        gated = precision.combine(torch.mul, attended_gate, value, "gated")
-        return precision.combine(torch.mul, gated, passing, "gated")
+        self, weights: Float[Tensor, "b 1 g c c"], values: Float[Tensor, "b 1 n e"], frames: Frames
+    ) -> Float[Tensor, "b 1 n e"]:
+        """Return the weighted sums, those beyond the end cut off."""
+        attended = self.precision.multiply(weights, gather(values, frames.in_chunks, axis=2), "quadratic")
+        return gather(reshape(attended, [0, 1, -1, values.shape[-1]]), frames.kept, axis=2)
 
 
 class LoweredMossformer2Layer(nn.Module):
@@ -137,8 +123,7 @@ class LoweredMossformer2Layer(nn.Module):
         self.attention = LoweredAttention(layer, rotary_dim, precision)
         to_out = layer.to_out
         self.norm = LoweredScaleNorm(cast("ScaleNorm", to_out.norm))
-        weight = fold_norm_gain(to_out.linear.weight, to_out.norm)
-        self.out = ConvolvedProjection(weight, to_out.linear.bias, [to_out.conv], precision, "update", channels)
+        self.out = fold_feed_forward(to_out, precision, "update", channels)
         self.memory = LoweredMemory(layer, channels, precision)
 
     def forward(self, x: Float[Tensor, "b 1 n d"], frames: Frames) -> Float[Tensor, "b 1 n d"]:
@@ -193,15 +178,18 @@ class LoweredMossformer2(LoweredModel):
         """Return what all blocks need to know of the number of frames."""
         chunk_size = self.config.chunk_size
         padded_len = (num_frames + chunk_size - 1) // chunk_size * chunk_size
-        angles = reshape(positions, [1, 1, 1, -1, 1]) * self.freqs
-        cos, sin = (self.precision.narrow(turn, "turns") for turn in (angles.cos(), angles.sin()))
+        places = reshape(torch.arange(padded_len, dtype=torch.int32), [-1, chunk_size])
+        valid = reshape((places < num_frames).float(), [1, 1, -1, chunk_size, 1])
+        angles = reshape(positions, [1, 1, -1, 1]) * self.freqs
+        cos, sin, valid = (self.precision.narrow(x, "turns") for x in (angles.cos(), angles.sin(), valid))
         return Frames(
-            padding=padded_len - num_frames,
-            kept=torch.arange(num_frames),
+            in_chunks=places.clamp(max=num_frames - 1),  # the last frame stands in for what is beyond it
+            valid=valid,
+            kept=torch.arange(num_frames, dtype=torch.int32),
             places=torch.arange(2 * num_frames),
             cos=cos,
             sin=sin,
-            inverse_length=1 / torch.ones_like(positions).sum().reshape(1, 1, 1, 1, 1),
+            inverse_length=1 / torch.ones_like(positions).sum().reshape(1, 1, 1, 1),
         )
 
 

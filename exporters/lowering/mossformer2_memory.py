@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.lowering.shared_modules import lower_norm
-from flash_export.exporters.lowering.time_conv import ConvolvedProjection, TimeConv, add_identity
+from flash_export.exporters.lowering.time_conv import TimeConv, add_identity, fold_feed_forward, fold_norm
 from flash_export.exporters.marks import mark
 from flash_export.layers.fsmn import DilatedMemory
 
@@ -22,14 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_export.exporters.lowering.precision import Precision
-    from flash_export.layers.convolution import FeedForwardConv
     from flash_export.layers.fsmn import DilatedStage, Fsmn
     from flash_export.models.mossformer2_layer import Mossformer2Layer
-
-
-def fold_layer_norm(norm: nn.LayerNorm, linear: nn.Linear) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"]]:
-    """Return weight and bias of a projection with what the norm before it learned: only that it norms is left."""
-    return linear.weight * norm.weight, linear.weight @ norm.bias + linear.bias
 
 
 class LoweredMemory(nn.Module):
@@ -44,10 +38,10 @@ class LoweredMemory(nn.Module):
         self.reduce_weight = nn.Buffer(precision.narrow(linear.weight.mT[channels], "reduction").contiguous())
         self.reduce_bias = nn.Buffer(precision.narrow(linear.bias, "reduction").clone())
         self.slope = float(prelu.weight)
-        self.features = fold_features(layer.to_u, layer.to_v, precision)
+        self.to_u, self.to_v = (fold_feed_forward(one, precision, "features") for one in (layer.to_u, layer.to_v))
         self.fsmn = LoweredFsmn(layer.fsmn, precision)
         self.eps = cast("nn.LayerNorm", layer.to_u.norm).eps
-        weight, bias = fold_layer_norm(cast("nn.LayerNorm", layer.expand[0]), cast("nn.Linear", layer.expand[1]))
+        weight, bias = fold_norm(layer.expand[0], cast("nn.Linear", layer.expand[1]))
         self.expand_weight = nn.Buffer(precision.narrow(weight.mT[:, channels], "expansion").contiguous())
         self.expand_bias = nn.Buffer(bias[channels].clone())
 
@@ -57,22 +51,15 @@ class LoweredMemory(nn.Module):
         product = precision.multiply(x, self.reduce_weight, "reduction")
         product = precision.combine(torch.add, product, self.reduce_bias, "reduction")
         reduced = mark(precision.narrow(self.norm(F.leaky_relu(product, self.slope)), "reduced"), "reduced")
-        u, v = self.features(precision.narrow(self._normalise(reduced), "features_in")).chunk(2, dim=-1)
-        remembered = mark(self.fsmn(u), "remembered")
-        recalled = precision.combine(torch.mul, v, remembered, "recalled")
+        features_in = precision.narrow(self._normalise(reduced), "features_in")
+        remembered = mark(self.fsmn(self.to_u(features_in)), "remembered")
+        recalled = precision.combine(torch.mul, self.to_v(features_in), remembered, "recalled")
         recalled = precision.combine(torch.add, recalled, reduced, "recalled")
         normed = precision.narrow(self._normalise(recalled), "expansion_in")
         return widen(precision.multiply(normed, self.expand_weight, "expansion")) + self.expand_bias
 
     def _normalise(self, x: Float[Tensor, "b 1 n f"]) -> Float[Tensor, "b 1 n f"]:
         return F.layer_norm(widen(x), x.shape[-1:], eps=self.eps)
-
-
-def fold_features(to_u: FeedForwardConv, to_v: FeedForwardConv, precision: Precision) -> ConvolvedProjection:
-    """Return both layers as one: they read the same, and differ in what their norms learned."""
-    folded = [fold_layer_norm(cast("nn.LayerNorm", one.norm), one.linear) for one in (to_u, to_v)]
-    weight, bias = (torch.cat(parts) for parts in zip(*folded, strict=True))
-    return ConvolvedProjection(weight, bias, [to_u.conv, to_v.conv], precision, "features")
 
 
 class LoweredFsmn(nn.Module):

@@ -11,15 +11,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from flash_export.exporters.lowering.fold import fold_norm_gain
 from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.shared_modules import apply_silu
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
     from torch import Tensor
 
     from flash_export.exporters.lowering.precision import Precision
-    from flash_export.layers.convolution import DepthwiseConv
+    from flash_export.layers.convolution import FeedForwardConv
 
 
 def add_identity(kernel: Float[Tensor, "w 1 k"]) -> Float[Tensor, "w 1 k"]:
@@ -54,37 +55,49 @@ class TimeConv(nn.Module):
 
 
 class ConvolvedProjection(nn.Module):
-    """``h + conv(h)`` of ``h = silu(x W + b)``: MossFormer2's feed-forward layers behind their norm, several in one."""
+    """``h + conv(h)`` of ``h = silu(x W + b)``: a feed-forward layer of MossFormer2 behind its norm."""
 
     def __init__(
         self,
         weight: Float[Tensor, "w d"],
         bias: Float[Tensor, " w"],
-        convs: list[DepthwiseConv],
+        kernel: Float[Tensor, "w 1 k"],
         precision: Precision,
         name: str,
-        columns: Tensor | None = None,
     ) -> None:
-        """Take the weights of the layers below each other.
-
-        Args:
-            weight: As layers store it, what the norms before them learned folded into it.
-            bias: Of the projection.
-            convs: Convolutions of the layers.
-            precision: What all is computed in.
-            name: What it calls the result.
-            columns: Channels in the order in which they are wanted, repetitions allowed; None: as they are.
-        """
+        """Take the weights, what the norm before it learned folded into them; ``name`` is what precision calls all."""
         super().__init__()
         self.precision, self.name = precision, name
-        kernel = add_identity(torch.cat([conv.weight for conv in convs]))
-        if columns is not None:
-            weight, bias, kernel = weight[columns], bias[columns], kernel[columns]
         self.weight = nn.Buffer(precision.narrow(weight.mT, name).contiguous())
         self.bias = nn.Buffer(precision.narrow(bias, name).clone())
         self.conv = TimeConv(kernel, precision, name)
 
     def forward(self, x: Float[Tensor, "b 1 n d"]) -> Float[Tensor, "b 1 n w"]:
-        """Return the features of all layers side by side."""
+        """Return the features."""
         product = self.precision.multiply(x, self.weight, self.name)
         return self.conv(apply_silu(self.precision.combine(torch.add, product, self.bias, self.name)))
+
+
+def fold_feed_forward(
+    layer: FeedForwardConv, precision: Precision, name: str, channels: Int[Tensor, " w"] | None = None
+) -> ConvolvedProjection:
+    """Return a layer with what its norm learned folded into the projection, and only that it norms left to be done.
+
+    Args:
+        layer: Of the reference, behind a scale norm or a layer norm.
+        precision: What all is computed in.
+        name: What it calls the result.
+        channels: Which of its outputs, repetitions allowed, in the order in which they are wanted; None: all.
+    """
+    weight, bias = fold_norm(layer.norm, layer.linear)
+    kernel = add_identity(layer.conv.weight)
+    if channels is not None:
+        weight, bias, kernel = weight[channels], bias[channels], kernel[channels]
+    return ConvolvedProjection(weight, bias, kernel, precision, name)
+
+
+def fold_norm(norm: nn.Module, linear: nn.Linear) -> tuple[Float[Tensor, "o i"], Float[Tensor, " o"]]:
+    """Return weight and bias of a projection with what the norm before it learned."""
+    if isinstance(norm, nn.LayerNorm):
+        return linear.weight * norm.weight, linear.weight @ norm.bias + linear.bias
+    return fold_norm_gain(linear.weight, norm), linear.bias

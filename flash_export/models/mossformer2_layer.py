@@ -60,25 +60,26 @@ class Mossformer2Layer(nn.Module):
         """Return ``(A gate * value) * sigmoid(A value * gate)``, A being both branches of the attention."""
         tap, shifted = self.tap, self.tap("shifted", shift_tokens(x))
         value, gate = self.to_hidden(shifted).chunk(2, dim=-1)
-        both = torch.cat((tap("value", value), tap("gate", gate)), dim=-1)  # (b, n, 2e)
+        value, gate = tap("value", value), tap("gate", gate)
         quad_q, lin_q, quad_k, lin_k = (
             tap(name, rotary(head, positions))
             for name, head in zip(HEADS, self.qk_offset_scale(self.to_qk(shifted)), strict=True)
         )
-        quadratic = tap("quadratic", self.attend_in_chunks(quad_q, quad_k, both))
-        kv = tap("kv", lin_k.mT @ both / both.shape[1])  # (b, s, 2e)
-        linear = tap("linear", lin_q @ kv)
-        attended_value, attended_gate = (quadratic + linear).chunk(2, dim=-1)
-        return tap("gated", (attended_gate * value) * torch.sigmoid(attended_value * gate))
+        weights = tap("weights", self.weigh_in_chunks(quad_q, quad_k))
 
-    def attend_in_chunks(
-        self, q: Float[Tensor, "b n s"], k: Float[Tensor, "b n s"], both: Float[Tensor, "b n 2e"]
-    ) -> Float[Tensor, "b n 2e"]:
-        """Return ``relu²(q k^T / C) both`` inside each chunk; keys beyond the end are 0, and so are their weights."""
-        chunk_size, num_frames = self.config.chunk_size, both.shape[1]
-        q, k, both = (split_into_chunks(x, chunk_size) for x in (q, k, both))  # (b, g, c, ...)
-        weights = self.tap("weights", relu_squared(q @ k.mT / chunk_size))
-        return (weights @ both).flatten(1, 2)[:, :num_frames]
+        def attend_to(values: Tensor, name: str) -> Tensor:
+            # Keys beyond the end are 0, and so are their weights.
+            in_chunks = weights @ split_into_chunks(values, self.config.chunk_size)
+            quadratic = tap(f"quadratic_{name}", in_chunks.flatten(1, 2)[:, : x.shape[1]])
+            kv = tap(f"kv_{name}", lin_k.mT @ values / x.shape[1])  # (b, s, e)
+            return quadratic + tap(f"linear_{name}", lin_q @ kv)
+
+        return tap("gated", (attend_to(gate, "gate") * value) * torch.sigmoid(attend_to(value, "value") * gate))
+
+    def weigh_in_chunks(self, q: Float[Tensor, "b n s"], k: Float[Tensor, "b n s"]) -> Float[Tensor, "b g c c"]:
+        """Return ``relu²(q k^T / C)`` inside each chunk."""
+        q, k = (split_into_chunks(head, self.config.chunk_size) for head in (q, k))
+        return relu_squared(q @ k.mT / self.config.chunk_size)
 
     def remember(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """Return ``expand(v * fsmn(u) + reduced)``, u and v being features of what was reduced."""

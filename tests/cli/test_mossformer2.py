@@ -87,7 +87,7 @@ def test_export_says_what_it_was_given(separation: Bundle) -> None:
     assert "fsmn dilated" in text
     assert "frames.kernel_size 8, frames.sample_rate 8000" in text
     assert "inputs waveform float32 (batch, seq) outputs sources float32 (batch, 2, seq)" in text
-    assert "ranges batch 1 to 64, seq 12 to 400 nodes 196, 115 in its block" in text
+    assert "ranges batch 1 to 64, seq 12 to 400 nodes 222, 133 in its block" in text
     assert "note names are under model.module in the file" in text
     assert "assumed" not in text
 
@@ -112,14 +112,14 @@ def test_separation_is_validated_by_samples_around_its_chunk(separation: Bundle,
 @pytest.mark.parametrize("name", ["enhancement", "separation"])
 def test_a_good_graph_bisects_clean(name: str, request: pytest.FixtureRequest) -> None:
     result = check("bisect", request.getfixturevalue(name).path, *THREADS)
-    count = {"enhancement": 36, "separation": 21}[name]
+    count = {"enhancement": 42, "separation": 24}[name]
     assert f"CLEAN  No fault found: {count} quantities" in result.stdout
 
 
 @pytest.mark.parametrize(
     ("name", "weight", "place"),
     [
-        ("enhancement", "layers.1.attention.projection.weight", "Block 1, values"),
+        ("enhancement", "layers.1.attention.to_value.weight", "Block 1, values"),
         ("separation", "layers.0.memory.fsmn.memory.stages.1.kernel", "Block 0, output of the memory"),
         ("separation", "decoder.kernel", "Sources"),
         ("enhancement", "embedding.weight", "Projected frames and their positions"),
@@ -161,7 +161,7 @@ def test_ranges_are_profiled(separation: Bundle) -> None:
 @pytest.mark.slow
 def test_it_is_quantized_compared_and_validated_again(enhancement: Bundle, tmp_path: Path) -> None:
     made = check("quantize", enhancement.path, "-o", tmp_path / "int8", *THREADS)
-    for name in ("layers.0.attention.projection", "layers.1.out", "layers.1.memory.features", "head.mask"):
+    for name in ("layers.0.attention.to_gate", "layers.1.out", "layers.1.memory.to_u", "head.mask"):
         assert re.search(rf"{name} +int8", made.stdout)
     assert check("validate", tmp_path / "int8", "--no-latency", "--seq-lens", "1,33", *THREADS)
     compared = check("compare", enhancement.path, tmp_path / "int8", "--no-latency", *THREADS, "--json", "-")

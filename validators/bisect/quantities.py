@@ -67,7 +67,7 @@ def rank_probe(config: ModelConfig, name: str) -> tuple[int, int, int]:
 
 
 def restore_layout(config: ModelConfig, name: str, values: np.ndarray, seq_len: int) -> np.ndarray:
-    """Return tokens as ``(b, n, w)`` without the padding to whole chunks, the others without an axis for the head.
+    """Return tokens as ``(b, n, w)`` without the padding to whole chunks, the others with chunks and heads in one axis.
 
     Args:
         config: Config of the model.
@@ -84,4 +84,4 @@ def restore_layout(config: ModelConfig, name: str, values: np.ndarray, seq_len: 
         return values.reshape(values.shape[0], -1, values.shape[-1])[:, :length]
     if kind == "sums" and values.ndim == len("bse"):
         return values[:, None]
-    return values.squeeze(2) if values.ndim == len("bghcw") else values
+    return values.reshape(len(values), -1, *values.shape[3:]) if values.ndim == len("bghcw") else values

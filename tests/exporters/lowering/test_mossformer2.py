@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 RELATIVE_TOLERANCE = 1e-5  # of the output's scale: fp32 rounding in another order
 HALF_ROUNDING = 1e-2  # of the output's scale: some units in the last place, accumulated
-NODES = 91  # of a block with a plain memory: 62 of the attention and what follows it, 29 of the memory
+NODES = 112  # of a block with a plain memory: 76 of the attention and what follows it, 36 of the memory
 DILATED_NODES = 22  # more, of a dilated one
 TRT_LAYERS = 650  # of the whole network of ENHANCEMENT
 
@@ -137,8 +137,16 @@ def test_lowered_model_is_the_reference(
     inputs, model = draw(config, batch, seq_len), build_model(config, seed)
     expected = compute_exactly(model, inputs)
     # Norms over a few values magnify what was rounded before them, in the reference as well.
-    own_error = compute_error(expected, model(inputs))
-    assert compute_error(expected, lower_model(model)(inputs)) <= max(RELATIVE_TOLERANCE, 20 * own_error)
+    own_errors = [compute_error(expected, model(inputs)), *(shake(model, inputs, expected) for _ in range(3))]
+    assert compute_error(expected, lower_model(model)(inputs)) <= max(RELATIVE_TOLERANCE, 20 * max(own_errors))
+
+
+def shake(model: Mossformer2Model, inputs: Tensor, expected: Tensor) -> float:
+    """Return the error of a float64 model whose weights are off by as much as float32 rounds them."""
+    shaken = copy.deepcopy(model).double()
+    for parameter in shaken.parameters():
+        parameter.mul_(1 + torch.finfo(torch.float32).eps / 2 * torch.randn_like(parameter))
+    return compute_error(expected, shaken(inputs.double()))
 
 
 @pytest.fixture(scope="module")
@@ -189,13 +197,11 @@ def count_nodes(bundle: Bundle) -> Counter[str]:
 
 
 def test_blocks_stay_within_the_node_budget(enhancement_bundle: Bundle, separation_bundle: Bundle) -> None:
-    """The first block holds what all read: twice the index of the frames that are kept, and the pads."""
     enhancement, separation = count_nodes(enhancement_bundle), count_nodes(separation_bundle)
-    assert enhancement["layers.1"] == NODES
-    assert enhancement["layers.0"] == NODES + 3
-    assert separation["layers.0"] == NODES + 3 + DILATED_NODES
+    assert enhancement["layers.0"] == enhancement["layers.1"] == NODES
+    assert separation["layers.0"] == NODES + DILATED_NODES
     around = sum(count for name, count in enhancement.items() if not name.startswith("layers."))
-    assert around <= 70
+    assert around <= 75
     assert separation["encoder"] + separation["decoder"] <= 12
 
 
@@ -304,7 +310,7 @@ def test_all_islands_leave_projections_and_the_memory_in_half(separation: Mossfo
     precision = Precision("fp16", islands=MOSSFORMER2.name_growing(SEPARATION))
     state = lower_model(separation, precision).state_dict()
     half = {name for name, weight in state.items() if weight.dtype == torch.half}
-    assert {"layers.0.attention.projection.weight", "layers.0.out.weight", "embedding.weight"} <= half
+    assert {"layers.0.attention.to_value.weight", "layers.0.out.weight", "embedding.weight"} <= half
     assert {"layers.0.attention.heads.gamma", "encoder.kernel", "decoder.kernel"}.isdisjoint(half)
 
 
