@@ -101,6 +101,8 @@ def export_onnx(
         weights_key=weights_key,
         assume_defaults=assume_defaults,
     )
+    if options.waveform:
+        loaded = replace(loaded, model=_take_waveform(loaded.model))
     steps.begin("measuring the ranges")
     heldout = _read_heldout(loaded, heldout_file, find_longest(loaded.model.config.interface, options))
     data = Data(RandomSource(loaded.model.config.interface), None if heldout is None else heldout.source)
@@ -165,6 +167,18 @@ def _load(checkpoint: Path, *, config: Mapping[str, Any] | None, **arguments: An
     hidden = get_family(loaded.model.config.model_type).hidden_arguments
     told = [argument for argument, field in hidden.items() if field in (config or {})]
     return replace(loaded, provenance=origin.checkpoint, imported=origin.imported.forget(told))
+
+
+def _take_waveform(model: ReferenceModel) -> ReferenceModel:
+    """Return a model of the same weights that takes a waveform.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    config = model.config.take_waveform()
+    hearing = get_family(config.model_type).model_class(config)
+    hearing.load_state_dict(model.state_dict(), assign=True)
+    return hearing.requires_grad_(requires_grad=False).eval()
 
 
 def check_output(target: Path, *, force: bool) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 
 from flash_export.bundle.bundle import GRAPH_FILE
 from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec
-from flash_export.config import DECODE, DEFAULT_MAX_SEQ_LEN, FORWARD, PREFILL
+from flash_export.config import DECODE, DEFAULT_MAX_SECONDS, DEFAULT_MAX_SEQ_LEN, FORWARD, PREFILL
 from flash_export.errors import ConfigError
 from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.registry import LOWERINGS
-from flash_export.interface import BATCH, SEQ, Lengths, TensorSpec
+from flash_export.interface import BATCH, SEQ, Lengths, TensorSpec, Waveform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +53,10 @@ def find_longest(interface: Interface, options: ExportOptions) -> int:
         return interface.fixed_len
     asked, unit = options.max_seq_len, interface.unit
     if asked is None:
-        return min(DEFAULT_MAX_SEQ_LEN, interface.max_len or DEFAULT_MAX_SEQ_LEN)
+        contents = (spec.content for spec in interface.inputs)
+        rate = next((content.sample_rate for content in contents if isinstance(content, Waveform)), None)
+        default = DEFAULT_MAX_SEQ_LEN if rate is None else DEFAULT_MAX_SECONDS * rate
+        return min(default, interface.max_len or default)
     if asked < interface.min_len:
         raise ConfigError(
             f"max_seq_len={asked} is below the {interface.min_len} {unit} that the model needs at least; use "

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 23, 20
 DEFAULT_MAX_SEQ_LEN = 65536
+DEFAULT_MAX_SECONDS = 30  # of a waveform
 DEFAULT_MAX_BATCH = 64
 PRECISIONS = ("fp32", "fp16", "bf16")
 REFERENCE, ORIGINAL = "reference", "original"  # what a bundle is compared with: our model, or the library's
@@ -48,7 +49,8 @@ class ExportOptions:
 
     Attributes:
         opset: ``ai.onnx`` opset of the graph, 18 to 23.
-        max_seq_len: Longest sequence that the graph promises to handle; None: 65,536, or the model's longest.
+        max_seq_len: Longest sequence that the graph promises to handle; None: 65,536, of a waveform 30 seconds, or the
+            model's longest.
         max_batch: Largest batch that the graph promises to handle.
         mask: Whether the graph takes ``attention_mask``; None: only where padding would change the answer, which
             is for non-causal models.
@@ -57,6 +59,8 @@ class ExportOptions:
         precision: ``fp32``, ``fp16`` or ``bf16``.
         islands: What stays fp32 in half precision: ``minimal``: what has to in every model; ``auto``: also what would
             leave the range of fp16 within ``max_seq_len``, by measurement; ``all``: everything that may grow.
+        waveform: Whether a model that takes features of a waveform gets what computes them, and the way back, into its
+            graph.
     """
 
     opset: int = DEFAULT_OPSET
@@ -67,6 +71,7 @@ class ExportOptions:
     graphs: tuple[str, ...] = ()
     precision: str = "fp32"
     islands: str = "auto"
+    waveform: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""

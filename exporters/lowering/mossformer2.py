@@ -26,11 +26,12 @@ from flash_export.exporters.lowering.mossformer2_around import Decoder, Encoder,
 from flash_export.exporters.lowering.mossformer2_memory import LoweredMemory
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.lowering.shared_modules import RESIDUAL, WEIGHTS, LoweredScaleNorm, apply_attention_fn
+from flash_export.exporters.lowering.spectrum import LoweredFeatures, LoweredSpectrum
 from flash_export.exporters.lowering.time_conv import fold_feed_forward
 from flash_export.exporters.marks import mark
 from flash_export.exporters.spelling import gather, reshape, shift_half_token
 from flash_export.layers.activation import RELU2
-from flash_export.models.mossformer2 import SeparationModel
+from flash_export.models.mossformer2 import SeparationModel, SpeechModel
 from flash_export.models.mossformer2_layer import HEADS
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class LoweredMossformer2Layer(nn.Module):
 
 
 class LoweredMossformer2(LoweredModel):
-    """A MossFormer2 model in export form: ``forward(features) -> mask`` or ``forward(waveform) -> sources``."""
+    """A MossFormer2 model in export form: ``forward(features) -> mask``, or from a waveform to speech or sources."""
 
     def __init__(self, model: Mossformer2Model, precision: Precision = FP32) -> None:
         """Fold the weights of the reference model."""
@@ -147,6 +148,8 @@ class LoweredMossformer2(LoweredModel):
         columns, _ = order_rotary_columns(model.config.qk_dim, 2 * len(freqs))
         self.orders = {"channels": channels.tolist(), "heads": columns[: model.config.qk_dim].tolist()}
         self.freqs = nn.Buffer(repeat_frequencies(freqs))
+        if isinstance(model, SpeechModel):
+            self.features, self.spectrum = LoweredFeatures(model.frames), LoweredSpectrum(model.frames)
         if isinstance(model, SeparationModel):
             self.encoder, self.decoder = Encoder(model), Decoder(model)
         self.embedding = FrameEmbedding(model, channels, precision)
@@ -158,10 +161,14 @@ class LoweredMossformer2(LoweredModel):
         self.head = MaskHead(model, channels, precision)
 
     def forward(self, x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-        """Return the mask of the speech, or the waveforms of the speakers."""
-        if self.config.frames is None:
+        """Return the mask of the speech, the speech, or the waveforms of the speakers."""
+        if self.config.interface.unit == "frames":
             masks = self._estimate_masks(reshape(x, [0, 1, -1, self.config.in_channels]))
             return reshape(masks, [0, -1, self.config.out_channels])
+        if self.config.spectrum is not None:
+            plane = reshape(x, [0, 1, 1, -1])
+            masks = mark(self._estimate_masks(mark(self.features(plane), "features")), "mask")
+            return self.spectrum(plane, masks)
         encoded = mark(self.encoder(x), "encoded")
         masks = self._estimate_masks(encoded)
         return self.decoder(reshape(encoded, [0, -1, 1, self.config.in_channels]) * masks, x.shape[1])

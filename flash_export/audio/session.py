@@ -12,6 +12,7 @@ from flash_export.config import FORWARD, MAX_THREADS, check_count
 from flash_export.errors import ConfigError
 from flash_export.interface import BATCH, SEQ, Features, Waveform
 from flash_export.layers.spectrum import FULL_SCALE, Frames, compute_features, compute_spectrum, invert_spectrum
+from flash_export.models.mossformer2 import ENHANCEMENT_FRAMES
 from flash_export.printable import format_path
 from flash_export.runtime.backends import find_target
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
     from flash_export.bundle.bundle import Bundle
     from flash_export.runtime.runner import Runner
-
-# clearvoice 0.1.2's MossFormer2_SE_48K, whose weights do not tell them: 40 ms every 8 ms.
-ENHANCEMENT_FRAMES = Frames(sample_rate=48000, length=1920, hop=384, num_bands=60)
 
 
 @dataclass(frozen=True)
@@ -48,17 +46,21 @@ class Session:
 
 @contextmanager
 def open_enhancer(bundle: Bundle, backend: str, threads: int | None = None) -> Iterator[Session]:
-    """Open a model that makes masks of features.
+    """Open a model that makes masks of features, or speech of a waveform.
 
     Raises:
         ConfigError: The bundle has another kind of model, or features that are not those of 48 kHz speech.
         BackendUnavailableError: The backend cannot be used here.
     """
-    check_count("threads", threads, MAX_THREADS)
     frames, interface = ENHANCEMENT_FRAMES, bundle.manifest.interface
-    sizes = interface.inputs[0].shape[-1], interface.outputs[0].shape[-1]
-    is_mask = interface.task == "signal" and isinstance(interface.inputs[0].content, Features)
-    if not is_mask or sizes != (3 * frames.num_bands, frames.num_frequencies):
+    content, shape = interface.inputs[0].content, interface.outputs[0].shape
+    if isinstance(content, Waveform) and len(shape) == len((BATCH, SEQ)):
+        with _open_waveform(bundle, content, 1, backend, threads) as session:
+            yield session
+            return
+    check_count("threads", threads, MAX_THREADS)
+    is_mask = interface.task == "signal" and isinstance(content, Features)
+    if not is_mask or (interface.inputs[0].shape[-1], shape[-1]) != frames.sizes:
         raise ConfigError(
             f"{format_path(bundle.path)} makes {interface.outputs[0].name} of {interface.inputs[0].name}, wanted "
             f"the mask of {frames.num_frequencies} frequencies of {3 * frames.num_bands} features; give an export of "
@@ -96,7 +98,6 @@ def open_separator(bundle: Bundle, backend: str, threads: int | None = None) -> 
         ConfigError: The bundle has another kind of model.
         BackendUnavailableError: The backend cannot be used here.
     """
-    check_count("threads", threads, MAX_THREADS)
     interface = bundle.manifest.interface
     source, content = interface.outputs[0], interface.inputs[0].content
     if not isinstance(content, Waveform) or len(source.shape) != len((BATCH, "sources", SEQ)):
@@ -104,13 +105,23 @@ def open_separator(bundle: Bundle, backend: str, threads: int | None = None) -> 
             f"{format_path(bundle.path)} makes {source.name} of {interface.inputs[0].name}, wanted waveforms of a "
             "waveform; give an export of a MossFormer2 that separates, such as MossFormer2_SS_16K"
         )
+    with _open_waveform(bundle, content, cast("int", source.shape[1]), backend, threads) as session:
+        yield session
+
+
+@contextmanager
+def _open_waveform(
+    bundle: Bundle, content: Waveform, num_sources: int, backend: str, threads: int | None
+) -> Iterator[Session]:
+    """Open a graph from waveform to waveforms."""
+    check_count("threads", threads, MAX_THREADS)
     _check_batch(bundle)
-    axis, num_sources = bundle.get_graph(FORWARD).axes[SEQ], cast("int", source.shape[1])
+    interface, axis = bundle.manifest.interface, bundle.get_graph(FORWARD).axes[SEQ]
     with find_target(bundle, backend, FORWARD).open(threads=threads) as runner:
 
         def run(samples: Float[np.ndarray, " n"]) -> Float[np.ndarray, "k n"]:
             outputs = runner.run({interface.inputs[0].name: np.asarray(samples, dtype=np.float32)[None]})
-            return outputs[source.name][0]
+            return outputs[interface.outputs[0].name].reshape(num_sources, -1)
 
         yield Session(content.sample_rate, num_sources, axis.min, axis.max, run)
 

@@ -9,6 +9,7 @@ import click
 from flash_export.cli.options import REPORT, Choice, output_options, parse_config
 from flash_export.config import (
     DEFAULT_MAX_BATCH,
+    DEFAULT_MAX_SECONDS,
     DEFAULT_MAX_SEQ_LEN,
     DEFAULT_OPSET,
     FORWARD,
@@ -55,7 +56,8 @@ if TYPE_CHECKING:
 @click.option(
     "--max-seq-len",
     type=int,
-    help=f"Longest sequence.  [default: {DEFAULT_MAX_SEQ_LEN}, or the longest of the model]",
+    help=f"Longest sequence.  [default: {DEFAULT_MAX_SEQ_LEN}, of a waveform {DEFAULT_MAX_SECONDS} seconds, or the "
+    "longest of the model]",
 )
 @click.option("--max-batch", type=int, default=DEFAULT_MAX_BATCH, show_default=True, help="Largest batch.")
 @click.option("--batch", type=int, help="The one batch to take, in place of any up to --max-batch.")
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     help="forward, and for causal models prefill and decode, which carry the past in a state.  [default: all]",
 )
 @click.option("--mask/--no-mask", default=None, help="Take attention_mask. Default: only if padding would matter.")
+@click.option("--waveform", is_flag=True, help="From waveform to waveform, where the model takes features of one.")
 @click.option(
     "--precision", type=Choice(PRECISIONS), default="fp32", show_default=True, help="Of weights and products."
 )
@@ -100,6 +103,7 @@ def onnx_command(
     batch: int | None,
     graphs: str | None,
     mask: bool | None,
+    waveform: bool,
     precision: str,
     islands: str,
     heldout_file: str | None,
@@ -120,12 +124,14 @@ def onnx_command(
       flash-export onnx MODEL -o BUNDLE --graphs forward --batch 1
       flash-export onnx MODEL -o BUNDLE --precision fp16 --max-seq-len 16384
       flash-export onnx MODEL -o BUNDLE --heldout text.txt
+      flash-export onnx checkpoints/MossFormer2_SE_48K -o BUNDLE --assume-defaults --waveform
     """
     options = ExportOptions(
         opset=opset,
         max_seq_len=max_seq_len,
         max_batch=max_batch,
         mask=mask,
+        waveform=waveform,
         batch=batch,
         graphs=tuple(name.strip() for name in graphs.split(",")) if graphs else (),
         precision=precision,

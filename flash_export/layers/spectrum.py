@@ -47,9 +47,15 @@ class Frames:
         """Frequencies of a frame, from zero to half the sample rate."""
         return self.length // 2 + 1
 
-    def count(self, num_samples: int) -> int:
-        """Return how many frames a waveform has."""
-        return max(0, (num_samples - self.length) // self.hop + 1)
+    @property
+    def padded_len(self) -> int:
+        """Samples of the Fourier transform that features are computed of: a power of two."""
+        return 1 << (self.length - 1).bit_length()
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Features and frequencies of a frame."""
+        return 3 * self.num_bands, self.num_frequencies
 
 
 def compute_features(waveform: Float[Tensor, "b m"], frames: Frames) -> Float[Tensor, "b n 3*k"]:
@@ -60,19 +66,18 @@ def compute_features(waveform: Float[Tensor, "b m"], frames: Frames) -> Float[Te
 
 
 def compute_filter_bank(waveform: Float[Tensor, "b m"], frames: Frames) -> Float[Tensor, "b n k"]:
-    """Return the logarithm of the energy in each band of each frame, without dither.
+    """Return the logarithm of the energy in each band of each frame, padded to a power of two, without dither."""
+    cut = weigh(waveform.unfold(-1, frames.length, frames.hop), frames)  # (b, n, m)
+    power = torch.fft.rfft(cut, frames.padded_len).abs().square()[..., :-1]  # the last frequency is in no band
+    energies = power @ build_bands(frames).to(power)
+    return energies.clamp(min=MIN_ENERGY).log()
 
-    The mean of a frame is taken off, high frequencies are raised, and it is weighed by a Hamming window and padded to a
-    power of two.
-    """
-    cut = waveform.unfold(-1, frames.length, frames.hop)  # (b, n, m)
+
+def weigh(cut: Float[Tensor, "*b m"], frames: Frames) -> Float[Tensor, "*b m"]:
+    """Take the mean off each frame, raise high frequencies, and apply a Hamming window: a linear map."""
     cut = cut - cut.mean(dim=-1, keepdim=True)
     before = torch.cat((cut[..., :1], cut[..., :-1]), dim=-1)
-    cut = (cut - PREEMPHASIS * before) * build_window(frames).to(cut)
-    padded_len = 1 << (frames.length - 1).bit_length()
-    power = torch.fft.rfft(cut, padded_len).abs().square()[..., :-1]  # the last frequency is in no band
-    energies = power @ build_bands(frames, padded_len).to(power)
-    return energies.clamp(min=MIN_ENERGY).log()
+    return (cut - PREEMPHASIS * before) * build_window(frames).to(cut)
 
 
 def compute_deltas(x: Float[Tensor, "b n k"]) -> Float[Tensor, "b n k"]:
@@ -111,16 +116,11 @@ def build_window(frames: Frames) -> Float[Tensor, " m"]:
     return torch.hamming_window(frames.length, periodic=False, dtype=torch.float64)
 
 
-def build_bands(frames: Frames, padded_len: int) -> Float[Tensor, "f k"]:
-    """Return what each band takes of each frequency but the last: triangles on the mel scale, in float64.
-
-    Args:
-        frames: Sample rate and number of bands.
-        padded_len: Samples of the Fourier transform.
-    """
+def build_bands(frames: Frames) -> Float[Tensor, "f k"]:
+    """Return what each band takes of each frequency but the last: triangles on the mel scale, in float64."""
     low, high = (_to_mel(torch.tensor(hz, dtype=torch.float64)) for hz in (LOWEST_HZ, frames.sample_rate / 2))
     edges = low + torch.arange(frames.num_bands + 2, dtype=torch.float64) * (high - low) / (frames.num_bands + 1)
-    hertz = torch.arange(padded_len // 2, dtype=torch.float64) * frames.sample_rate / padded_len
+    hertz = torch.arange(frames.padded_len // 2, dtype=torch.float64) * frames.sample_rate / frames.padded_len
     mel = _to_mel(hertz)[:, None]
     rising = (mel - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - mel) / (edges[2:] - edges[1:-1])

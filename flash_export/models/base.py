@@ -102,6 +102,14 @@ class ModelConfig(ConfigFields):
         """Why the past of a sequence cannot be carried in a state of constant size; None if it can."""
         raise NotImplementedError
 
+    def take_waveform(self) -> ModelConfig:
+        """Return the config of a model of the same weights that takes a waveform where this one takes features of it.
+
+        Raises:
+            ConfigError: There is no such model.
+        """
+        raise ConfigError(f"family {self.model_type} is not for sound; leave --waveform out")
+
     def count_macs(self, seq_len: int) -> int:
         """Return the multiply-accumulates of the matrix products of one row of a length."""
         raise NotImplementedError

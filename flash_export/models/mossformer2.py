@@ -2,14 +2,15 @@
 
 Source of the maths: MossFormer2, arXiv 2312.11825; for the attention, a FLASH that weighs values and gates alike,
 MossFormer, arXiv 2302.11824; clearvoice's ``MossFormer_MaskNet`` and ``MossFormer``. Enhancement takes features of
-frames and returns a mask for each; separation has an encoder and a decoder around that, from a waveform to one of each
-speaker.
+frames and returns a mask for each, or has around that what computes features of a waveform and applies the mask to it;
+separation has an encoder and a decoder around it, from a waveform to one of each speaker.
 
 Axes: b batch, n frame, i feature of a frame, k speaker, o width of a mask, t sample.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,6 +23,7 @@ from flash_export.interface import BATCH, SEQ, Features, Interface, TensorSpec, 
 from flash_export.layers.fsmn import DENSE_DEPTH, DILATED, PLAIN
 from flash_export.layers.norm import GlobalNorm
 from flash_export.layers.position import RotaryEmbedding, ScaledSinusoid
+from flash_export.layers.spectrum import FULL_SCALE, Frames, compute_features, compute_spectrum, invert_spectrum
 from flash_export.layers.tap import Tap
 from flash_export.models.base import ConfigFields, ModelConfig, ReferenceModel
 from flash_export.models.mossformer2_layer import Mossformer2Layer
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 FINAL_NORM_EPS = 1e-6
 QUANTITIES = {
+    "features": Quantity("features of the waveform's frames", place="before"),
     "encoded": Quantity("encoded frames", place="before"),
     "embedding": Quantity("projected frames and their positions", place="before"),
     "shifted": Quantity("input after the token shift", is_normed=True),
@@ -58,6 +61,7 @@ QUANTITIES = {
     "out": Quantity("output of the block"),
     "trunk": Quantity("output of all blocks, normed, and their input", place="after"),
     "speakers": Quantity("features of the speakers", place="after"),
+    "mask": Quantity("mask of the speech", place="after"),
 }
 
 
@@ -86,6 +90,24 @@ class WaveformFrames(ConfigFields):
 
 
 @dataclass(frozen=True)
+class SpectrumFrames(Frames, ConfigFields):
+    """How a waveform is cut into frames whose features the model looks at, and whose spectra it masks."""
+
+    def __post_init__(self) -> None:
+        """Check the fields, and that every sample is in a frame."""
+        super().__post_init__()
+        if not 1 < self.length >= self.hop:
+            raise ConfigError(
+                f"length={self.length} with hop={self.hop} leaves samples out; use a length of 2 at least and no hop "
+                "above it"
+            )
+
+
+# clearvoice 0.1.2's MossFormer2_SE_48K, whose weights do not tell them: 40 ms every 8 ms.
+ENHANCEMENT_FRAMES = SpectrumFrames(sample_rate=48000, length=1920, hop=384, num_bands=60)
+
+
+@dataclass(frozen=True)
 class Mossformer2Config(ModelConfig):
     """Hyper-parameters of a MossFormer2 model.
 
@@ -102,12 +124,13 @@ class Mossformer2Config(ModelConfig):
         fsmn_dim: Width f of the memory.
         memory_size: Frames that a convolution of the memory reads (odd).
         num_speakers: Masks that the model makes. Of enhancement only the first, the speech, is used.
-        frames: Encoder and decoder of a model that separates waveforms; None: the model takes features of frames.
+        frames: Encoder and decoder of a model that separates waveforms; None: it has none.
+        spectrum: What is around the masks of a model that enhances waveforms; None: it takes features of frames.
     """
 
     model_type: ClassVar[str] = "mossformer2"
     CHOICES: ClassVar[dict[str, tuple[str, ...]]] = {"fsmn": (PLAIN, DILATED)}
-    PARTS: ClassVar[dict[str, type[ConfigFields]]] = {"frames": WaveformFrames}
+    PARTS: ClassVar[dict[str, type[ConfigFields]]] = {"frames": WaveformFrames, "spectrum": SpectrumFrames}
 
     in_channels: int
     dim: int
@@ -122,6 +145,7 @@ class Mossformer2Config(ModelConfig):
     memory_size: int = 39
     num_speakers: int = 2
     frames: WaveformFrames | None = None
+    spectrum: SpectrumFrames | None = None
 
     def __post_init__(self) -> None:
         """Check the fields, and that they fit together."""
@@ -138,15 +162,38 @@ class Mossformer2Config(ModelConfig):
                 f"out_channels={self.out_channels}, but masks are multiplied by {self.in_channels} encoded channels; "
                 f"use {self.in_channels}"
             )
+        if self.spectrum is not None and (self.frames is not None or self.spectrum.sizes != self._mask_sizes):
+            raise ConfigError(
+                f"spectrum has {self.spectrum.sizes[0]} features and {self.spectrum.sizes[1]} frequencies, the model "
+                f"{'an encoder of its own' if self.frames else f'{self.in_channels} and {self.out_channels}'}; "
+                "leave it out"
+            )
+
+    @property
+    def _mask_sizes(self) -> tuple[int, int]:
+        return self.in_channels, self.out_channels
 
     @property
     def interface(self) -> Interface:
-        """Features of frames to a mask for each, or a waveform to one of each speaker.
+        """Features of frames to a mask for each, a waveform to the speech in it, or to one of each speaker.
 
         Norms and the linear branch go over the whole time, so that padding would change all of it. A norm of a single
         value is none: one over time alone, as a dilated memory has, needs two frames, and so does one feature.
         """
         shortest = 2 if self.fsmn == DILATED or self.in_channels == 1 else 1
+        if self.spectrum is not None:
+            content = Waveform(self.spectrum.sample_rate)
+            return Interface(
+                inputs=(TensorSpec("waveform", "float32", (BATCH, SEQ), content),),
+                outputs=(TensorSpec("speech", "float32", (BATCH, SEQ), content),),
+                task="signal",
+                unit="samples",
+                padding="refused",
+                window=self.chunk_size,
+                min_len=self.spectrum.length + (shortest - 1) * self.spectrum.hop,
+                frame_len=self.spectrum.length,
+                frame_hop=self.spectrum.hop,
+            )
         if self.frames is None:
             return Interface(
                 inputs=(TensorSpec("features", "float32", (BATCH, SEQ, self.in_channels), Features()),),
@@ -170,6 +217,22 @@ class Mossformer2Config(ModelConfig):
             frame_hop=frames.hop,
         )
 
+    def take_waveform(self) -> Mossformer2Config:
+        """Return the config of a model of the same weights that takes a waveform and returns the speech in it.
+
+        Raises:
+            ConfigError: The model takes a waveform already, or other features than those of 48 kHz speech.
+        """
+        if self.interface.unit == "samples":
+            raise ConfigError("the model takes a waveform as it is; leave --waveform out")
+        if ENHANCEMENT_FRAMES.sizes != self._mask_sizes:
+            features, frequencies = ENHANCEMENT_FRAMES.sizes
+            raise ConfigError(
+                f"the model makes masks of {self.out_channels} frequencies of {self.in_channels} features; --waveform "
+                f"is for {frequencies} of {features}, those of MossFormer2_SE_48K; leave it out"
+            )
+        return dataclasses.replace(self, spectrum=ENHANCEMENT_FRAMES)
+
     @property
     def num_blocks(self) -> int:
         """Number of blocks."""
@@ -182,8 +245,10 @@ class Mossformer2Config(ModelConfig):
 
     @property
     def quantities(self) -> Mapping[str, Quantity]:
-        """What is computed on the way; there is an encoder only for waveforms."""
-        return {name: one for name, one in QUANTITIES.items() if name != "encoded" or self.frames is not None}
+        """What is computed on the way; what stands around the masks only where the model has it."""
+        absent = {"encoded"} if self.frames is None else set()
+        absent |= {"features", "mask"} if self.spectrum is None else set()
+        return {name: one for name, one in QUANTITIES.items() if name not in absent}
 
     @property
     def state_refusal(self) -> str | None:
@@ -204,6 +269,8 @@ class Mossformer2Config(ModelConfig):
         around = self.dim * (self.in_channels + self.num_speakers * self.dim) + self.num_sources * per_source
         if self.frames is not None:
             around += self.frames.kernel_size * self.in_channels * (1 + self.num_speakers)
+        if self.spectrum is not None:
+            around += 2 * self.spectrum.length * (self.spectrum.num_frequencies * 2 + self.spectrum.padded_len // 2)
         return self.depth * block + num_frames * around
 
     def estimate_bytes(self, batch: int, seq_len: int) -> int:
@@ -212,7 +279,9 @@ class Mossformer2Config(ModelConfig):
         padded_len = num_frames + -num_frames % self.chunk_size
         block = 16 * self.hidden_dim + 8 * self.qk_dim + 4 * self.dim + 3 * self.chunk_size
         head = self.num_speakers * (4 * self.dim + 4 * self.out_channels) + 2 * self.dim
-        outputs = 0 if self.frames is None else 3 * self.num_speakers * seq_len
+        if self.spectrum is not None:
+            head += 6 * self.spectrum.padded_len
+        outputs = 0 if self.interface.unit == "frames" else 3 * self.num_sources * seq_len
         return 8 * batch * (padded_len * max(block, head) + outputs)
 
 
@@ -258,6 +327,21 @@ class EnhancementModel(Mossformer2Model):
         return self.estimate_masks(features)[:, :, 0]
 
 
+class SpeechModel(Mossformer2Model):
+    """The speech in a waveform: features of its frames, masks of their spectra, and the way back."""
+
+    def __init__(self, config: Mossformer2Config, frames: SpectrumFrames) -> None:
+        """Create the model with random weights; it has no more of them than one that makes masks."""
+        super().__init__(config)
+        self.frames = frames
+
+    def forward(self, waveform: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+        """Return the speech, zero where no frame reaches."""
+        features = self.tap("features", compute_features(waveform * FULL_SCALE, self.frames))
+        mask = self.tap("mask", self.estimate_masks(features)[:, :, 0])
+        return invert_spectrum(compute_spectrum(waveform, self.frames) * mask, self.frames, waveform.shape[1])
+
+
 class SeparationModel(Mossformer2Model):
     """The waveforms of the speakers in one: encoder, masks and decoder."""
 
@@ -278,4 +362,6 @@ class SeparationModel(Mossformer2Model):
 
 def build_mossformer2(config: Mossformer2Config) -> Mossformer2Model:
     """Create the model of a config, with random weights."""
+    if config.spectrum is not None:
+        return SpeechModel(config, config.spectrum)
     return EnhancementModel(config) if config.frames is None else SeparationModel(config, config.frames)

@@ -62,8 +62,10 @@ def build(config: Mapping[str, Any], arguments: Mapping[str, Any], tensors: Mapp
         tensors: The state dict, by the library's names.
 
     Raises:
-        ValueError: The weights do not fit.
+        ValueError: The weights do not fit, or the bundle's model takes a waveform, which the network does not.
     """
+    if config.get("spectrum") is not None:
+        raise ValueError("the network takes features and the bundle a waveform; export it without --waveform for this")
     (enhancement, memory, wrapper, separation, dilated_memory), stand_ins = FILES.load()
     sizes = {"qk_dim": config["qk_dim"], "fsmn_dim": config["fsmn_dim"]}
     if "group_size" in arguments:

@@ -11,9 +11,14 @@ import pytest
 import torch
 
 from flash_export.audio.recordings import enhance, separate
-from flash_export.audio.session import ENHANCEMENT_FRAMES, Session, enhance_window
+from flash_export.audio.session import Session, enhance_window
 from flash_export.layers.spectrum import compute_deltas
-from flash_export.models.mossformer2 import Mossformer2Config, WaveformFrames, build_mossformer2
+from flash_export.models.mossformer2 import (
+    ENHANCEMENT_FRAMES,
+    Mossformer2Config,
+    WaveformFrames,
+    build_mossformer2,
+)
 from flash_export.originals.installed import ModelFiles
 from tests.models.oracles import import_oracle
 
@@ -92,7 +97,8 @@ def test_separation(decode: Any, tmp_path: Path, seconds: float) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("seconds", [0.04, 0.5, 20.0, 20.5])
-def test_enhancement(decode: Any, tmp_path: Path, seconds: float) -> None:
+@pytest.mark.parametrize("takes", ["features", "waveform"])
+def test_enhancement(decode: Any, tmp_path: Path, seconds: float, takes: str) -> None:
     frames = ENHANCEMENT_FRAMES
     model = make_model(in_channels=180, out_channels=961)
     samples = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * frames.sample_rate)).astype(np.float32)
@@ -116,7 +122,16 @@ def test_enhancement(decode: Any, tmp_path: Path, seconds: float) -> None:
     runner: Any = types.SimpleNamespace(
         run=lambda inputs: {"mask": model(torch.from_numpy(inputs["features"])).numpy()}
     )
-    session = Session(frames.sample_rate, 1, frames.length, 10**7, lambda x: enhance_window(runner, x, frames))
+    hearing = build_mossformer2(model.config.take_waveform()).eval()
+    hearing.load_state_dict(model.state_dict())
+
+    def clean(window: np.ndarray) -> np.ndarray:
+        if takes == "features":
+            return enhance_window(runner, window, frames)
+        with torch.inference_mode():
+            return hearing(torch.from_numpy(window)[None]).numpy()
+
+    session = Session(frames.sample_rate, 1, frames.length, 10**7, clean)
     soundfile.write(tmp_path / "noisy.wav", samples, frames.sample_rate, subtype="FLOAT")
     enhance(session, tmp_path / "noisy.wav", tmp_path / "clean.wav", backend="test")
     found, _ = soundfile.read(tmp_path / "clean.wav", dtype="float32")

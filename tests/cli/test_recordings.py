@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from flash_export.models.gau import GauConfig, GauModel
 from flash_export.models.mossformer2 import Mossformer2Config, WaveformFrames, build_mossformer2
 from tests.cli.commands import check, invoke
 from tests.cli.test_json import load_schema, read_promises
@@ -41,6 +43,7 @@ def bundles(share_folder: FolderSharer) -> Path:
             build_mossformer2(config).save_pretrained(folder / f"{name}-model")
             limits = ("--max-seq-len", 2500 if name == "enhance" else 40000)
             check("onnx", folder / f"{name}-model", "-o", folder / name, *limits)
+        check("onnx", folder / "enhance-model", "-o", folder / "waveform", "--waveform")
 
     return share_folder("audio-bundles", write)
 
@@ -87,6 +90,49 @@ def test_a_recording_of_the_model_s_rate_and_another_are_processed_alike(bundles
         check("separate", bundles / "separate", tmp_path / f"{rate}.wav", "-o", tmp_path, *THREADS)
     low, high = (soundfile.read(tmp_path / f"{rate}_s1.wav")[0] for rate in (8000, 16000))
     assert np.corrcoef(high[::2][800:-800], low[800:-800])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("seconds", [1.3, 21.0])  # as a whole, and in windows
+def test_features_may_be_computed_in_the_graph(bundles: Path, tmp_path: Path, seconds: float) -> None:
+    """Which by default takes what is processed as a whole."""
+    source = record(tmp_path / "in.wav", 48000, seconds, subtype="FLOAT")
+    for name in ("enhance", "waveform"):
+        check("enhance", bundles / name, source, tmp_path / f"{name}.wav", *THREADS)
+    outside, inside = (soundfile.read(tmp_path / f"{name}.wav")[0] for name in ("enhance", "waveform"))
+    assert np.abs(outside).max() > 1e-4
+    np.testing.assert_allclose(inside, outside, rtol=0, atol=2e-4 * np.abs(outside).max())
+
+
+def test_a_graph_of_waveforms_is_validated_and_exported_again(bundles: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(bundles / "waveform", tmp_path / "waveform")
+    lengths = "1920,2303,2304,14207,14208,20000"  # around one frame, and one chunk of 32
+    check("validate", copied, "--seq-lens", lengths, "--no-latency", *THREADS, "--json", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {row["status"] for row in report["rows"] if row["seq_len"]} == {"passed"}
+    check("onnx", copied, "-o", tmp_path / "half", "--precision", "fp16", "--max-seq-len", 100_000)
+    shapes = json.loads((tmp_path / "half" / "manifest.json").read_text())["interface"]["outputs"][0]["shape"]
+    assert shapes == ["batch", "seq"]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("separate-model", "the model takes a waveform as it is; leave --waveform out"),
+        ("waveform", "the model takes a waveform as it is; leave --waveform out"),
+        ("gau-model", "family gau is not for sound; leave --waveform out"),
+        ("small-model", "makes masks of 8 frequencies of 8 features; --waveform is for 961 of 180"),
+    ],
+)
+def test_a_model_that_takes_no_features_of_a_waveform(bundles: Path, tmp_path: Path, model: str, message: str) -> None:
+    build_mossformer2(Mossformer2Config(in_channels=8, out_channels=8, **SIZES)).save_pretrained(
+        tmp_path / "small-model"
+    )
+    GauModel(GauConfig(vocab_size=5, dim=8, depth=1, hidden_dim=8, qk_dim=4)).save_pretrained(tmp_path / "gau-model")
+    folder = tmp_path if (tmp_path / model).exists() else bundles
+    result = invoke("onnx", folder / model, "-o", tmp_path / "out", "--waveform")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,10 @@ def kaldi() -> Any:
     return module
 
 
+def count(num_samples: int, frames: Frames) -> int:
+    return (num_samples - frames.length) // frames.hop + 1
+
+
 def draw(num_samples: int, seed: int = 0, batch: int = 1) -> torch.Tensor:
     torch.manual_seed(seed)
     return 0.1 * FULL_SCALE * torch.randn(batch, num_samples, dtype=torch.float64)
@@ -51,7 +55,7 @@ def test_filter_bank_is_torchaudio_s(kaldi: Any, frames: Frames, num_samples: in
         window_type="hamming",
     )
     ours = compute_filter_bank(waveform, frames)[0]
-    assert ours.shape == theirs.shape == (frames.count(num_samples), frames.num_bands)
+    assert ours.shape == theirs.shape == (count(num_samples, frames), frames.num_bands)
     torch.testing.assert_close(ours, theirs.double(), rtol=0, atol=2e-5)  # its bands are rounded to float32
 
 
@@ -91,7 +95,5 @@ def test_deltas_are_slopes() -> None:
 def test_features_are_bands_and_two_orders_of_deltas() -> None:
     waveform = draw(500)
     features = compute_features(waveform, SMALL)
-    assert features.shape == (1, SMALL.count(500), 24)
+    assert features.shape == (1, count(500, SMALL), 24)
     torch.testing.assert_close(features[..., 16:], compute_deltas(features[..., 8:16]))
-    assert SMALL.count(99) == 0
-    assert SMALL.count(100) == 1

@@ -30,7 +30,13 @@ from flash_export.exporters.lowering.precision import Precision
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.exporters.tracing import quiet_exporter
 from flash_export.layers.norm import GlobalNorm
-from flash_export.models.mossformer2 import Mossformer2Config, Mossformer2Model, WaveformFrames, build_mossformer2
+from flash_export.models.mossformer2 import (
+    Mossformer2Config,
+    Mossformer2Model,
+    SpectrumFrames,
+    WaveformFrames,
+    build_mossformer2,
+)
 from flash_export.runtime.ort import OrtRunner
 from flash_export.validators.bisect.readings import restore_reading
 from tests.models.clearvoice_release import import_clearvoice, randomise
@@ -59,6 +65,15 @@ SEPARATION = replace(
     fsmn="dilated",
     num_speakers=3,
     frames=WaveformFrames(kernel_size=6, sample_rate=8000),
+)
+
+
+SPEECH = replace(
+    ENHANCEMENT,
+    depth=1,
+    in_channels=12,
+    out_channels=31,
+    spectrum=SpectrumFrames(sample_rate=8000, length=60, hop=17, num_bands=4),
 )
 
 
@@ -118,19 +133,36 @@ configs = st.builds(
     num_speakers=st.integers(1, 3),
 )
 coders = st.builds(WaveformFrames, kernel_size=st.sampled_from((2, 5, 8)), sample_rate=st.just(8000))
+spectra = st.builds(
+    SpectrumFrames,
+    sample_rate=st.just(8000),
+    length=st.sampled_from((20, 33)),
+    hop=st.sampled_from((5, 7, 20)),
+    num_bands=st.integers(1, 3),
+)
 
 
 @settings(max_examples=40, deadline=None)
-@given(configs, st.none() | coders, st.integers(1, 3), st.integers(1, 40), st.integers(0, 7), st.integers(0, 2**16))
+@given(
+    configs,
+    st.none() | coders | spectra,
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.integers(0, 7),
+    st.integers(0, 2**16),
+)
 def test_lowered_model_is_the_reference(
     config: Mossformer2Config,
-    frames: WaveformFrames | None,
+    frames: WaveformFrames | SpectrumFrames | None,
     batch: int,
     num_frames: int,
     remainder: int,
     seed: int,
 ) -> None:
-    if frames is not None:
+    if isinstance(frames, SpectrumFrames):
+        features, frequencies = frames.sizes
+        config = replace(config, spectrum=frames, in_channels=features, out_channels=frequencies)
+    elif frames is not None:
         config = replace(config, frames=frames, out_channels=config.in_channels)
     interface = config.interface
     seq_len = max(interface.min_len, interface.find_length(num_frames) + remainder % interface.frame_hop)
@@ -157,6 +189,16 @@ def enhancement() -> Mossformer2Model:
 @pytest.fixture(scope="module")
 def separation() -> Mossformer2Model:
     return build_model(SEPARATION)
+
+
+@pytest.fixture(scope="module")
+def speech() -> Mossformer2Model:
+    return build_model(SPEECH)
+
+
+@pytest.fixture(scope="module")
+def speech_bundle(speech: Mossformer2Model, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export(speech, tmp_path_factory.mktemp("speech"))
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +233,21 @@ def test_separation_s_graph_is_the_reference(
     assert compute_error(compute_exactly(separation, waveform), sources) <= RELATIVE_TOLERANCE
 
 
+@pytest.mark.parametrize(("batch", "seq_len"), [(1, 60), (2, 76), (1, 77), (3, 315), (1, 332), (2, 349), (1, 5000)])
+def test_speech_s_graph_is_the_reference(
+    speech: Mossformer2Model, speech_bundle: Bundle, batch: int, seq_len: int
+) -> None:
+    waveform = draw(SPEECH, batch, seq_len)
+    found = run_graph(speech_bundle, waveform)
+    assert found.shape == waveform.shape
+    assert compute_error(compute_exactly(speech, waveform), found) <= RELATIVE_TOLERANCE
+
+
+def test_silence_has_no_speech_in_it(speech_bundle: Bundle) -> None:
+    """The logarithm of no energy is that of the least that counts, not of zero."""
+    assert torch.equal(run_graph(speech_bundle, torch.zeros(1, 400)), torch.zeros(1, 400))
+
+
 def count_nodes(bundle: Bundle) -> Counter[str]:
     nodes = onnx.load(bundle.get_graph_path()).graph.node
     return Counter(".".join(node.name.partition("/")[0].split(".")[:2]) for node in nodes)
@@ -215,17 +272,17 @@ def test_blocks_hold_no_shape_arithmetic(separation_bundle: Bundle) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.* encountered in (exp|divide)")  # of the evaluator's sigmoid, and not used there
-@pytest.mark.parametrize("name", ["enhancement", "separation"])
+@pytest.mark.parametrize("name", ["enhancement", "separation", "speech"])
 def test_every_reader_takes_the_graph(name: str, request: pytest.FixtureRequest) -> None:
     """ONNX's reference evaluator runs it, and onnxruntime's symbolic shape inference has a shape for every value.
 
     The number of frames of a waveform is two expressions to that, which it is to take for one.
     """
     model, bundle = request.getfixturevalue(name), request.getfixturevalue(f"{name}_bundle")
-    graph, inputs = onnx.load(bundle.get_graph_path()), draw(model.config, 2, 57)
+    graph, inputs = onnx.load(bundle.get_graph_path()), draw(model.config, 2, 157)
     (outputs,) = ReferenceEvaluator(graph).run(None, {graph.graph.input[0].name: inputs.numpy()})
     assert compute_error(compute_exactly(model, inputs), torch.from_numpy(outputs)) <= RELATIVE_TOLERANCE
-    inferred = SymbolicShapeInference.infer_shapes(graph, auto_merge=name == "separation").graph
+    inferred = SymbolicShapeInference.infer_shapes(graph, auto_merge=name != "enhancement").graph
     shaped = {value.name for value in (*inferred.value_info, *inferred.output)}
     assert {output for node in inferred.node for output in node.output} <= shaped
 
@@ -272,7 +329,7 @@ def test_half_graph_is_the_reference_up_to_rounding(separation: Mossformer2Model
     assert facts.islands == ()
 
 
-@pytest.mark.parametrize("config", [ENHANCEMENT, SEPARATION], ids=["enhancement", "separation"])
+@pytest.mark.parametrize("config", [ENHANCEMENT, SEPARATION, SPEECH], ids=["enhancement", "separation", "speech"])
 def test_lowered_model_is_the_reference_up_to_rounding_in_both_halves(config: Mossformer2Config) -> None:
     model, inputs = build_model(config), draw(config, 2, 130)
     expected = model(inputs)
@@ -314,10 +371,12 @@ def test_all_islands_leave_projections_and_the_memory_in_half(separation: Mossfo
     assert {"layers.0.attention.heads.gamma", "encoder.kernel", "decoder.kernel"}.isdisjoint(half)
 
 
-def test_engines_are_built(enhancement_bundle: Bundle, half_bundle: Bundle, tmp_path: Path) -> None:
+def test_engines_are_built(
+    enhancement_bundle: Bundle, speech_bundle: Bundle, half_bundle: Bundle, tmp_path: Path
+) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    for exported in (enhancement_bundle, half_bundle):
-        copied = Bundle.open(shutil.copytree(exported.path, tmp_path / exported.get_graph().precision))
+    for index, exported in enumerate((enhancement_bundle, speech_bundle, half_bundle)):
+        copied = Bundle.open(shutil.copytree(exported.path, tmp_path / str(index)))
         engine = build_engine(copied, options=BuildOptions(compute_capabilities=("8.9",)))
         graph = copied.get_graph()
         assert [spec.shape for spec in (*engine.inputs, *engine.outputs)] == [
@@ -329,7 +388,7 @@ def test_engines_are_built(enhancement_bundle: Bundle, half_bundle: Bundle, tmp_
             assert engine.num_layers <= TRT_LAYERS
 
 
-@pytest.mark.parametrize("name", ["enhancement", "separation"])
+@pytest.mark.parametrize("name", ["enhancement", "separation", "speech"])
 def test_marks_are_the_quantities_of_the_reference(name: str, request: pytest.FixtureRequest) -> None:
     """In value, brought into the reference's terms as bisect does it; at 2.5 chunks."""
     model, bundle = request.getfixturevalue(name), request.getfixturevalue(f"{name}_bundle")
