@@ -11,16 +11,15 @@ from flash_export.bundle.manifest import EngineManifest
 from flash_export.config import BuildOptions, Flavour
 from flash_export.errors import EngineBuildError
 from flash_export.exporters.engine_facts import count_layer_dtypes, read_tensors
-from flash_export.exporters.engine_log import collect_errors, get_log
 from flash_export.exporters.engine_progress import BuildWatch, create_monitor
-from flash_export.exporters.flavour import CURRENT_TARGET, choose_flavour, choose_targets, import_flavour
-from flash_export.exporters.parser_errors import format_complaints, read_complaints
+from flash_export.exporters.flavour import CURRENT_TARGET, choose_flavour, choose_targets
 from flash_export.exporters.profile import derive_profile, parse_profile
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
+from flash_export.runtime.trt_api import import_flavour, parse_network
+from flash_export.runtime.trt_log import collect_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from flash_export.bundle.bundle import Bundle
     from flash_export.bundle.manifest import GraphSpec, ProfileShapes
@@ -64,12 +63,8 @@ def build_engine(
     targets = choose_targets(trt, flavour, options.compute_capabilities, SCHEMES_BY_NAME.get(graph.precision))
 
     started = time.perf_counter()
-    log = get_log(trt)
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    # The parser owns the weights that the network refers to, so it has to outlive the build.
-    parser = trt.OnnxParser(network, log)
-    _parse_graph(parser, bundle.get_graph_path(options.graph), flavour)
+    parsed = parse_network(flavour, bundle.get_graph_path(options.graph))
+    builder, network = parsed.builder, parsed.network
     inputs, outputs = read_tensors(network, graph)
 
     watch = BuildWatch(progress)
@@ -101,14 +96,6 @@ def build_engine(
     )
     bundle.write_engine(engine, content, overwrite=options.overwrite)
     return engine
-
-
-def _parse_graph(parser: Any, path: Path, flavour: Flavour) -> None:
-    """Parse from the file, so that external data is found beside it."""
-    if parser.parse_from_file(str(path)):
-        return
-    complaints = read_complaints(parser, path)
-    raise EngineBuildError(f"{flavour.title} cannot take {path}: {format_complaints(complaints)}")
 
 
 def _configure_builder(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import EngineBuildError
+from flash_export.runtime.trt_api import name_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,19 +15,6 @@ if TYPE_CHECKING:
     from flash_export.bundle.manifest import GraphSpec
     from flash_export.interface import TensorSpec
 
-_DTYPE_NAMES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "FP8": "float8_e4m3fn",
-    "FP4": "float4_e2m1fn",
-    "INT64": "int64",
-    "INT32": "int32",
-    "INT8": "int8",
-    "INT4": "int4",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-}
 _DYNAMIC = -1
 
 
@@ -46,12 +34,6 @@ def count_layer_dtypes(network: Any) -> dict[str, int]:
     layers = (network.get_layer(index) for index in range(network.num_layers))
     dtypes = Counter(name_dtype(layer.get_output(0).dtype) for layer in layers if layer.num_outputs)
     return dict(dtypes.most_common())
-
-
-def name_dtype(dtype: Any) -> str:
-    """Return the numpy name of a TensorRT dtype, such as ``float16`` for ``HALF``."""
-    name = str(dtype.name)
-    return _DTYPE_NAMES.get(name, name.lower())
 
 
 def _match_specs(

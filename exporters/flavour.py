@@ -1,18 +1,13 @@
-"""Which TensorRT builds an engine: choosing the flavour, importing it, and naming its targets.
-
-This is one of the two places that import TensorRT, and it does so only when asked.
-"""
+"""Which TensorRT builds an engine, and for what: choosing the flavour, and naming its targets."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
 from typing import TYPE_CHECKING, Any
 
 from flash_export.config import AUTO_FLAVOUR, FLAVOURS, TENSORRT, TENSORRT_RTX, BuildOptions, Flavour
 from flash_export.errors import BackendUnavailableError, ConfigError
-from flash_export.install import get_install_command
+from flash_export.runtime.trt_api import has_cuda_device, is_installed
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
@@ -45,35 +40,6 @@ def choose_flavour(options: BuildOptions) -> Flavour:
     if not options.compute_capabilities and is_installed(TENSORRT) and has_cuda_device():
         return TENSORRT
     return TENSORRT_RTX
-
-
-def is_installed(flavour: Flavour) -> bool:
-    """Tell whether the package of a flavour is installed, without importing it."""
-    return importlib.util.find_spec(flavour.module) is not None
-
-
-def has_cuda_device() -> bool:
-    """Tell whether PyTorch sees a CUDA device."""
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def import_flavour(flavour: Flavour) -> Any:
-    """Import the package of a flavour.
-
-    Raises:
-        BackendUnavailableError: It is not installed, or its libraries cannot be loaded.
-    """
-    cure = get_install_command(flavour.extra)
-    try:
-        return importlib.import_module(flavour.module)
-    except ModuleNotFoundError as error:
-        raise BackendUnavailableError(f"{flavour.title} is not installed (no module {error.name!r}); {cure}") from error
-    except (ImportError, OSError, RuntimeError) as error:
-        raise BackendUnavailableError(
-            f"{flavour.title} is installed but cannot be loaded ({error}); install it again: {cure}"
-        ) from error
 
 
 def list_capabilities(trt: Any) -> dict[str, Any]:

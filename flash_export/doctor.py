@@ -179,7 +179,7 @@ def _format_providers(providers: Sequence[str]) -> str:
 
 
 def _check_tensorrt(flavour: Flavour) -> Finding:
-    from flash_export.exporters.flavour import import_flavour, is_installed
+    from flash_export.runtime.trt_api import import_flavour, is_installed
 
     cure = get_install_command(flavour.extra)
     if not is_installed(flavour):

@@ -82,8 +82,9 @@ def list_backends(
 
     Args:
         bundle: The bundle.
-        requested: ``ort-cpu``, ``ort-cuda``, ``openvino``, ``trt`` (every engine of the forward graph) or ``trt:NAME``;
-            for causal models ``stream:ort-cpu`` and so on: the prefill and decode graphs, the text in pieces.
+        requested: ``ort-cpu``, ``ort-cuda``, ``openvino``, ``trt-network``, ``trt`` (every engine of the forward graph)
+            or ``trt:NAME``; for causal models ``stream:ort-cpu`` and so on: the prefill and decode graphs, the text in
+            pieces.
         onnx_files: Graphs of other exporters that should compute the same; each becomes ``onnx:NAME``.
         threads: Threads of one operator on the CPU; None: what the backend chooses.
 
@@ -98,9 +99,9 @@ def list_backends(
         groups |= {one.name: [one] for one in found}
         if _has_stream(bundle, runtime):
             streams[f"{STREAM_PREFIX}{name}"] = [_describe_stream(bundle, runtime, threads)]
-        if runtime.is_default and found:
+        if runtime.is_default(bundle, GRAPH):
             defaults.append(name)
-    defaults += [name for name in streams if BACKENDS[name.removeprefix(STREAM_PREFIX)].is_default]
+    defaults += [name for name in streams if _is_default_stream(bundle, name.removeprefix(STREAM_PREFIX))]
     groups |= streams
     chosen: dict[str, Backend] = {}
     for name in requested or ([] if onnx_files else defaults):
@@ -120,6 +121,7 @@ def _describe_target(runtime: Runtime, target: Target, threads: int | None) -> B
         target.outputs,
         opener,
         target.profiles,
+        is_timed=runtime.is_timed,
         open_static=None if target.path is None else partial(_open_fixed, opener),
         onnx_path=target.path,
     )
@@ -147,6 +149,10 @@ def _has_stream(bundle: Bundle, runtime: Runtime) -> bool:
     """Whether there is something to run prefill and decode with."""
     has_graphs = set(STREAM_GRAPHS) <= bundle.manifest.graphs.keys()
     return has_graphs and all(runtime.find(bundle, graph) for graph in STREAM_GRAPHS)
+
+
+def _is_default_stream(bundle: Bundle, name: str) -> bool:
+    return all(BACKENDS[name].is_default(bundle, graph) for graph in STREAM_GRAPHS)
 
 
 def _describe_stream(bundle: Bundle, runtime: Runtime, threads: int | None) -> Backend:

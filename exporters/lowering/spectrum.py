@@ -1,7 +1,7 @@
 """From a waveform to features and spectra of its frames, and back, in export form: all of it in fp32.
 
 Transforms are convolutions whose kernels are the waves themselves, with the window and all else that is linear folded
-in. ONNX has ``STFT`` since opset 17, but for frames of 1,920 samples onnxruntime 1.27 is wrong by 2e-4 of the scale and
+in. ONNX has ``STFT`` since opset 17, but for frames of 1,920 samples onnxruntime 1.32 is wrong by 2e-4 of the scale and
 takes six times as long as for 2,048, and OpenVINO refuses it at a free length. The convolution is as exact as PyTorch's
 transform in fp32, and every runtime has it.
 

@@ -36,8 +36,9 @@ JOURNAL_FILE = ".validation.jsonl"
     "backends",
     metavar="NAME",
     multiple=True,
-    help="ort-cpu, ort-cuda, openvino, trt (every engine) or trt:NAME; stream:NAME reads texts in pieces; repeatable.  "
-    "[default: all but openvino]",
+    help="ort-cpu, ort-cuda, openvino, trt-network (what TensorRT's parser made of the graph, without a GPU), "
+    "trt (every engine) or trt:NAME; stream:NAME reads texts in pieces; repeatable.  [default: all but openvino; "
+    "those of TensorRT where an engine was built]",
 )
 @click.option(
     "--onnx",

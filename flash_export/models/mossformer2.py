@@ -336,10 +336,12 @@ class SpeechModel(Mossformer2Model):
         self.frames = frames
 
     def forward(self, waveform: Float[Tensor, "b t"]) -> Float[Tensor, "b t"]:
-        """Return the speech, zero where no frame reaches."""
-        features = self.tap("features", compute_features(waveform * FULL_SCALE, self.frames))
-        mask = self.tap("mask", self.estimate_masks(features)[:, :, 0])
-        return invert_spectrum(compute_spectrum(waveform, self.frames) * mask, self.frames, waveform.shape[1])
+        """Return the speech, zero where no frame reaches; PyTorch transforms in fp32 at least."""
+        sound = waveform.to(torch.promote_types(waveform.dtype, torch.float32))
+        features = self.tap("features", compute_features(sound * FULL_SCALE, self.frames).to(waveform.dtype))
+        mask = self.tap("mask", self.estimate_masks(features)[:, :, 0]).to(sound.dtype)
+        speech = invert_spectrum(compute_spectrum(sound, self.frames) * mask, self.frames, waveform.shape[1])
+        return speech.to(waveform.dtype)
 
 
 class SeparationModel(Mossformer2Model):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from typing_extensions import TypedDict, Unpack
 
+from flash_export.config import FORWARD
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.suggest import describe_unknown
 
@@ -82,15 +83,17 @@ class Backend:
         name: What users call it; of a backend that finds several targets, all of them.
         device: Where it runs, and so where the eager model is timed: ``cpu`` or ``cuda``.
         find: Return what there is in a bundle to be run, given the name of a graph that it has.
-        is_default: Whether it is validated without being asked for.
+        is_default: Whether a graph of a bundle is validated on it without being asked for.
         shows_inside: Whether inner values of a graph can be read.
+        is_timed: Whether its latency says anything.
     """
 
     name: str
     device: str
     find: Callable[[Bundle, str], tuple[Target, ...]]
-    is_default: bool = True
+    is_default: Callable[[Bundle, str], bool]
     shows_inside: bool = True
+    is_timed: bool = True
 
 
 def find_target(bundle: Bundle, name: str, graph: str) -> Target:
@@ -134,7 +137,12 @@ def describe_missing_engine(graph: str) -> str:
 
 
 def _reads_graphs(
-    name: str, device: str, open_graph: OpenGraph, *, is_default: bool = True, shows_inside: bool = True
+    name: str,
+    device: str,
+    open_graph: OpenGraph,
+    *,
+    is_default: Callable[[Bundle, str], bool],
+    shows_inside: bool = True,
 ) -> Backend:
     """Describe a runtime that reads the ONNX files as they are, so that every graph is one target."""
 
@@ -158,6 +166,37 @@ def _open_openvino(graph: GraphSpec, path: Path, **options: Unpack[OpenOptions])
     return OpenVinoRunner(graph, path, threads=options.get("threads"), fixed_axes=options.get("fixed_axes"))
 
 
+def _always(bundle: Bundle, graph: str) -> bool:
+    return True
+
+
+def _never(bundle: Bundle, graph: str) -> bool:
+    return False
+
+
+def _has_engine(bundle: Bundle, graph: str) -> bool:
+    return any(engine.graph == graph for engine in bundle.list_engines())
+
+
+def _has_forward_engine(bundle: Bundle, graph: str) -> bool:
+    """Whether there is an engine of the forward graph; a text token by token takes minutes, and is to be asked for."""
+    return graph == FORWARD and _has_engine(bundle, graph)
+
+
+def _find_network(bundle: Bundle, graph: str) -> tuple[Target, ...]:
+    spec = bundle.get_graph(graph)
+    opener = partial(_open_network, spec, bundle.get_graph_path(graph))
+    return (Target(TRT_NETWORK, opener, spec.inputs, spec.outputs),)
+
+
+def _open_network(graph: GraphSpec, path: Path, **options: Unpack[OpenOptions]) -> Runner:
+    """Open what TensorRT's parser makes of a graph; half precision is rounded in any case."""
+    from flash_export.runtime.trt_network import NetworkRunner
+
+    assert not options.get("fixed_axes")
+    return NetworkRunner(graph, path, threads=options.get("threads"), inner_values=options.get("inner_values", ()))
+
+
 def _find_engines(bundle: Bundle, graph: str) -> tuple[Target, ...]:
     engines = (engine for engine in bundle.list_engines() if engine.graph == graph)
     return tuple(
@@ -175,13 +214,14 @@ def _open_engine(bundle: Bundle, engine: EngineManifest, **options: Unpack[OpenO
     return open_engine(bundle, engine)
 
 
-ORT_CPU, TRT = "ort-cpu", "trt"
+ORT_CPU, TRT, TRT_NETWORK = "ort-cpu", "trt", "trt-network"
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        _reads_graphs(ORT_CPU, "cpu", partial(_open_ort, provider="cpu")),
-        _reads_graphs("ort-cuda", "cuda", partial(_open_ort, provider="cuda")),
-        _reads_graphs("openvino", "cpu", _open_openvino, is_default=False, shows_inside=False),
-        Backend(TRT, "cuda", _find_engines, shows_inside=False),
+        _reads_graphs(ORT_CPU, "cpu", partial(_open_ort, provider="cpu"), is_default=_always),
+        _reads_graphs("ort-cuda", "cuda", partial(_open_ort, provider="cuda"), is_default=_always),
+        _reads_graphs("openvino", "cpu", _open_openvino, is_default=_never, shows_inside=False),
+        Backend(TRT_NETWORK, "cpu", _find_network, is_default=_has_forward_engine, is_timed=False),
+        Backend(TRT, "cuda", _find_engines, is_default=_has_engine, shows_inside=False),
     )
 }

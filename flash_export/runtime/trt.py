@@ -1,20 +1,18 @@
-"""Running a TensorRT engine, with PyTorch's CUDA tensors as its device memory.
-
-This is one of the two places that import TensorRT, and it does so only when an engine is opened.
-"""
+"""Running a TensorRT engine, with PyTorch's CUDA tensors as its device memory."""
 
 from __future__ import annotations
 
-import importlib
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from flash_export.config import FLAVOURS
 from flash_export.errors import BackendUnavailableError, BundleError
-from flash_export.install import get_install_command
 from flash_export.runtime.inputs import check_inputs
 from flash_export.runtime.profile_choice import choose_profile
+from flash_export.runtime.trt_api import import_flavour
+from flash_export.runtime.trt_log import collect_errors, get_log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,10 +58,9 @@ class TrtRunner:
         trt = _import_flavour(engine)
         self._graph = graph
         self._manifest = engine
-        self._errors: list[str] = []
-        # TensorRT keeps references to the logger and the runtime, not copies.
-        self._log = _create_log(trt, self._errors)
-        self._runtime = trt.Runtime(self._log)
+        self._stack = ExitStack()
+        self._errors = self._stack.enter_context(collect_errors())
+        self._runtime = trt.Runtime(get_log(trt))  # the engine refers to it
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             major, minor = torch.cuda.get_device_capability()
@@ -139,6 +136,7 @@ class TrtRunner:
     ) -> None:
         """Free the context before the engine, and the engine before the runtime."""
         self._context = self._engine = self._runtime = None
+        self._stack.close()
 
 
 def _import_flavour(engine: EngineManifest) -> Any:
@@ -148,26 +146,7 @@ def _import_flavour(engine: EngineManifest) -> Any:
             f"engine {engine.name!r} has flavour {engine.flavour!r}, this version knows {', '.join(FLAVOURS)}; "
             "build it again"
         )
-    try:
-        return importlib.import_module(flavour.module)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise BackendUnavailableError(
-            f"{flavour.title} cannot be imported ({error}); {get_install_command(flavour.extra)}"
-        ) from error
-
-
-def _create_log(trt: Any, errors: list[str]) -> Any:
-    """Return a TensorRT logger that keeps the errors and prints nothing; its base exists only after the import."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-
-        def log(self, level: Any, message: str) -> None:
-            if level in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                errors.append(" ".join(message.split()))
-
-    return Log()
+    return import_flavour(flavour)
 
 
 def _to_host(tensor: torch.Tensor) -> np.ndarray:

@@ -30,6 +30,7 @@ from flash_export.files import hash_file, write_file
 from flash_export.interface import TensorSpec
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
+from flash_export.runtime.trt_api import import_flavour
 from flash_export.termination import Terminated, raise_terminations
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def test_fp8_is_refused_for_gpus_without_it(export_scheme: SchemeExporter, targe
 
 
 def test_default_targets_of_fp8_are_those_that_have_it() -> None:
-    trt = flavour_module.import_flavour(TENSORRT_RTX)
+    trt = import_flavour(TENSORRT_RTX)
     fp8, fp32 = (
         flavour_module.choose_targets(trt, TENSORRT_RTX, (), SCHEMES_BY_NAME.get(name)) for name in ("fp8", "fp32")
     )

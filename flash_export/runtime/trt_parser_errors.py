@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import BundleError
-from flash_export.exporters.engine_log import clean_message
 from flash_export.graph_files import read_graph
+from flash_export.runtime.trt_log import clean_message
 
 if TYPE_CHECKING:
     from pathlib import Path

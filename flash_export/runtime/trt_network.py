@@ -1,0 +1,242 @@
+"""What TensorRT's parser made of a graph, run on the CPU: no engine, and no GPU.
+
+The network that a build would start from is taken layer by layer and computed with PyTorch, shapes and all, in the
+dtype of each layer. That shows whether the parser read the graph as it is meant, at every length. What a builder does
+to the network afterwards, its kernels, fusions and rounding, only a run of the engine shows.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import torch
+
+from flash_export.config import TENSORRT, TENSORRT_RTX
+from flash_export.errors import BackendUnavailableError, BundleError, EngineBuildError
+from flash_export.runtime.inputs import check_inputs
+from flash_export.runtime.trt_api import is_installed, name_dtype, parse_network
+from flash_export.runtime.trt_layers import LAYERS, UnknownLayerError, compute_activation, to_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from torch import Tensor
+    from typing_extensions import Self
+
+    from flash_export.bundle.manifest import GraphSpec
+
+NAME = "trt-network"
+_TORCH_DTYPES = {
+    name: getattr(torch, name)
+    for name in ("float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int8", "uint8", "bool")
+} | {"int4": torch.int8}
+
+
+class Step:
+    """One layer of a network, ready to be computed."""
+
+    def __init__(self, layer: Any, compute: Callable[[Any, Sequence[Tensor | None]], Tensor]) -> None:
+        """Take a layer, cast to its class, and what computes it."""
+        self.name, self.layer, self.compute = layer.name, layer, compute
+        tensors = [layer.get_input(index) for index in range(layer.num_inputs)]
+        self.inputs = [None if tensor is None else tensor.name for tensor in tensors]
+        output = layer.get_output(0)
+        self.output, self.dtype = output.name, _TORCH_DTYPES.get(name_dtype(output.dtype))
+        self.shape = tuple(output.shape) if len(output.shape) >= 0 else None
+
+    def run(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Compute the layer's output, in its dtype.
+
+        Raises:
+            BackendUnavailableError: Nothing here computes the layer as it is used.
+            BundleError: Its inputs do not go together, or an index leaves an axis.
+        """
+        inputs = [None if name is None else values[name] for name in self.inputs]
+        try:
+            output = self.compute(self.layer, inputs)
+        except UnknownLayerError as error:
+            raise BackendUnavailableError(f"layer {self.name!r} {error}, which {NAME} does not compute") from error
+        except (RuntimeError, IndexError, ValueError) as error:
+            shapes = ", ".join(str(tuple(x.shape)) for x in inputs if x is not None)
+            reason = str(error).splitlines()[0]
+            raise BundleError(
+                f"layer {self.name!r} of the network that TensorRT's parser made fails on {shapes}: {reason}; export "
+                "the bundle again, and report it if that is no help"
+            ) from error
+        if self.shape is not None and not _fits(output.shape, self.shape):
+            raise BundleError(
+                f"layer {self.name!r} of the network that TensorRT's parser made gives {tuple(output.shape)}, which "
+                f"TensorRT takes for {self.shape}; export the bundle again, and report it if that is no help"
+            )
+        return output if self.dtype is None or output.dtype == self.dtype else output.to(self.dtype)
+
+
+class Constants:
+    """The constants of a network.
+
+    TensorRT's Python API shows no weights of types that numpy lacks, such as bfloat16: those are read from the ONNX
+    file, by name, and that the parser took them as they are is not shown.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take the ONNX file."""
+        self.values: dict[str, Tensor] = {}
+        self._path = path
+
+    def add(self, layer: Any) -> None:
+        """Take a layer, cast to its class.
+
+        Raises:
+            BackendUnavailableError: The file has no such tensor.
+        """
+        output = layer.get_output(0)
+        dtype = _TORCH_DTYPES.get(name_dtype(output.dtype))
+        weights = layer.weights
+        if not isinstance(weights, np.ndarray):
+            weights = self._stored.get(layer.name)
+        if weights is None or dtype is None:
+            raise BackendUnavailableError(f"TensorRT shows no values of {layer.name!r}, which {NAME} needs")
+        self.values[output.name] = to_tensor(weights).to(dtype).reshape(tuple(layer.shape))
+
+    @functools.cached_property
+    def _stored(self) -> dict[str, np.ndarray]:
+        graph = onnx.load(self._path).graph
+        tensors = {one.name: one for one in graph.initializer}
+        return {name: _widen_unknown(onnx.numpy_helper.to_array(one)) for name, one in tensors.items()}
+
+
+class NetworkRunner:
+    """Computes the parsed network of one ONNX file."""
+
+    def __init__(
+        self, graph: GraphSpec, path: Path, *, threads: int | None = None, inner_values: tuple[str, ...] = ()
+    ) -> None:
+        """Parse the graph.
+
+        Args:
+            graph: Contract of the graph, from the bundle's manifest.
+            path: The ONNX file.
+            threads: Threads of one operator; None: what PyTorch has.
+            inner_values: Further values of the graph to return.
+
+        Raises:
+            BackendUnavailableError: TensorRT is not installed, its parser cannot take the graph, or a layer is of a
+                kind that nothing here computes.
+        """
+        flavour = TENSORRT_RTX if is_installed(TENSORRT_RTX) or not is_installed(TENSORRT) else TENSORRT
+        self._graph, self._threads = graph, threads
+        try:
+            self._parsed = parse_network(flavour, path)
+        except EngineBuildError as error:
+            raise BackendUnavailableError(str(error)) from error
+        network = self._parsed.network
+        self._wanted = {network.get_output(index).name for index in range(network.num_outputs)} | set(inner_values)
+        self._constants = Constants(path)
+        self._steps = self._sort(self._read_layers())
+        self._last_use = {name: place for place, step in enumerate(self._steps) for name in step.inputs if name}
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        return NAME
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute the network once.
+
+        Raises:
+            InputError: An input does not fit the graph's contract.
+            BackendUnavailableError: A layer is used in a way that nothing here computes.
+            BundleError: A layer fails.
+        """
+        check_inputs(self._graph, inputs)
+        values = {**self._constants.values, **{name: to_tensor(value) for name, value in inputs.items()}}
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads or before)
+        try:
+            with torch.inference_mode():
+                for place, step in enumerate(self._steps):
+                    values[step.output] = step.run(values)
+                    for name in step.inputs:
+                        if name and self._last_use[name] == place and name not in self._wanted:
+                            values.pop(name, None)
+        finally:
+            torch.set_num_threads(before)
+        return {name: _to_numpy(values[name]) for name in self._wanted}
+
+    def _read_layers(self) -> dict[str, Step]:
+        """Return the layers by the names of their outputs, constants computed.
+
+        Raises:
+            BackendUnavailableError: Nothing here computes one of them.
+        """
+        trt, network, steps = self._parsed.trt, self._parsed.network, {}
+        for index in range(network.num_layers):
+            layer = network.get_layer(index)
+            kind = layer.type.name
+            if kind == "CONSTANT":
+                layer.__class__ = trt.IConstantLayer
+                self._constants.add(layer)
+                continue
+            if kind == "ACTIVATION":
+                layer.__class__ = trt.IActivationLayer
+                step = Step(layer, _bind_activation(trt.IActivationLayer.type.__get__(layer)))
+            elif kind in LAYERS:
+                owner, compute = LAYERS[kind]
+                layer.__class__ = getattr(trt, owner)
+                step = Step(layer, compute)
+            else:
+                raise BackendUnavailableError(f"layer {layer.name!r} is a {kind}, which {NAME} does not compute")
+            steps[step.output] = step
+        return steps
+
+    def _sort(self, steps: Mapping[str, Step]) -> list[Step]:
+        """Return what the outputs need, each after what it needs itself; networks are in no order."""
+        ordered: dict[str, Step] = {}
+        stack = [(name, False) for name in sorted(self._wanted)]
+        while stack:
+            name, is_ready = stack.pop()
+            if name in ordered or name not in steps:
+                continue
+            if is_ready:
+                ordered[name] = steps[name]
+                continue
+            stack.append((name, True))
+            stack.extend((one, False) for one in steps[name].inputs if one)
+        return list(ordered.values())
+
+    def __enter__(self) -> Self:
+        """Return the runner."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drop the layers before the network, and the network before its parser."""
+        del self._steps, self._constants, self._parsed
+
+
+def _widen_unknown(values: np.ndarray) -> np.ndarray:
+    """Return values of a type that PyTorch does not know as numbers that hold them exactly."""
+    if values.dtype.kind in "biuf" and values.dtype.isbuiltin:
+        return values
+    return values.astype(np.int8 if "int" in values.dtype.name else np.float32)
+
+
+def _fits(shape: Sequence[int], inferred: Sequence[int]) -> bool:
+    """Tell whether a shape is what TensorRT inferred, in which free sizes are -1."""
+    return len(shape) == len(inferred) and all(known in (-1, size) for size, known in zip(shape, inferred, strict=True))
+
+
+def _bind_activation(kind: Any) -> Callable[[Any, Sequence[Tensor | None]], Tensor]:
+    return lambda layer, inputs: compute_activation(kind, layer, inputs)
+
+
+def _to_numpy(x: Tensor) -> np.ndarray:
+    """Return an array of its own: a constant's values belong to the parser, and an input's to the caller."""
+    return np.array((x.float() if x.dtype == torch.bfloat16 else x).numpy())
