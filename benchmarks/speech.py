@@ -190,6 +190,7 @@ def measure(kind: Kind, modules: Any, *, quick: bool, build: bool, int8: bool) -
         folder = Path(name)
         torch.save({"model": model.state_dict()}, folder / "model.pt")
         np.savez(folder / "data.npz", **dict(draw(kind, kind.agree_at[3])))  # type: ignore[arg-type]
+        print(f"{kind.name}: exporting ...", flush=True)
         bundle = export_onnx(
             folder / "model.pt",
             folder / "bundle",
@@ -204,6 +205,7 @@ def measure(kind: Kind, modules: Any, *, quick: bool, build: bool, int8: bool) -
         legacy = export_legacy(kind, build_original(kind, modules, depth), folder / "legacy.onnx", kind.agree_at[2])
         graphs["legacy"] = legacy
         counts = [len(onnx.load(graphs[name]).graph.node) for name in ("ours", "legacy")]
+        print(f"{kind.name}: comparing at {', '.join(map(str, agree_at))} ...", flush=True)
         error = measure_agreement(kind, model, bundle.get_graph_path(), agree_at)
         label = kind.name
         figures += [
@@ -218,6 +220,7 @@ def measure(kind: Kind, modules: Any, *, quick: bool, build: bool, int8: bool) -
                 Figure.judge(f"{label}: TensorRT-RTX layers", engine.num_layers, at_most=8000),
                 Figure.judge(f"{label}: TensorRT-RTX build, s", engine.build_seconds, at_most=20),
             ]
+        print(f"{kind.name}: timing ...", flush=True)
         rows = [_time(kind, model, graphs, length, effort, folder) for length in lengths]
     return rows, figures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -207,9 +208,12 @@ class OriginalRunner:
                 raise BackendUnavailableError(
                     self._describe_missing(lines[-1].rpartition(" ")[2].strip("'"))
                 ) from error
+            cure = "see whether it is a Python with torch"
+            if code == -signal.SIGKILL:
+                cure = "run it where there is more memory"
             raise BackendUnavailableError(
-                f"the process of {python} that runs {library} ended with exit code {code} ({lines[-1]}); run it where "
-                "there is more memory, or name another interpreter with --original-python"
+                f"the process of {python} that runs {library} ended with exit code {code} ({lines[-1]}); {cure}, or "
+                "name another interpreter with --original-python"
             ) from error
         if "error" not in answer:
             return answer, outputs

@@ -70,7 +70,7 @@ def make_model(**changes: Any) -> Mossformer2Model:
     return model
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1.999, 2.0, 2.5, 3.4, 3.5, 5.0, 6.25, 8.1, 20.4])
+@pytest.mark.parametrize("seconds", [0.3, 1.999, 2.0, 2.5, 3.4, 3.5, 5.0, 6.25, 8.1, 20.4, 60.0, 61.7])
 def test_separation(decode: Any, tmp_path: Path, seconds: float) -> None:
     model = make_model(fsmn="dilated", frames=WaveformFrames(kernel_size=4, sample_rate=RATE))
     samples = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * RATE)).astype(np.float32)
@@ -96,7 +96,7 @@ def test_separation(decode: Any, tmp_path: Path, seconds: float) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("seconds", [0.04, 0.5, 20.0, 20.5])
+@pytest.mark.parametrize("seconds", [0.04, 0.5, 20.0, 20.5, 60.3])
 @pytest.mark.parametrize("takes", ["features", "waveform"])
 def test_enhancement(decode: Any, tmp_path: Path, seconds: float, takes: str) -> None:
     frames = ENHANCEMENT_FRAMES

@@ -231,12 +231,17 @@ def test_an_interpreter_that_is_none_is_refused(flash: Path, tmp_path: Path) -> 
     result = invoke(*asked, "--original-python", shutil.which("echo"))
     assert result.exit_code == 2
     assert "echo is no Python interpreter (it wrote b'-I -c import sy'); name one" in result.stderr
-    silent = tmp_path / "silent"
-    silent.write_text("#!/bin/sh\necho no memory >&2\nexit 3\n")
-    silent.chmod(0o755)
-    result = invoke(*asked, "--original-python", silent)
-    assert result.exit_code == 2
-    assert "that runs flash-pytorch ended with exit code 3 (no memory)" in result.stderr
+    ends = {
+        "exit 3": "ended with exit code 3 (it said why); see whether it is a Python with torch, or name another",
+        "kill -9 $$": "ended with exit code -9 (it said why); run it where there is more memory, or name another",
+    }
+    for end, message in ends.items():
+        silent = tmp_path / "silent"
+        silent.write_text(f"#!/bin/sh\necho it said why >&2\n{end}\n")
+        silent.chmod(0o755)
+        result = invoke(*asked, "--original-python", silent)
+        assert result.exit_code == 2
+        assert message in result.stderr
 
 
 def test_a_checkpoint_of_our_own_has_no_original(small_bundle: Any) -> None:
