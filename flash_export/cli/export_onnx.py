@@ -124,7 +124,7 @@ def onnx_command(
       flash-export onnx MODEL -o BUNDLE --graphs forward --batch 1
       flash-export onnx MODEL -o BUNDLE --precision fp16 --max-seq-len 16384
       flash-export onnx MODEL -o BUNDLE --heldout text.txt
-      flash-export onnx checkpoints/MossFormer2_SE_48K -o BUNDLE --assume-defaults --waveform
+      flash-export onnx MossFormer2_SE_48K -o BUNDLE --assume-defaults --waveform
     """
     options = ExportOptions(
         opset=opset,

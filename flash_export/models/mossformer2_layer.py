@@ -74,7 +74,8 @@ class Mossformer2Layer(nn.Module):
             kv = tap(f"kv_{name}", lin_k.mT @ values / x.shape[1])  # (b, s, e)
             return quadratic + tap(f"linear_{name}", lin_q @ kv)
 
-        return tap("gated", (attend_to(gate, "gate") * value) * torch.sigmoid(attend_to(value, "value") * gate))
+        attended_value, attended_gate = attend_to(value, "value"), attend_to(gate, "gate")
+        return tap("gated", (attended_gate * value) * torch.sigmoid(attended_value * gate))
 
     def weigh_in_chunks(self, q: Float[Tensor, "b n s"], k: Float[Tensor, "b n s"]) -> Float[Tensor, "b g c c"]:
         """Return ``relu²(q k^T / C)`` inside each chunk."""

