@@ -92,7 +92,7 @@ OTHERS: dict[str, ModelConfig] = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OTHERS)
 def test_graphs_of_every_family_pass(name: str, precision: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
