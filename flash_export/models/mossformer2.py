@@ -270,7 +270,9 @@ class Mossformer2Config(ModelConfig):
         if self.frames is not None:
             around += self.frames.kernel_size * self.in_channels * (1 + self.num_speakers)
         if self.spectrum is not None:
-            around += 2 * self.spectrum.length * (self.spectrum.num_frequencies * 2 + self.spectrum.padded_len // 2)
+            # The spectrum's real and imaginary part both ways, and the one that features are made of.
+            waves = 4 * self.spectrum.num_frequencies + self.spectrum.padded_len
+            around += self.spectrum.length * waves + self.spectrum.padded_len * self.spectrum.num_bands
         return self.depth * block + num_frames * around
 
     def estimate_bytes(self, batch: int, seq_len: int) -> int:

@@ -7,7 +7,6 @@ come from the tensors that are there.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +37,11 @@ def _pick(x: Tensor | None) -> Tensor:
     return x
 
 
+def _get(inputs: Inputs, index: int) -> Tensor | None:
+    """Return an input that a layer may have."""
+    return inputs[index] if index < len(inputs) else None
+
+
 def _read_axes(mask: int, rank: int) -> list[int]:
     """Return the axes of a bit mask."""
     return [axis for axis in range(rank) if mask >> axis & 1]
@@ -57,15 +61,15 @@ def _compute_slice(layer: Any, inputs: Inputs) -> Tensor:
     x, mode = _pick(inputs[0]), layer.mode.name
 
     def read(index: int, given: Any) -> list[int]:
-        if len(inputs) > index and (own := inputs[index]) is not None:
-            return _list_sizes(own)
-        return list(given)
+        own = _get(inputs, index)
+        return list(given) if own is None else _list_sizes(own)
 
     starts, sizes, strides = (
         read(index, getattr(layer, name)) for index, name in ((1, "start"), (2, "shape"), (3, "stride"))
     )
     axes = read(5, layer.axes if layer.axes is not None and len(layer.axes) else range(x.ndim))
-    fill = inputs[4] if len(inputs) > 4 and inputs[4] is not None else torch.zeros((), dtype=x.dtype)
+    fill = _get(inputs, 4)
+    fill = torch.zeros((), dtype=x.dtype) if fill is None else fill
     for axis, start, size, stride in zip(axes, starts, sizes, strides, strict=True):
         x = _slice_axis(x, axis % x.ndim, (start, size, stride), mode, fill)
     return x
@@ -108,12 +112,10 @@ def _compute_shuffle(layer: Any, inputs: Inputs) -> Tensor:
     """Transpose, reshape, transpose; 0 keeps a size unless it is told to be one, -1 takes what is left."""
     x = _pick(inputs[0])
     x = x.permute(_read_permutation(layer.first_transpose, x.ndim))
-    sizes: list[int] | None = None
-    if len(inputs) > 1 and inputs[1] is not None:
-        sizes = _list_sizes(inputs[1])
-    elif layer.reshape_dims is not None and len(layer.reshape_dims) >= 0:
-        sizes = list(layer.reshape_dims)
+    shape = _get(inputs, 1)
+    sizes = layer.reshape_dims if shape is None else _list_sizes(shape)  # None: it only transposes
     if sizes is not None:
+        sizes = list(sizes)
         if layer.zero_is_placeholder:
             sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
         x = x.reshape(sizes)
@@ -187,12 +189,12 @@ def _compute_elementwise(layer: Any, inputs: Inputs) -> Tensor:
     return _look_up(_ELEMENTWISE, layer.op)(a, b)
 
 
+_UNARY_NAMES = (
+    *("exp", "log", "sqrt", "abs", "neg", "erf", "ceil", "floor", "round", "sign", "isnan", "isinf"),
+    *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh"),
+)
 _UNARY: dict[str, Callable[[Any], Any]] = {
-    **{name.upper(): getattr(torch, name) for name in ("exp", "log", "sqrt", "abs", "neg", "sin", "cos", "tan", "erf")},
-    **{
-        name.upper(): getattr(torch, name) for name in ("sinh", "cosh", "asin", "acos", "atan", "ceil", "floor", "sign")
-    },
-    **{name.upper(): getattr(torch, name) for name in ("asinh", "acosh", "atanh", "round", "isnan", "isinf")},
+    **{name.upper(): getattr(torch, name) for name in _UNARY_NAMES},
     "RECIP": torch.reciprocal,
     "NOT": torch.logical_not,
 }
@@ -224,13 +226,7 @@ def _round_bound(x: Tensor, bound: float) -> float | int:
     if x.is_floating_point():
         return bound
     limits = torch.iinfo(x.dtype)
-    return (
-        int(max(limits.min, min(limits.max, bound)))
-        if math.isfinite(bound)
-        else limits.max
-        if bound > 0
-        else limits.min
-    )
+    return int(max(limits.min, min(limits.max, bound)))
 
 
 def compute_activation(kind: Any, layer: Any, inputs: Inputs) -> Tensor:
@@ -258,15 +254,13 @@ def _compute_reduce(layer: Any, inputs: Inputs) -> Tensor:
 
 def _multiply(layer: Any, inputs: Inputs) -> Tensor:
     """Multiply matrices, the axes before the last two broadcast; half ones are summed in fp32, as GPUs do."""
-    sides = []
-    for x, operation in ((_pick(inputs[0]), layer.op0.name), (_pick(inputs[1]), layer.op1.name)):
-        sides.append(_widen(x.mT if operation == "TRANSPOSE" else x))
-    vectors = [operation.name == "VECTOR" for operation in (layer.op0, layer.op1)]
-    a = sides[0].unsqueeze(-2) if vectors[0] else sides[0]
-    b = sides[1].unsqueeze(-1) if vectors[1] else sides[1]
-    product = a @ b
-    product = product.squeeze(-1) if vectors[1] else product
-    return product.squeeze(-1 if vectors[1] else -2) if vectors[0] else product
+    first, second = layer.op0.name, layer.op1.name
+    a, b = (_widen(_pick(x)) for x in inputs)
+    a = a.unsqueeze(-2) if first == "VECTOR" else a
+    b = b.unsqueeze(-1) if second == "VECTOR" else b
+    product = (a.mT if first == "TRANSPOSE" else a) @ (b.mT if second == "TRANSPOSE" else b)
+    product = product.squeeze(-1) if second == "VECTOR" else product
+    return product.squeeze(-1 if second == "VECTOR" else -2) if first == "VECTOR" else product
 
 
 def _accumulate(layer: Any, inputs: Inputs) -> Tensor:
@@ -288,9 +282,10 @@ def _fill(layer: Any, inputs: Inputs) -> Tensor:
     """Count up along the axes: ``alpha`` and ``beta`` for each step of an axis."""
     if layer.operation.name != "LINSPACE":
         raise UnknownLayerError(f"fills with {layer.operation.name}")
-    sizes = _list_sizes(_pick(inputs[0])) if inputs and inputs[0] is not None else list(layer.shape)
-    alpha = inputs[1] if len(inputs) > 1 and inputs[1] is not None else torch.tensor(layer.alpha)
-    beta = inputs[2] if len(inputs) > 2 and inputs[2] is not None else torch.tensor(layer.beta)
+    shape, alpha, beta = (_get(inputs, index) for index in range(3))
+    sizes = list(layer.shape) if shape is None else _list_sizes(shape)
+    alpha = torch.tensor(layer.alpha) if alpha is None else alpha
+    beta = torch.tensor(layer.beta) if beta is None else beta
     filled = alpha.reshape(()).expand(sizes).clone()
     for axis, step in enumerate(beta.reshape(-1)):
         steps = torch.arange(sizes[axis], dtype=step.dtype) * step
@@ -300,13 +295,13 @@ def _fill(layer: Any, inputs: Inputs) -> Tensor:
 
 def _squeeze(layer: Any, inputs: Inputs) -> Tensor:
     x = _pick(inputs[0])
-    if len(inputs) > 1 and inputs[1] is not None:
-        axes = [axis % x.ndim for axis in _list_sizes(inputs[1])]
-        wrong = [axis for axis in axes if x.shape[axis] != 1]
-        if wrong:
-            raise RuntimeError(f"takes away axis {wrong[0]}, which has size {x.shape[wrong[0]]}")
-        return x.reshape([size for axis, size in enumerate(x.shape) if axis not in axes])
-    return x.reshape([size for size in x.shape if size != 1])
+    given = _get(inputs, 1)
+    if given is None:
+        return x.squeeze()
+    axes = {axis % x.ndim for axis in _list_sizes(given)}
+    if wrong := [axis for axis in axes if x.shape[axis] != 1]:
+        raise RuntimeError(f"takes away axis {wrong[0]}, which has size {x.shape[wrong[0]]}")
+    return x.reshape([size for axis, size in enumerate(x.shape) if axis not in axes])
 
 
 def _unsqueeze(layer: Any, inputs: Inputs) -> Tensor:
@@ -345,9 +340,13 @@ def _apply_prelu(layer: Any, inputs: Inputs) -> Tensor:
 
 
 def _pad(layer: Any, inputs: Inputs) -> Tensor:
-    before, after = list(layer.pre_padding_nd), list(layer.post_padding_nd)
-    pairs = [side for sides in zip(reversed(before), reversed(after), strict=True) for side in sides]
-    return F.pad(_pick(inputs[0]), pairs)
+    return _pad_planes(_pick(inputs[0]), layer.pre_padding_nd, layer.post_padding_nd)
+
+
+def _pad_planes(x: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
+    """Put zeros around the last axes, or cut where there are fewer than none."""
+    pairs = zip(reversed(tuple(before)), reversed(tuple(after)), strict=True)
+    return F.pad(x, [side for sides in pairs for side in sides])
 
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -356,11 +355,9 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 
 def _convolve(layer: Any, inputs: Inputs) -> Tensor:
     x, kernel, bias = _read_convolution(layer, inputs, transposed=False)
-    before, after = list(layer.pre_padding), list(layer.post_padding)
-    pairs = [side for sides in zip(reversed(before), reversed(after), strict=True) for side in sides]
-    rank = len(before)
-    return _CONVOLUTIONS[rank](
-        F.pad(x, pairs), kernel, bias, tuple(layer.stride_nd), 0, tuple(layer.dilation_nd), layer.num_groups
+    padded = _pad_planes(x, layer.pre_padding, layer.post_padding)
+    return _CONVOLUTIONS[x.ndim - 2](
+        padded, kernel, bias, tuple(layer.stride_nd), 0, tuple(layer.dilation_nd), layer.num_groups
     )
 
 
@@ -386,14 +383,13 @@ def _read_convolution(layer: Any, inputs: Inputs, *, transposed: bool) -> tuple[
     x = _widen(_pick(inputs[0]))
     size, groups = list(layer.kernel_size_nd), layer.num_groups
     maps, channels = layer.num_output_maps, x.shape[1]
-    kernel = _widen(inputs[1]) if len(inputs) > 1 and inputs[1] is not None else None
+    kernel, bias = _get(inputs, 1), _get(inputs, 2)
     if kernel is None:
         shape = [channels, maps // groups, *size] if transposed else [maps, channels // groups, *size]
-        kernel = to_tensor(layer.kernel).reshape(shape).to(x.dtype)
-    bias = _widen(inputs[2]) if len(inputs) > 2 and inputs[2] is not None else None
+        kernel = to_tensor(layer.kernel).reshape(shape)
     if bias is None and (own := to_tensor(layer.bias)).numel():
-        bias = own.reshape(-1).to(x.dtype)
-    return x, kernel, bias
+        bias = own.reshape(-1)
+    return x, _widen(kernel), None if bias is None else _widen(bias)
 
 
 def _quantize(layer: Any, inputs: Inputs) -> Tensor:

@@ -48,7 +48,7 @@ class Step:
         self.inputs = [None if tensor is None else tensor.name for tensor in tensors]
         output = layer.get_output(0)
         self.output, self.dtype = output.name, _TORCH_DTYPES.get(name_dtype(output.dtype))
-        self.shape = tuple(output.shape) if len(output.shape) >= 0 else None
+        self.shape = _read_shape(output)
 
     def run(self, values: Mapping[str, Tensor]) -> Tensor:
         """Compute the layer's output, in its dtype.
@@ -106,9 +106,13 @@ class Constants:
 
     @functools.cached_property
     def _stored(self) -> dict[str, np.ndarray]:
-        graph = onnx.load(self._path).graph
-        tensors = {one.name: one for one in graph.initializer}
-        return {name: _widen_unknown(onnx.numpy_helper.to_array(one)) for name, one in tensors.items()}
+        """The initializers of types that numpy lacks, as numbers that hold them exactly."""
+        found = {}
+        for tensor in onnx.load(self._path).graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.dtype.isbuiltin != 1:
+                found[tensor.name] = values.astype(np.int8 if "int" in values.dtype.name else np.float32)
+        return found
 
 
 class NetworkRunner:
@@ -123,7 +127,7 @@ class NetworkRunner:
             graph: Contract of the graph, from the bundle's manifest.
             path: The ONNX file.
             threads: Threads of one operator; None: what PyTorch has.
-            inner_values: Further values of the graph to return.
+            inner_values: Further values of the graph to return, as far as the network has them.
 
         Raises:
             BackendUnavailableError: TensorRT is not installed, its parser cannot take the graph, or a layer is of a
@@ -167,7 +171,7 @@ class NetworkRunner:
                             values.pop(name, None)
         finally:
             torch.set_num_threads(before)
-        return {name: _to_numpy(values[name]) for name in self._wanted}
+        return {name: _to_numpy(values[name]) for name in sorted(self._wanted & values.keys())}
 
     def _read_layers(self) -> dict[str, Step]:
         """Return the layers by the names of their outputs, constants computed.
@@ -221,11 +225,12 @@ class NetworkRunner:
         del self._steps, self._constants, self._parsed
 
 
-def _widen_unknown(values: np.ndarray) -> np.ndarray:
-    """Return values of a type that PyTorch does not know as numbers that hold them exactly."""
-    if values.dtype.kind in "biuf" and values.dtype.isbuiltin:
-        return values
-    return values.astype(np.int8 if "int" in values.dtype.name else np.float32)
+def _read_shape(tensor: Any) -> tuple[int, ...] | None:
+    """Return the shape that TensorRT inferred; None where it could infer none, because layers do not go together."""
+    try:
+        return tuple(tensor.shape)
+    except RuntimeError:
+        return None
 
 
 def _fits(shape: Sequence[int], inferred: Sequence[int]) -> bool:

@@ -165,6 +165,18 @@ def test_mossformer2_in_an_interpreter_of_its_own(tmp_path: Path, kind: str) -> 
     assert re.search(r"clearvoice 0\.1\.2 in float64, with Python [^ ]+ and torch [^ ]+, without torchinfo, and", text)
 
 
+def test_a_graph_that_takes_sound_has_no_network_of_clearvoice_to_compare_with(tmp_path: Path) -> None:
+    model = import_clearvoice().build_enhancement(180, out_channels=961, dim=8, depth=1, qk_dim=4, fsmn_dim=6)
+    weights = tmp_path / "model.pt"
+    torch.save({"model": randomise(model, 0).float().state_dict()}, weights)
+    check("onnx", weights, "-o", tmp_path / "bundle", "--assume-defaults", "--waveform")
+    python = make_python(tmp_path / "python", CLEARVOICE)
+    asked = ("--against", "original", "--checkpoint", weights, "--original-python", python, "--threads", "1")
+    result = invoke("validate", tmp_path / "bundle", *asked)
+    assert result.exit_code == 2
+    assert "the network takes features and the bundle a waveform; export it without --waveform" in result.stderr
+
+
 def test_head_of_mmpose_in_an_interpreter_of_its_own(tmp_path: Path) -> None:
     unit = {"hidden_dims": 16, "s": 8, "expansion_factor": 2, "dropout_rate": 0.0, "drop_path": 0.0}
     head = {

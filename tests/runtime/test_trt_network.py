@@ -92,9 +92,12 @@ OTHERS: dict[str, ModelConfig] = {
 }
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
+WHOLE = [pytest.param(precision, None, marks=pytest.mark.slow) for precision in ("fp32", "fp16")]
+
+
+@pytest.mark.parametrize(("precision", "max_seq_len"), [("fp32", 40), *WHOLE])
 @pytest.mark.parametrize("name", OTHERS)
-def test_graphs_of_every_family_pass(name: str, precision: str, tmp_path: Path) -> None:
+def test_graphs_of_every_family_pass(name: str, precision: str, max_seq_len: int | None, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = OTHERS[name]
     get_family(config.model_type).model_class(config).save_pretrained(tmp_path / "checkpoint")
@@ -102,7 +105,7 @@ def test_graphs_of_every_family_pass(name: str, precision: str, tmp_path: Path) 
     if config.interface.fixed_len is not None:
         options = replace(options, max_seq_len=None)
     bundle = export_onnx(tmp_path / "checkpoint", tmp_path / "bundle", options=options)
-    report = validate(bundle)
+    report = validate(bundle, max_seq_len=None if config.interface.fixed_len else max_seq_len)
     assert report, [row.reason for row in report.rows if not row]
 
 
@@ -194,6 +197,18 @@ FAULTS = [
 ]
 
 
+def misread(monkeypatch: pytest.MonkeyPatch, kind: str, layer: str, plant: Callable[[Any, Any], None]) -> None:
+    """Let the parser take a layer for something else."""
+    parse = trt_api.parse_network
+
+    def parse_wrongly(flavour: Any, path: Path) -> Any:
+        parsed = parse(flavour, path)
+        plant(parsed, find_layer(parsed, kind, layer))
+        return parsed
+
+    monkeypatch.setattr(trt_network, "parse_network", parse_wrongly)
+
+
 @pytest.mark.parametrize(
     ("kind", "layer", "plant", "quantity"), [fault[1:] for fault in FAULTS], ids=[fault[0] for fault in FAULTS]
 )
@@ -205,16 +220,33 @@ def test_a_fault_of_the_parser_is_refused_and_found(
     causal_bundle: Bundle,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    parse = trt_api.parse_network
-
-    def parse_wrongly(flavour: Any, path: Path) -> Any:
-        parsed = parse(flavour, path)
-        plant(parsed, find_layer(parsed, kind, layer))
-        return parsed
-
-    monkeypatch.setattr(trt_network, "parse_network", parse_wrongly)
+    misread(monkeypatch, kind, layer, plant)
     report = validate(causal_bundle, seq_lens=(1, 8, 21), batches=(2,))
     assert not report
     fault = bisect_bundle(causal_bundle, BisectOptions(backend=BACKEND, threads=1)).shown_run.fault
     assert fault is not None
     assert fault.name.endswith(quantity)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "plant", "found"),
+    [
+        ("SHUFFLE", "layers.0/Reshape_1", change("reshape_dims", (0, -1, 1, 4, 44)), "'layers.0.projection/MatMul_0'"),
+        ("SHUFFLE", "layers.0/Reshape_1", change("reshape_dims", (0, -1, 1, 8, 21)), "'layers.0/Reshape_1'"),
+        ("SLICE", "layers.0/Split_0", change("start", (0, 0, 0, 0, 90)), "'layers.0/Split_0'"),
+    ],
+    ids=["a shuffle of other sizes", "a shuffle of fewer values", "a slice beyond the end"],
+)
+def test_layers_that_do_not_go_together_are_named(
+    kind: str,
+    layer: str,
+    plant: Callable[[Any, Any], None],
+    found: str,
+    causal_bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    misread(monkeypatch, kind, layer, plant)
+    report = validate(causal_bundle, seq_lens=(1, 21), batches=(2,))
+    assert {row.status for row in report.rows if row.seq_len} == {"failed"}
+    assert all(found in (row.reason or "") for row in report.rows if row.seq_len)
+    assert found in bisect_bundle(causal_bundle, BisectOptions(backend=BACKEND, threads=1)).shown_run.failure
