@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flash_export.exporters.decomposition import COMPOSITES, decompose_only_if_needed
 from flash_export.exporters.marks import MARK_TRANSLATIONS, set_marks_aside, take_marks
 from flash_export.exporters.scopes import GRAPH_SCOPE, read_scope
 from flash_export.exporters.simplification import simplify_graph
@@ -59,7 +60,7 @@ def trace_model(module: nn.Module, graph: GraphSpec, example: TracedSizes) -> Tr
     examples = [_make_example(spec, sizes) for spec in graph.inputs]
     shapes = [{axis: dims[n] for axis, n in enumerate(spec.shape) if isinstance(n, str)} for spec in graph.inputs]
     num_plain = len(graph.inputs) - len(graph.state_inputs)
-    with quiet_exporter():
+    with quiet_exporter(), decompose_only_if_needed():
         program = torch.onnx.export(
             module,
             _group_state(examples, num_plain),
@@ -68,7 +69,7 @@ def trace_model(module: nn.Module, graph: GraphSpec, example: TracedSizes) -> Tr
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
             dynamic_shapes=_group_state(shapes, num_plain),
-            custom_translation_table={**TRANSLATIONS, **MARK_TRANSLATIONS},
+            custom_translation_table={**TRANSLATIONS, **COMPOSITES, **MARK_TRANSLATIONS},
             optimize=False,  # simplify_graph does, without the rules that never match
             verbose=False,
         )
