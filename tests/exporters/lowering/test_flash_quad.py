@@ -28,6 +28,7 @@ from flash_export.exporters.lowering.registry import lower_model
 from flash_export.models.flash_quad import FlashQuadConfig, FlashQuadModel
 from flash_export.runtime.ort import OrtRunner
 from tests.models.junnyu_names import make_flash_quad
+from tests.rounding import measure_rounding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,9 +93,11 @@ def test_lowered_model_is_the_reference(config: FlashQuadConfig, lengths: list[i
     model = make_flash_quad(config, seed)
     lowered = lower_model(model)
     input_ids, mask = make_batch(lengths, seed)
-    model = model.double()  # of a norm of two channels fp32 leaves little
-    assert compute_error(model(input_ids), lowered(input_ids)) <= RELATIVE_TOLERANCE
-    assert compute_error(model(input_ids, mask), lowered(input_ids, mask), mask) <= RELATIVE_TOLERANCE
+    model = model.double()
+    # A norm of two channels magnifies what was rounded before it, in the reference as well.
+    accepted = max(RELATIVE_TOLERANCE, 20 * measure_rounding(model, lambda one: one(input_ids), compute_error))
+    assert compute_error(model(input_ids), lowered(input_ids)) <= accepted
+    assert compute_error(model(input_ids, mask), lowered(input_ids, mask), mask) <= accepted
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +271,7 @@ def test_engines_are_built(bundle: Bundle, half_bundle: Bundle, tmp_path: Path) 
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     for exported in (bundle, half_bundle):
         copy = Bundle.open(shutil.copytree(exported.path, tmp_path / exported.get_graph().precision))
-        engine = build_engine(copy, options=BuildOptions(compute_capabilities=("8.9",)))
+        engine = build_engine(copy, options=BuildOptions(compute_capabilities=("8.9",))).engine
         graph = copy.get_graph()
         assert [spec.shape for spec in (*engine.inputs, *engine.outputs)] == [
             spec.shape for spec in (*graph.inputs, *graph.outputs)
