@@ -108,7 +108,7 @@ def _measure_builds(name: str, small: PeerConfig, folder: Path) -> list[Figure]:
 
 def _build(folder: Path) -> tuple[float, int]:
     """Return the seconds a build took and the layers of its network."""
-    engine = build_engine(Bundle.open(folder / "bundle"), options=BuildOptions(flavour=TENSORRT_RTX.name))
+    engine = build_engine(Bundle.open(folder / "bundle"), options=BuildOptions(flavour=TENSORRT_RTX.name)).engine
     return engine.build_seconds, engine.num_layers
 
 

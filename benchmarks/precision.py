@@ -133,7 +133,7 @@ def build_engines(model: str, bundles: Sequence[Bundle]) -> Iterator[Engine]:
             what = model, bundle.path.name, graph
             print(f"{', '.join(what)}: building ...", file=sys.stderr)
             try:
-                engine = build_engine(bundle, options=BuildOptions(graph=graph, flavour=TENSORRT_RTX.name))
+                engine = build_engine(bundle, options=BuildOptions(graph=graph, flavour=TENSORRT_RTX.name)).engine
             except FlashExportError as error:
                 yield Engine(*what, reason=describe_exception(error, bundle.path.parent))
             else:

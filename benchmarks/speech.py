@@ -215,7 +215,7 @@ def measure(kind: Kind, modules: Any, *, quick: bool, build: bool, int8: bool) -
             Figure.judge(f"{label}: error as a multiple of clearvoice's own", error, at_most=8),
         ]
         if build:
-            engine = build_engine(bundle, options=BuildOptions(flavour=TENSORRT_RTX.name))
+            engine = build_engine(bundle, options=BuildOptions(flavour=TENSORRT_RTX.name)).engine
             figures += [
                 Figure.judge(f"{label}: TensorRT-RTX layers", engine.num_layers, at_most=8000),
                 Figure.judge(f"{label}: TensorRT-RTX build, s", engine.build_seconds, at_most=20),

@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from flash_export.bundle.bundle import reads_bundles
 from flash_export.bundle.manifest import EngineManifest
-from flash_export.config import BuildOptions, Flavour
+from flash_export.config import BuildOptions
 from flash_export.errors import EngineBuildError
+from flash_export.exporters.engine_cache import EngineCache
 from flash_export.exporters.engine_facts import count_layer_dtypes, read_tensors
 from flash_export.exporters.engine_progress import BuildWatch, create_monitor
-from flash_export.exporters.flavour import CURRENT_TARGET, choose_flavour, choose_targets
-from flash_export.exporters.profile import derive_profile, parse_profile
+from flash_export.exporters.flavour import choose_flavour, choose_targets
+from flash_export.exporters.profile_use import ProfileUse, choose_profiles
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 from flash_export.runtime.trt_api import import_flavour, parse_network
 from flash_export.runtime.trt_log import collect_errors
+from flash_export.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from flash_export.bundle.bundle import Bundle
     from flash_export.bundle.manifest import GraphSpec, ProfileShapes
+    from flash_export.config import Flavour
     from flash_export.progress import ProgressCallback
 
 _TURING_REFUSAL = "FP32 GEMM is not supported"
 
 
+@dataclass(frozen=True)
+class EngineBuild:
+    """What a build made.
+
+    Attributes:
+        engine: The stored manifest of the engine.
+        is_from_cache: Whether it had been built before, and was taken from the user's cache.
+        use: How its profiles were cut, where it was said how often each length is asked for.
+    """
+
+    engine: EngineManifest
+    is_from_cache: bool
+    use: ProfileUse | None = None
+
+
 @reads_bundles
 def build_engine(
     bundle: Bundle, *, options: BuildOptions | None = None, progress: ProgressCallback | None = None
-) -> EngineManifest:
+) -> EngineBuild:
     """Build an engine from a graph of the bundle and store it there.
 
     The network is strongly typed: every layer computes in the dtype that the graph gives it.
@@ -41,34 +61,73 @@ def build_engine(
         options: What to build; None for the defaults.
         progress: Called with every step; whatever it raises cancels the build, as does Ctrl-C.
 
-    Returns:
-        The stored manifest of the engine.
-
     Raises:
         BackendUnavailableError: The flavour is not installed, or needs a GPU that is not there.
         BundleError: The bundle has no such graph, or an engine of this name and ``overwrite`` is not set.
-        ConfigError: A compute capability is not one that the flavour builds for.
+        ConfigError: A compute capability is not one that the flavour builds for, or the cache cannot be trusted.
         ProfileError: A profile is malformed or outside the range of the graph.
+        InputError: What is said of lengths is malformed or outside the range of the graph.
         EngineBuildError: TensorRT refused the graph or failed to build it.
     """
     options = options or BuildOptions()
     graph = bundle.get_graph(options.graph)
+    flavour = choose_flavour(options)
+    profiles, use = choose_profiles(graph, bundle.manifest.interface, options, flavour)
     if not options.overwrite:
         bundle.check_engine_name(options.engine_name)
-    profiles = tuple(parse_profile(text, graph) for text in options.profiles) or (
-        derive_profile(graph, bundle.manifest.interface.chunk_size),
-    )
-    flavour = choose_flavour(options)
     trt = import_flavour(flavour)
     targets = choose_targets(trt, flavour, options.compute_capabilities, SCHEMES_BY_NAME.get(graph.precision))
+    plan = _Plan(bundle, options, flavour, tuple(targets), profiles)
 
+    def build() -> tuple[EngineManifest, bytes]:
+        return _build(plan, trt, targets, progress)
+
+    cache = EngineCache.open() if options.cache else None
+    engine, content, is_from_cache = (*build(), False) if cache is None else cache.fetch(plan.get_key(trt), build)
+    engine = replace(engine, name=options.engine_name, graph=options.graph)
+    bundle.write_engine(engine, content, overwrite=options.overwrite)
+    return EngineBuild(engine, is_from_cache, use)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be built, every choice made."""
+
+    bundle: Bundle
+    options: BuildOptions
+    flavour: Flavour
+    targets: tuple[str, ...]
+    profiles: tuple[dict[str, ProfileShapes], ...]
+
+    def get_key(self, trt: Any) -> str:
+        """Return the sha256 of all that the engine depends on: graph and weights, TensorRT, targets and options."""
+        graph = self.bundle.get_graph(self.options.graph)
+        values = {
+            "tool": __version__,
+            "contract": asdict(graph),
+            "files": {name: sha for name, sha in self.bundle.manifest.files.items() if name.startswith(graph.file)},
+            "flavour": [self.flavour.name, trt.__version__],
+            "targets": self.targets,
+            "profiles": [{name: asdict(shapes) for name, shapes in one.items()} for one in self.profiles],
+            "workspace_bytes": self.options.workspace_bytes,
+            "tf32": self.options.tf32,
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _build(
+    plan: _Plan, trt: Any, targets: Mapping[str, Any], progress: ProgressCallback | None
+) -> tuple[EngineManifest, bytes]:
+    """Build an engine; its manifest and content."""
+    bundle, options, flavour = plan.bundle, plan.options, plan.flavour
+    graph = bundle.get_graph(options.graph)
     started = time.perf_counter()
     parsed = parse_network(flavour, bundle.get_graph_path(options.graph))
     builder, network = parsed.builder, parsed.network
     inputs, outputs = read_tensors(network, graph)
 
     watch = BuildWatch(progress)
-    config = _configure_builder(trt, builder, options, targets, profiles)
+    config = _configure_builder(trt, builder, options, targets, plan.profiles)
     monitor = create_monitor(trt, watch)
     config.progress_monitor = monitor
     with collect_errors() as errors, watch.catch_interrupt():
@@ -82,20 +141,21 @@ def build_engine(
         name=options.engine_name,
         flavour=flavour.name,
         version=trt.__version__,
-        targets=tuple(targets),
+        targets=plan.targets,
         graph=options.graph,
         graph_sha256=bundle.manifest.files[graph.file],
         engine_sha256=hashlib.sha256(content).hexdigest(),
-        profiles=profiles,
+        profiles=plan.profiles,
         inputs=inputs,
         outputs=outputs,
         num_layers=network.num_layers,
         layer_dtypes=count_layer_dtypes(network),
         build_seconds=round(time.perf_counter() - started, 3),
         size_bytes=len(content),
+        workspace_bytes=options.workspace_bytes,
+        tf32=options.tf32,
     )
-    bundle.write_engine(engine, content, overwrite=options.overwrite)
-    return engine
+    return engine, content
 
 
 def _configure_builder(
@@ -110,9 +170,10 @@ def _configure_builder(
         config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    if CURRENT_TARGET not in targets:
-        config.num_compute_capabilities = len(targets)
-        for index, target in enumerate(targets.values()):
+    named = [target for target in targets.values() if target is not None]
+    if named:
+        config.num_compute_capabilities = len(named)
+        for index, target in enumerate(named):
             config.set_compute_capability(target, index)
     for shapes in profiles:
         profile = builder.create_optimization_profile()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flash_export.config import AUTO_FLAVOUR, FLAVOURS, TENSORRT, TENSORRT_RTX, BuildOptions, Flavour
 from flash_export.errors import BackendUnavailableError, ConfigError
-from flash_export.runtime.trt_api import has_cuda_device, is_installed
+from flash_export.runtime.trt_api import get_device_capability, has_cuda_device, is_installed
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from flash_export.exporters.quantization.recipe import Scheme
 
-CURRENT_TARGET = "current"
 # TensorRT-RTX refuses fp32 matrix products for Turing (7.5), so Turing is built for only when it is asked for.
 MIN_DEFAULT_CAPABILITY = (8, 0)
 
@@ -54,14 +53,14 @@ def list_capabilities(trt: Any) -> dict[str, Any]:
 def choose_targets(
     trt: Any, flavour: Flavour, requested: Sequence[str], scheme: Scheme | None = None
 ) -> dict[str, Any]:
-    """Return what to build for: enum members by name, or nothing but ``current`` for TensorRT.
+    """Return what to build for: enum members by name; None for the GPU at hand, which TensorRT builds for.
 
     Raises:
         ConfigError: A compute capability was asked for that this version does not offer, or that lacks the scheme.
     """
     needed = None if scheme is None else scheme.min_capability
     if flavour is TENSORRT:
-        return {CURRENT_TARGET: None}
+        return {get_device_capability(): None}
     offered = list_capabilities(trt)
     if not requested:
         return {

@@ -10,14 +10,16 @@ import re
 from typing import TYPE_CHECKING
 
 from flash_export.bundle.manifest import AxisRange, GraphSpec, ProfileShapes
+from flash_export.config import DEFAULT_PROFILE_BATCH
 from flash_export.errors import ProfileError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from flash_export.exporters.profile_cuts import ProfileCuts
+
 BATCH_AXIS = "batch"
 SEQ_AXIS = "seq"
-MAX_DEFAULT_BATCH = 8
 DEFAULT_OPT_SEQ_LEN = 512
 
 _EXPORT_OPTIONS = {BATCH_AXIS: "--max-batch", SEQ_AXIS: "--max-seq-len"}
@@ -53,24 +55,40 @@ def parse_profile(text: str, graph: GraphSpec) -> dict[str, ProfileShapes]:
     return _build_shapes(graph, minimum, optimum, maximum)
 
 
-def derive_profile(graph: GraphSpec, chunk_size: int) -> dict[str, ProfileShapes]:
-    """Return the profile of an engine for which the user asked for none.
+def derive_profiles(
+    graph: GraphSpec, chunk_size: int, *, max_batch: int = DEFAULT_PROFILE_BATCH, cuts: ProfileCuts | None = None
+) -> tuple[dict[str, ProfileShapes], ...]:
+    """Return the profiles of an engine for which the user wrote out none.
 
-    It covers every length the graph promises and batches up to 8, and is tuned for one sequence of about 512 tokens,
-    a whole number of chunks. A large maximum changes neither the build time nor the size of the engine; it is
-    memory at run time that grows, with the batch most of all, so the batch is what is capped.
+    Without cuts it is one that covers every length the graph promises, tuned for about 512 tokens, a whole number of
+    chunks. A large maximum changes neither the build time nor the size of the engine; it is memory at run time that
+    grows, with the batch most of all, so the batch is what is capped. All are tuned for one sequence.
+
+    Args:
+        graph: Contract of the graph that they are for.
+        chunk_size: Units of length of a chunk.
+        max_batch: Largest batch, as far as the graph has it.
+        cuts: Where one profile ends and the next begins; the first begins at the graph's shortest length.
     """
     axes = get_input_axes(graph)
-    optimum = {axis: bounds.min for axis, bounds in axes.items()}
-    maximum = {axis: bounds.max for axis, bounds in axes.items()}
-    if SEQ_AXIS in axes:
-        bounds = axes[SEQ_AXIS]
-        tuned = max(DEFAULT_OPT_SEQ_LEN // chunk_size, 1) * chunk_size
-        optimum[SEQ_AXIS] = min(max(tuned, bounds.min), bounds.max)
+    least = {axis: bounds.min for axis, bounds in axes.items()}
+    most = {axis: bounds.max for axis, bounds in axes.items()}
     if BATCH_AXIS in axes:
         bounds = axes[BATCH_AXIS]
-        maximum[BATCH_AXIS] = max(min(bounds.max, MAX_DEFAULT_BATCH), bounds.min)
-    return _build_shapes(graph, {axis: bounds.min for axis, bounds in axes.items()}, optimum, maximum)
+        most[BATCH_AXIS] = max(min(bounds.max, max_batch), bounds.min)
+    if SEQ_AXIS not in axes:
+        return (_build_shapes(graph, least, least, most),)
+    bounds = axes[SEQ_AXIS]
+    if cuts is None:
+        tuned = max(DEFAULT_OPT_SEQ_LEN // chunk_size, 1) * chunk_size
+        ranges = [(bounds.min, min(max(tuned, bounds.min), bounds.max), bounds.max)]
+    else:
+        starts = (bounds.min, *(end + 1 for end in cuts.ends[:-1]))
+        ranges = list(zip(starts, cuts.tuned, cuts.ends, strict=True))
+    return tuple(
+        _build_shapes(graph, {**least, SEQ_AXIS: low}, {**least, SEQ_AXIS: tuned}, {**most, SEQ_AXIS: high})
+        for low, tuned, high in ranges
+    )
 
 
 def get_input_axes(graph: GraphSpec) -> dict[str, AxisRange]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -157,6 +158,8 @@ class Flavour:
     extra: str
 
 
+DEFAULT_PROFILE_BATCH = 8
+MAX_PROFILES = 16
 TENSORRT = Flavour("tensorrt", "TensorRT", "tensorrt", "gpu")
 TENSORRT_RTX = Flavour("tensorrt-rtx", "TensorRT-RTX", "tensorrt_rtx", "rtx")
 FLAVOURS = {flavour.name: flavour for flavour in (TENSORRT, TENSORRT_RTX)}
@@ -171,12 +174,19 @@ class BuildOptions:
         graph: Graph of the bundle to build.
         name: Name of the engine; None: the name of the graph.
         flavour: ``auto``, ``tensorrt`` or ``tensorrt-rtx``.
-        profiles: Optimisation profiles such as ``1x1:1x512:4x4096``; none: one derived from the graph's ranges.
+        profiles: Optimisation profiles such as ``1x1:1x512:4x4096``; none: derived from the graph's ranges, and from
+            how often each length is asked for, if that is known.
+        length_histogram: A file that says so, see docs/tensorrt.md.
+        length_range: Or a range such as ``1:512``, all lengths in it being as frequent as each other.
+        num_profiles: Profiles to cut these lengths into; None: as many as are worth it.
+        change_cost: What a change of profile between two requests costs, as the length of a request that takes as long.
+        max_batch: Largest batch of derived profiles.
         compute_capabilities: TensorRT-RTX only: targets such as ``8.9``; none: every one it offers from 8.0 on.
         workspace_bytes: Most scratch memory a layer may use; None: TensorRT's own limit, the whole device.
         tf32: Whether fp32 products may be rounded to TensorFloat-32, 10 bits of mantissa. TensorRT's default is
             yes; ours is no, as in PyTorch, because such an engine no longer agrees with the model to fp32 accuracy.
         overwrite: Whether an engine of the same name is replaced.
+        cache: Whether an engine that was built before is taken from the user's cache, and a new one kept there.
     """
 
     graph: str = "forward"
@@ -187,6 +197,12 @@ class BuildOptions:
     workspace_bytes: int | None = None
     tf32: bool = False
     overwrite: bool = False
+    length_histogram: Path | None = None
+    length_range: str | None = None
+    num_profiles: int | None = None
+    change_cost: float = 0.0
+    max_batch: int = DEFAULT_PROFILE_BATCH
+    cache: bool = True
 
     def __post_init__(self) -> None:
         """Check what can be checked without a graph and without TensorRT."""
@@ -201,6 +217,21 @@ class BuildOptions:
                 "leave one of them out"
             )
         check_count("workspace_bytes", self.workspace_bytes, MAX_WORKSPACE_BYTES)
+        check_count("num_profiles", self.num_profiles, MAX_PROFILES)
+        check_count("max_batch", self.max_batch, MAX_BATCH)
+        if not 0 <= self.change_cost < math.inf:
+            raise ConfigError(f"change_cost={self.change_cost} is no cost; use a length from 0 on")
+        sources = [name for name in ("profiles", "length_histogram", "length_range") if getattr(self, name)]
+        if len(sources) > 1:
+            raise ConfigError(f"{' and '.join(sources)} all say what profiles are to be; give one of them")
+        if (self.num_profiles is not None or self.change_cost) and sources not in (
+            ["length_histogram"],
+            ["length_range"],
+        ):
+            raise ConfigError(
+                "num_profiles and change_cost cut lengths into profiles; say which lengths, by length_histogram or "
+                "length_range"
+            )
 
     @property
     def engine_name(self) -> str:

@@ -24,6 +24,14 @@ _PLAIN: dict[Any, dict[str, Any]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """What annotations name, and the objects described so far."""
+
+    names: Mapping[str, Any]
+    objects: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+
 def make_schema(
     title: str, kind: type, extra: Mapping[str, Any] | None = None, names: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -35,19 +43,19 @@ def make_schema(
         extra: Types of the keys that the JSON has beside its fields, or in place of those of the same name.
         names: What its annotations name and its module imports for types alone.
     """
-    known: dict[str, dict[str, Any]] = {}
-    fields = _list_fields(kind, names)
+    known = _Known(names or {})
+    fields = _list_fields(kind, known)
     hints = {**(extra or {}), **{name: hint for name, hint in fields.items() if name not in (extra or {})}}
     schema = {"$schema": DIALECT, "title": title, **_describe_object(kind, hints, known)}
-    return {**schema, "$defs": dict(sorted(known.items()))} if known else schema
+    return {**schema, "$defs": dict(sorted(known.objects.items()))} if known.objects else schema
 
 
-def _list_fields(kind: type, names: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    hints = get_type_hints(kind, localns=dict(names or {}))
+def _list_fields(kind: type, known: _Known) -> dict[str, Any]:
+    hints = get_type_hints(kind, localns=dict(known.names))
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
-def _describe_object(kind: type, hints: Mapping[str, Any], known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _describe_object(kind: type, hints: Mapping[str, Any], known: _Known) -> dict[str, Any]:
     return {
         "description": (inspect.getdoc(kind) or "").partition("\n")[0],
         "type": "object",
@@ -57,7 +65,7 @@ def _describe_object(kind: type, hints: Mapping[str, Any], known: dict[str, dict
     }
 
 
-def _describe(hint: Any, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _describe(hint: Any, known: _Known) -> dict[str, Any]:
     if hint in _PLAIN:
         return _PLAIN[hint]
     origin, members = get_origin(hint), get_args(hint)
@@ -79,7 +87,7 @@ def _describe(hint: Any, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if not dataclasses.is_dataclass(hint):
         raise TypeError(f"{hint} has no place in a result; use what this function knows, or teach it")
     assert isinstance(hint, type)
-    if hint.__name__ not in known:
-        known[hint.__name__] = {}  # it may hold itself
-        known[hint.__name__] = _describe_object(hint, _list_fields(hint), known)
+    if hint.__name__ not in known.objects:
+        known.objects[hint.__name__] = {}  # it may hold itself
+        known.objects[hint.__name__] = _describe_object(hint, _list_fields(hint, known), known)
     return {"$ref": f"#/$defs/{hint.__name__}"}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import functools
+import itertools
 import json
 import os
 import signal
@@ -32,6 +33,7 @@ BundleFactory = Callable[..., Bundle]
 SchemeExporter = Callable[[str], Bundle]
 PrecisionExporter = Callable[[str], Bundle]
 FolderSharer = Callable[[str, Callable[[Path], None]], Path]
+_COUNTER = itertools.count()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,6 +43,12 @@ def _read_torchlib_once() -> None:
 
     apis: Any = vars(_lazy_import)["onnxscript_apis"]
     apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
+
+
+@pytest.fixture(autouse=True)
+def _empty_engine_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every test build what it says it builds."""
+    monkeypatch.setenv("FLASH_EXPORT_CACHE", str(tmp_path_factory.getbasetemp() / f"cache-{next(_COUNTER)}"))
 
 
 @pytest.fixture

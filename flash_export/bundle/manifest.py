@@ -239,7 +239,7 @@ class EngineManifest:
         name: File name without suffix.
         flavour: ``tensorrt`` or ``tensorrt-rtx``.
         version: Version of that package.
-        targets: Compute capabilities it was built for, such as ``8.9``; ``current`` for the GPU at hand.
+        targets: Compute capabilities it was built for, such as ``8.9``.
         graph: Name of the graph in the bundle.
         graph_sha256: Hash of the ONNX file it was built from.
         engine_sha256: Hash of the engine file.
@@ -250,6 +250,8 @@ class EngineManifest:
         layer_dtypes: Number of network layers by output dtype.
         build_seconds: Wall time of the build.
         size_bytes: Size of the engine file.
+        workspace_bytes: Most scratch memory of a layer that was allowed; None: TensorRT's own limit.
+        tf32: Whether fp32 products may be rounded to TensorFloat-32.
     """
 
     name: str
@@ -266,6 +268,8 @@ class EngineManifest:
     layer_dtypes: dict[str, int] = field(default_factory=dict)
     build_seconds: float = 0.0
     size_bytes: int = 0
+    workspace_bytes: int | None = None
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         """Check that it can be run: it has inputs, outputs, and profiles that say which shapes the inputs may have."""

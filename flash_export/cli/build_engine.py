@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from flash_export.cli.engine_document import Engines, describe_check, describe_engine
 from flash_export.cli.options import REPORT, Choice, output_options
-from flash_export.config import AUTO_FLAVOUR, DECODE, FLAVOURS, FORWARD, PREFILL, BuildOptions
-from flash_export.formatting import format_bytes
-from flash_export.report.document import Document, Pairs, Section
+from flash_export.config import AUTO_FLAVOUR, DECODE, DEFAULT_PROFILE_BATCH, FLAVOURS, FORWARD, PREFILL, BuildOptions
+from flash_export.errors import BundleError
 
 if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
     from flash_export.bundle.manifest import EngineManifest
     from flash_export.cli.output import Output
+
+AUTO_PROFILES = "auto"
+
+
+class ProfileCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number of profiles, or ``auto``, which is None."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Return the number."""
+        if value in (None, AUTO_PROFILES):
+            return None
+        if isinstance(value, str) and not value.isdecimal():
+            self.fail(f"{value!r} is neither a number nor {AUTO_PROFILES}", param, ctx)
+        return int(value)
 
 
 @click.command("trt", short_help="Build a TensorRT engine from a bundle.")
@@ -45,10 +61,50 @@ if TYPE_CHECKING:
 )
 @click.option("--graph", default=FORWARD, show_default=True, help="Graph of the bundle to build.")
 @click.option("--name", help="Name of the engine.  [default: the name of the graph]")
+@click.option(
+    "--length-histogram",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="How often each length is asked for, from which profiles are cut: JSON or CSV of lengths and counts.",
+)
+@click.option(
+    "--length-range", metavar="MIN:MAX", help="Cut profiles from a range of lengths that are all asked for as often."
+)
+@click.option(
+    "--profiles",
+    "num_profiles",
+    type=ProfileCount(),
+    default=AUTO_PROFILES,
+    metavar="N|auto",
+    show_default=True,
+    help="How many profiles to cut these lengths into. auto: for tensorrt as many as are worth it, for tensorrt-rtx "
+    "one, because it makes kernels for the lengths that it meets.",
+)
+@click.option(
+    "--change-cost",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="LENGTH",
+    help="What a change of profile between two requests costs, as the length of a request that takes as long.  "
+    "[default: 0]",
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(min=1),
+    default=DEFAULT_PROFILE_BATCH,
+    show_default=True,
+    help="Largest batch of profiles that are not written out.",
+)
 @click.option("--workspace-mib", type=click.IntRange(min=1), help="Most scratch memory a layer may use.")
 @click.option("--tf32", is_flag=True, help="Let fp32 products round to TensorFloat-32: faster, three digits less.")
 @click.option("--force", is_flag=True, help="Replace the engine of that name.")
-@output_options(*REPORT)
+@click.option("--no-cache", is_flag=True, help="Build even what was built before, and keep nothing for the next build.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Build nothing: tell of each engine, or of the one that --name gives, whether it may be loaded here.",
+)
+@output_options(*REPORT, verdict=bool)
 def trt_command(
     output: Output,
     bundle: Path,
@@ -57,23 +113,47 @@ def trt_command(
     compute_capabilities: tuple[str, ...],
     graph: str,
     name: str | None,
+    length_histogram: Path | None,
+    length_range: str | None,
+    num_profiles: int | None,
+    change_cost: float,
+    max_batch: int,
     workspace_mib: int | None,
     tf32: bool,
     force: bool,
-) -> EngineManifest:
+    no_cache: bool,
+    check: bool,
+) -> Engines:
     """Build a TensorRT engine from BUNDLE, the folder that 'flash-export onnx' wrote, and store it there.
+
+    An engine that was built before, of the same graph, by the same TensorRT, with the same options, is taken from the
+    user's cache folder. FLASH_EXPORT_CACHE names another folder, FLASH_EXPORT_CACHE_GIB its largest size (10).
 
     \b
     Examples:
       flash-export trt BUNDLE
       flash-export trt BUNDLE --profile 1x1:1x512:4x4096
       flash-export trt BUNDLE --profile 1x1:1x64:1x512 --profile 8x1:8x64:8x512
+      flash-export trt BUNDLE --length-histogram lengths.csv --profiles auto
+      flash-export trt BUNDLE --length-range 1:4096 --profiles 3
       flash-export trt BUNDLE --compute-capability 8.9 --name ada
       flash-export trt BUNDLE --flavour tensorrt --force
+      flash-export trt BUNDLE --check
     """
     from flash_export.bundle.bundle import Bundle
     from flash_export.exporters.engine import build_engine
+    from flash_export.runtime.engine_check import check_engine
 
+    opened = Bundle.open(bundle)
+    if check:
+        engines = [one for one in opened.list_engines() if name in (None, one.name)]
+        if not engines:
+            raise BundleError(
+                f"{bundle} has no engine{f' {name!r}' if name else ''}; build one with 'flash-export trt BUNDLE'"
+            )
+        result = Engines(tuple(check_engine(opened, one) for one in engines))
+        output.show(describe_check(opened, result))
+        return result
     options = BuildOptions(
         graph=graph,
         name=name,
@@ -83,34 +163,18 @@ def trt_command(
         workspace_bytes=workspace_mib and workspace_mib << 20,
         tf32=tf32,
         overwrite=force,
+        length_histogram=length_histogram,
+        length_range=length_range,
+        num_profiles=num_profiles,
+        change_cost=change_cost,
+        max_batch=max_batch,
+        cache=not no_cache,
     )
-    opened = Bundle.open(bundle)
     with output.show_progress("Building") as progress:
-        engine = build_engine(opened, options=options, progress=progress)
-    output.show(describe_engine(opened, engine))
-    output.suggest_next(*_choose_next(opened, engine))
-    return engine
-
-
-def describe_engine(bundle: Bundle, engine: EngineManifest) -> Document:
-    """Return the report of a build."""
-    from flash_export.bundle.bundle import ENGINE_FOLDER
-
-    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in engine.layer_dtypes.items())
-    depth = bundle.manifest.model.num_blocks if bundle.manifest.model else None
-    blocks = (
-        f", {engine.num_layers / depth:.0f} per block with what is around the {depth}" if depth and depth > 1 else ""
-    )
-    pairs = {
-        "flavour": f"{engine.flavour} {engine.version}",
-        "targets": ", ".join(engine.targets),
-        "profiles": "; ".join(_format_profile(engine, index) for index in range(len(engine.profiles))),
-        "layers": f"{engine.num_layers}{blocks} ({dtypes})",
-        "size": format_bytes(engine.size_bytes),
-        "built in": f"{engine.build_seconds:.1f} s",
-    }
-    path = bundle.path / ENGINE_FOLDER / f"{engine.name}.engine"
-    return Document(f"engine {path}", "flash-export trt", sections=(Section("", Pairs(tuple(pairs.items()))),))
+        build = build_engine(opened, options=options, progress=progress)
+    output.show(describe_engine(opened, build))
+    output.suggest_next(*_choose_next(opened, build.engine))
+    return Engines((check_engine(opened, build.engine),), build.is_from_cache, build.use)
 
 
 def _choose_next(bundle: Bundle, engine: EngineManifest) -> tuple[str | Path, ...]:
@@ -121,13 +185,3 @@ def _choose_next(bundle: Bundle, engine: EngineManifest) -> tuple[str | Path, ..
     if missing := [graph for graph in (PREFILL, DECODE) if graph not in built]:
         return ("trt", bundle.path, "--graph", missing[0])
     return ("generate", bundle.path, "--backend", "trt", "--prompt", "TEXT")
-
-
-def _format_profile(engine: EngineManifest, index: int) -> str:
-    """Return a profile as it would be written on the command line; the first input has every axis."""
-    spec = engine.inputs[0]
-    shapes = engine.profiles[index][spec.name]
-    dynamic = [axis for axis, size in enumerate(spec.shape) if isinstance(size, str)]
-    if not dynamic:
-        return "none: every size is fixed"
-    return ":".join("x".join(str(shape[axis]) for axis in dynamic) for shape in (shapes.min, shapes.opt, shapes.max))

@@ -26,10 +26,13 @@ def make_schemas() -> dict[str, dict[str, Any]]:
     from flash_export.bundle.manifest import EngineManifest
     from flash_export.bundle.quantization_record import QuantizationRecord
     from flash_export.cli.demo import Demonstration
+    from flash_export.cli.engine_document import Engines
     from flash_export.cli.generate import Continuation
     from flash_export.doctor import Diagnosis
     from flash_export.exporters.inspection import Inspection
+    from flash_export.exporters.profile_use import ProfileUse
     from flash_export.models.catalogue import Catalogue
+    from flash_export.runtime.engine_check import EngineStatus
     from flash_export.schema import make_schema
     from flash_export.validators.bisect.results import BisectReport
     from flash_export.validators.ranges.results import RangesReport
@@ -47,12 +50,13 @@ def make_schemas() -> dict[str, dict[str, Any]]:
         "profile-ranges": (RangesReport, {}),
         "quantize": (QuantizationRecord, {}),
         "compare": (TradeOff, {"complete": bool}),
-        "trt": (EngineManifest, {}),
+        "trt": (Engines, {}),
         "generate": (Continuation, {}),
         "enhance": (Processed, {"real_time_factor": float}),
         "separate": (Processed, {"real_time_factor": float}),
     }
-    names = {"EngineManifest": EngineManifest, "ValidationReport": ValidationReport}
+    shown: tuple[type, ...] = (EngineManifest, EngineStatus, ProfileUse, ValidationReport)
+    names = {one.__name__: one for one in shown}
     return {name: make_schema(f"flash-export {name}", kind, extra, names) for name, (kind, extra) in results.items()}
 
 

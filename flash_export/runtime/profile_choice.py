@@ -1,4 +1,4 @@
-"""Choosing the optimisation profile of an engine that fits the shapes of a run."""
+"""The optimisation profiles of an engine: which one fits the shapes of a run, and how they are written."""
 
 from __future__ import annotations
 
@@ -31,6 +31,22 @@ def choose_profile(engine: EngineManifest, shapes: Mapping[str, Sequence[int]]) 
         f"{got} fits no profile of engine {engine.name!r} ({ranges}); stay in range, or build another engine with "
         "'flash-export trt --profile MIN:OPT:MAX'"
     )
+
+
+def format_profile(engine: EngineManifest, profile: dict[str, ProfileShapes]) -> str | None:
+    """Return a profile as it is written on the command line; None where every size is fixed.
+
+    The axes are those of the inputs, in the order in which these show them.
+    """
+    found: dict[str, tuple[int, int, int]] = {}
+    for spec in engine.inputs:
+        shapes = profile[spec.name]
+        for axis, name in enumerate(spec.shape):
+            if isinstance(name, str):
+                found.setdefault(name, (shapes.min[axis], shapes.opt[axis], shapes.max[axis]))
+    if not found:
+        return None
+    return ":".join("x".join(map(str, sizes)) for sizes in zip(*found.values(), strict=True))
 
 
 def _fits(profile: ProfileShapes, shape: Sequence[int]) -> bool:

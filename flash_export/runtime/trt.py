@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from flash_export.config import FLAVOURS
 from flash_export.errors import BackendUnavailableError, BundleError
+from flash_export.runtime.engine_check import check_engine
 from flash_export.runtime.inputs import check_inputs
 from flash_export.runtime.profile_choice import choose_profile
 from flash_export.runtime.trt_api import import_flavour
@@ -31,9 +32,15 @@ def open_engine(bundle: Bundle, engine: EngineManifest) -> Runner:
     """Open an engine of a bundle.
 
     Raises:
-        BundleError: The engine file is missing, was changed, belongs to another graph, or cannot be loaded.
+        BundleError: The engine file is missing, was changed, belongs to another graph, was built by another version or
+            for another GPU, or cannot be loaded.
         BackendUnavailableError: There is no CUDA device here, or the engine's flavour is not installed.
     """
+    if not (status := check_engine(bundle, engine)):
+        raise BundleError(
+            f"engine {engine.name!r} must not be loaded here: {', and '.join(status.differences)}; build it again: "
+            f"{status.rebuild}"
+        )
     return TrtRunner(bundle.get_graph(engine.graph), engine, bundle.get_engine_path(engine))
 
 
@@ -55,7 +62,7 @@ class TrtRunner:
             raise BackendUnavailableError(
                 f"no CUDA device here; engine {engine.name!r} needs an NVIDIA GPU and a CUDA build of PyTorch"
             )
-        trt = _import_flavour(engine)
+        trt = import_flavour(FLAVOURS[engine.flavour])
         self._graph = graph
         self._manifest = engine
         self._stack = ExitStack()
@@ -137,16 +144,6 @@ class TrtRunner:
         """Free the context before the engine, and the engine before the runtime."""
         self._context = self._engine = self._runtime = None
         self._stack.close()
-
-
-def _import_flavour(engine: EngineManifest) -> Any:
-    flavour = FLAVOURS.get(engine.flavour)
-    if flavour is None:
-        raise BundleError(
-            f"engine {engine.name!r} has flavour {engine.flavour!r}, this version knows {', '.join(FLAVOURS)}; "
-            "build it again"
-        )
-    return import_flavour(flavour)
 
 
 def _to_host(tensor: torch.Tensor) -> np.ndarray:

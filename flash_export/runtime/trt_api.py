@@ -5,8 +5,10 @@ No module imports TensorRT but through here, and then only when asked.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +43,22 @@ def is_installed(flavour: Flavour) -> bool:
 
 
 def has_cuda_device() -> bool:
-    """Tell whether PyTorch sees a CUDA device."""
+    """Tell whether PyTorch sees a CUDA device; where there is no driver, that is known without loading PyTorch."""
+    if "torch" not in sys.modules:
+        try:
+            ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        except OSError:
+            return False
     import torch
 
     return torch.cuda.is_available()
+
+
+def get_device_capability() -> str:
+    """Return the compute capability of the current CUDA device, such as ``8.9``."""
+    import torch
+
+    return ".".join(map(str, torch.cuda.get_device_capability()))
 
 
 def import_flavour(flavour: Flavour) -> Any:

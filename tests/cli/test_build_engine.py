@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from flash_export.install import get_install_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import onnx
 
@@ -144,3 +146,69 @@ def test_help_imports_no_heavy_package() -> None:
     modules = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
     assert "click" in modules
     assert {"torch", "onnx", "numpy", "rich", "tensorrt", "tensorrt_rtx"}.isdisjoint(modules)
+
+
+def test_profiles_are_cut_from_lengths_and_shown(write_graph_bundle: BundleFactory, tmp_path: Path) -> None:
+    bundle = write_graph_bundle(make_model())
+    (tmp_path / "lengths.csv").write_text("length,count\n100,90\n1000,9\n20000,1\n")
+    lengths = ("--length-histogram", str(tmp_path / "lengths.csv"), "--compute-capability", "8.9")
+    result = invoke(bundle, *lengths, "--profiles", "2", "--max-batch", "4")
+    assert result.exit_code == 0, result.output
+    (engine,) = bundle.list_engines()
+    assert [profile["input_ids"].max for profile in engine.profiles] == [(4, 1024), (4, 20096)]
+    # Padded to the end of one profile, a mean request of 380 tokens has 19,716 of padding; of two, 1,024 and 20,096.
+    two = 0.9 * (1024 - 100) + 0.09 * (1024 - 1000) + 0.01 * 96
+    assert "380 tokens in the mean" in result.output
+    assert "2 profiles: asked for" in result.output
+    assert re.search(rf"\b2 +1,024, 20,096 +{two:.0f} +{(19716 - two) / 20096:.0%} +2%", result.output)
+    assert re.search(r"size +\S+ KiB, \S+ KiB per profile", result.output)
+
+    result = invoke(bundle, *lengths, "--force")
+    assert "1 profile: TensorRT-RTX makes kernels for the shapes that it meets" in result.output
+    assert len(bundle.list_engines()[0].profiles) == 1
+
+
+def test_an_unchanged_build_is_said_to_be_from_the_cache(write_graph_bundle: BundleFactory) -> None:
+    bundle = write_graph_bundle(make_model())
+    options = ("--compute-capability", "8.9", "--force")
+    assert "cache" not in invoke(bundle, *options).output
+    assert "before: it is taken from the cache" in invoke(bundle, *options).output
+    assert "cache" not in invoke(bundle, *options, "--no-cache").output
+
+
+def test_check_says_of_each_engine_whether_it_may_be_loaded(write_graph_bundle: BundleFactory) -> None:
+    bundle = write_graph_bundle(make_model())
+    for name in ("good", "bad"):
+        assert invoke(bundle, "--compute-capability", "8.9", "--name", name).exit_code == 0
+    result = invoke(bundle, "--check")
+    assert result.exit_code == 0
+    assert re.search(r"good +forward +tensorrt-rtx \S+ +8.9 +not known", result.output)
+    assert "fits" not in result.output
+    (bundle.path / "engines" / "bad.engine").write_bytes(b"")
+    result = invoke(bundle, "--check")
+    assert result.exit_code == 1
+    assert re.search(r"bad +forward +tensorrt-rtx \S+ +8.9 +does not fit", result.output)
+    assert re.search(r"bad: Must not be loaded here: \S*bad.engine was changed after the build", result.output)
+    assert "Build it again: flash-export trt" in result.output
+    assert invoke(bundle, "--check", "--name", "good").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--check",), "has no engine; build one with 'flash-export trt BUNDLE'"),
+        (("--check", "--name", "x"), "has no engine 'x'; build one"),
+        (("--profiles", "many"), "'many' is neither a number nor auto"),
+        (("--profiles", "3"), "say which lengths"),
+        (("--length-range", "9"), "is no MIN:MAX of lengths"),
+        (("--length-histogram", "none.csv"), "none.csv cannot be read"),
+        (("--length-range", "1:9", "--profile", "1x1:1x1:1x1"), "profiles and length_range all say"),
+    ],
+)
+def test_bad_options_are_one_line(write_graph_bundle: BundleFactory, arguments: tuple[str, ...], message: str) -> None:
+    bundle = write_graph_bundle(make_model())
+    result = invoke(bundle, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert bundle.list_engines() == []

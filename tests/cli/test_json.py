@@ -107,9 +107,13 @@ def test_quantize(int8_bundle: Bundle, causal_byte_bundle: Bundle, monkeypatch: 
 
 def test_trt(bundle: Bundle) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    engine = run("trt", bundle.path, "--compute-capability", "8.9")
-    assert list(engine) == read_promises()["trt"]
-    assert engine == json.loads((bundle.path / "engines" / "forward.json").read_text())
+    built = run("trt", bundle.path, "--compute-capability", "8.9", "--length-range", "1:9")
+    assert list(built) == read_promises()["trt"]
+    (status,) = built["engines"]
+    assert status["engine"] == json.loads((bundle.path / "engines" / "forward.json").read_text())
+    assert built["use"]["chosen"] == 1
+    checked = run("trt", bundle.path, "--check")
+    assert checked == {"engines": [status], "is_from_cache": False, "use": None}
 
 
 def test_generate(causal_byte_bundle: Bundle) -> None:

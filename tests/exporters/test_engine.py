@@ -90,7 +90,7 @@ def test_exported_models_build(tmp_path: Path, config: FlashConfig | GauConfig) 
     model.save_pretrained(tmp_path / "checkpoint")
     bundle = export_onnx(tmp_path / "checkpoint", tmp_path / "bundle", options=ExportOptions(graphs=("forward",)))
 
-    engine = build_engine(bundle, options=ADA)
+    engine = build_engine(bundle, options=ADA).engine
 
     graph = bundle.get_graph()
     assert (engine.inputs, engine.outputs) == (graph.inputs, graph.outputs)
@@ -111,7 +111,7 @@ def test_quantized_models_build_with_layers_of_few_bits(
     export_scheme: SchemeExporter, tmp_path: Path, scheme: str, dtype: str
 ) -> None:
     bundle = Bundle.open(shutil.copytree(export_scheme(scheme).path, tmp_path / scheme))
-    engine = build_engine(bundle, options=ADA)
+    engine = build_engine(bundle, options=ADA).engine
     graph = bundle.get_graph()
     assert (engine.inputs, engine.outputs) == (graph.inputs, graph.outputs)
     assert engine.layer_dtypes[dtype] >= 3  # a product in the model's one block and one before and after it
@@ -146,7 +146,7 @@ def test_manifest_says_what_was_built(write_graph_bundle: BundleFactory) -> None
     import tensorrt_rtx
 
     bundle = write_graph_bundle(RELU)
-    engine = build_engine(bundle)
+    engine = build_engine(bundle).engine
 
     path = bundle.get_engine_path(engine)
     assert path == bundle.path / "engines" / "forward.engine"
@@ -168,7 +168,7 @@ def engine_specs(name: str) -> tuple[TensorSpec, ...]:
 
 
 def test_half_precision_stays_half_precision(write_graph_bundle: BundleFactory) -> None:
-    engine = build_engine(write_graph_bundle(make_matmul(np.float16)), options=ADA)
+    engine = build_engine(write_graph_bundle(make_matmul(np.float16)), options=ADA).engine
     assert engine.inputs[0].dtype == engine.outputs[0].dtype == "float16"
     assert engine.layer_dtypes == {"float16": 2}
 
@@ -176,12 +176,12 @@ def test_half_precision_stays_half_precision(write_graph_bundle: BundleFactory) 
 def test_weights_in_external_data_are_found(write_graph_bundle: BundleFactory) -> None:
     bundle = write_graph_bundle(make_matmul(), external_data=True)
     assert (bundle.path / "model.onnx.data").stat().st_size >= 64
-    assert build_engine(bundle, options=ADA).num_layers == 2
+    assert build_engine(bundle, options=ADA).engine.num_layers == 2
 
 
 def test_several_profiles_are_kept_in_order(write_graph_bundle: BundleFactory) -> None:
     options = BuildOptions(profiles=("1x1:1x64:1x4096", "8x1:8x64:8x1024"), compute_capabilities=("8.9",))
-    engine = build_engine(write_graph_bundle(RELU), options=options)
+    engine = build_engine(write_graph_bundle(RELU), options=options).engine
     assert [profile["x"].max for profile in engine.profiles] == [(1, 4096, 4), (8, 1024, 4)]
 
 
@@ -197,7 +197,9 @@ def test_profile_outside_the_graphs_range_is_refused_before_anything_is_built(
 def test_tf32_is_off_unless_asked_for(write_graph_bundle: BundleFactory) -> None:
     bundle = write_graph_bundle(make_matmul())
     plans = [
-        build_engine(bundle, options=BuildOptions(name=name, tf32=tf32, compute_capabilities=("8.9",))).engine_sha256
+        build_engine(
+            bundle, options=BuildOptions(name=name, tf32=tf32, compute_capabilities=("8.9",))
+        ).engine.engine_sha256
         for name, tf32 in (("exact", False), ("again", False), ("rounded", True))
     ]
     assert plans[0] == plans[1] != plans[2]
@@ -284,11 +286,11 @@ def test_network_that_is_not_what_the_manifest_says_is_refused(
 
 def test_existing_engine_is_replaced_only_on_request(write_graph_bundle: BundleFactory) -> None:
     bundle = write_graph_bundle(RELU)
-    first = build_engine(bundle, options=ADA)
+    first = build_engine(bundle, options=ADA).engine
     with pytest.raises(BundleError, match="already has an engine 'forward'; replace it with --force"):
         build_engine(bundle, options=ADA)
     assert bundle.list_engines() == [first]
-    replaced = build_engine(bundle, options=BuildOptions(overwrite=True, compute_capabilities=("12.0",)))
+    replaced = build_engine(bundle, options=BuildOptions(overwrite=True, compute_capabilities=("12.0",))).engine
     assert bundle.list_engines() == [replaced]
     assert replaced.targets == ("12.0",)
 
@@ -351,7 +353,7 @@ def test_stopped_build_stores_nothing(
 
 def test_killed_while_writing_leaves_the_old_engine(write_graph_bundle: BundleFactory) -> None:
     bundle = write_graph_bundle(RELU)
-    old = build_engine(bundle, options=ADA)
+    old = build_engine(bundle, options=ADA).engine
     script = textwrap.dedent(f"""
         import os, signal
         from flash_export import files
@@ -360,7 +362,7 @@ def test_killed_while_writing_leaves_the_old_engine(write_graph_bundle: BundleFa
         from flash_export.exporters.engine import build_engine
 
         files.os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
-        build_engine(Bundle.open({str(bundle.path)!r}), options=BuildOptions(overwrite=True))
+        build_engine(Bundle.open({str(bundle.path)!r}), options=BuildOptions(overwrite=True, cache=False))
     """)
     killed = subprocess.run(
         [sys.executable, "-c", script], check=False, env={**os.environ, "PYTHONWARNINGS": "default"}
@@ -437,7 +439,7 @@ def test_exported_half_precision_is_compiled_as_such(
     counts = {}
     for name, bundle in (("fp32", plain), (precision, half)):
         for graph in bundle.manifest.graphs:
-            engine = build_engine(bundle, options=replace(ADA, graph=graph))
+            engine = build_engine(bundle, options=replace(ADA, graph=graph)).engine
             counts[name, graph] = engine.layer_dtypes
             assert {spec.name: spec.dtype for spec in engine.inputs} == {
                 spec.name: spec.dtype for spec in bundle.get_graph(graph).inputs

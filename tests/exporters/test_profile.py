@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flash_export.bundle.manifest import AxisRange, GraphSpec, ProfileShapes
 from flash_export.errors import ProfileError
-from flash_export.exporters.profile import derive_profile, parse_profile
+from flash_export.exporters.profile import derive_profiles, parse_profile
 from flash_export.interface import TensorSpec
 
 OUTPUTS = (TensorSpec("logits", "float32", (1, 80)),)
@@ -100,7 +100,7 @@ def test_size_below_the_graphs_minimum_is_refused() -> None:
 @given(st.integers(1, 1000), st.integers(1, 100_000), st.integers(1, 2048))
 def test_derived_profile_is_valid_and_covers_every_length(max_batch: int, max_seq_len: int, chunk_size: int) -> None:
     graph = make_graph(max_batch, max_seq_len)
-    profile = derive_profile(graph, chunk_size)
+    (profile,) = derive_profiles(graph, chunk_size)
     shapes = profile["input_ids"]
     assert parse_profile(join(shapes.min, shapes.opt, shapes.max), graph) == profile
     assert shapes.min == (1, 1)
@@ -111,7 +111,7 @@ def test_derived_profile_is_valid_and_covers_every_length(max_batch: int, max_se
 
 @pytest.mark.parametrize(("chunk_size", "tuned"), [(128, 512), (256, 512), (200, 400), (1024, 1024)])
 def test_derived_profile_is_tuned_for_whole_chunks(chunk_size: int, tuned: int) -> None:
-    assert derive_profile(make_graph(), chunk_size)["input_ids"].opt == (1, tuned)
+    assert derive_profiles(make_graph(), chunk_size)[0]["input_ids"].opt == (1, tuned)
 
 
 def test_axis_without_a_range_is_refused() -> None:
@@ -121,4 +121,4 @@ def test_axis_without_a_range_is_refused() -> None:
 
 def test_a_graph_of_fixed_shapes_has_a_profile_of_them() -> None:
     graph = GraphSpec("model.onnx", 20, "fp32", (TensorSpec("x", "float32", (1, 80)),), OUTPUTS, {})
-    assert derive_profile(graph, 128) == {"x": ProfileShapes((1, 80), (1, 80), (1, 80))}
+    assert derive_profiles(graph, 128) == ({"x": ProfileShapes((1, 80), (1, 80), (1, 80))},)

@@ -353,7 +353,7 @@ def test_norm_is_taken_in_fp32_whatever_is_half() -> None:
 def test_engines_are_built(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     bundle = export(build_model(CONFIGS[name]), tmp_path, **options)
-    engine = build_engine(bundle, options=BuildOptions(compute_capabilities=("8.9",)))
+    engine = build_engine(bundle, options=BuildOptions(compute_capabilities=("8.9",))).engine
     graph = bundle.get_graph()
     assert [spec.shape for spec in (*engine.inputs, *engine.outputs)] == [
         spec.shape for spec in (*graph.inputs, *graph.outputs)
