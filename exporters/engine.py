@@ -19,6 +19,7 @@ from flash_export.exporters.flavour import choose_flavour, choose_targets
 from flash_export.exporters.profile_use import ProfileUse, choose_profiles
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 from flash_export.runtime.trt_api import import_flavour, parse_network
+from flash_export.runtime.trt_features import Features
 from flash_export.runtime.trt_log import collect_errors
 from flash_export.version import __version__
 
@@ -170,11 +171,7 @@ def _configure_builder(
         config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    named = [target for target in targets.values() if target is not None]
-    if named:
-        config.num_compute_capabilities = len(named)
-        for index, target in enumerate(named):
-            config.set_compute_capability(target, index)
+    Features(trt).set_targets(config, (target for target in targets.values() if target is not None))
     for shapes in profiles:
         profile = builder.create_optimization_profile()
         for name, shape in shapes.items():

@@ -3,8 +3,6 @@
 An entry is a folder with an engine and its manifest, which has the engine's sha256. Whoever makes or reads an entry
 holds its lock: of two processes that want one engine, one builds it and the other waits. What a killed build leaves is
 an entry without an engine, which the next one fills.
-
-Engines are native code. So the folder has to be the user's own, and nobody else may write there.
 """
 
 from __future__ import annotations
@@ -14,10 +12,8 @@ import logging
 import os
 import re
 import shutil
-import stat
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flash_export.bundle.manifest import EngineManifest
@@ -25,16 +21,17 @@ from flash_export.errors import BundleError, ConfigError, describe_reason
 from flash_export.files import write_file
 from flash_export.locks import lock_folder
 from flash_export.reading import read_record
+from flash_export.user_cache import open_user_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-FOLDER_VARIABLE, LIMIT_VARIABLE = "FLASH_EXPORT_CACHE", "FLASH_EXPORT_CACHE_GIB"
+LIMIT_VARIABLE = "FLASH_EXPORT_CACHE_GIB"
 DEFAULT_LIMIT_GIB = 10
 MAX_WAIT_S = 6 * 3600.0  # for another process that builds the same engine
 _ENGINE, _MANIFEST = "engine", "engine.json"
 _KEY = re.compile(r"[0-9a-f]{64}")
-_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 logger = logging.getLogger(__name__)
 
@@ -58,27 +55,9 @@ class EngineCache:
         Raises:
             ConfigError: Others can write there, or the environment names no size.
         """
-        from platformdirs import user_cache_path
-
-        given = os.environ.get(FOLDER_VARIABLE)
-        folder = Path(given).expanduser() if given else user_cache_path("flash-export")
         limit_bytes = _read_limit()
-        try:
-            folder = folder / "engines"
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = folder.stat()
-        except OSError as error:
-            logger.warning(
-                "Built engines are not kept: %s cannot be made (%s); name another folder by %s, or add --no-cache",
-                *(folder, describe_reason(error), FOLDER_VARIABLE),
-            )
-            return None
-        if found.st_uid != os.geteuid() or found.st_mode & _OTHERS_MAY_WRITE:
-            raise ConfigError(
-                f"others can write to {folder}, from which engines are taken, which are native code; make it yours "
-                f"alone (chmod go-w), name another folder by {FOLDER_VARIABLE}, or add --no-cache"
-            )
-        return cls(folder, limit_bytes)
+        folder = open_user_cache("engines")
+        return None if folder is None else cls(folder, limit_bytes)
 
     def fetch(self, key: str, build: Callable[[], tuple[EngineManifest, bytes]]) -> tuple[EngineManifest, bytes, bool]:
         """Return the engine of a key, from the cache or else built now and kept; the last tells whether it was there.

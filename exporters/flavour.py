@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from flash_export.config import AUTO_FLAVOUR, FLAVOURS, TENSORRT, TENSORRT_RTX, BuildOptions, Flavour
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.runtime.trt_api import get_device_capability, has_cuda_device, is_installed
+from flash_export.runtime.trt_features import Features
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
@@ -41,15 +41,6 @@ def choose_flavour(options: BuildOptions) -> Flavour:
     return TENSORRT_RTX
 
 
-def list_capabilities(trt: Any) -> dict[str, Any]:
-    """Return what a TensorRT-RTX builds for without a GPU: enum members by compute capability, such as ``8.9``."""
-    found = {}
-    for name, member in trt.ComputeCapability.__members__.items():
-        if match := re.fullmatch(r"SM(\d+)(\d)", name):
-            found[f"{match[1]}.{match[2]}"] = member
-    return found
-
-
 def choose_targets(
     trt: Any, flavour: Flavour, requested: Sequence[str], scheme: Scheme | None = None
 ) -> dict[str, Any]:
@@ -61,7 +52,7 @@ def choose_targets(
     needed = None if scheme is None else scheme.min_capability
     if flavour is TENSORRT:
         return {get_device_capability(): None}
-    offered = list_capabilities(trt)
+    offered = Features(trt).list_capabilities()
     if not requested:
         return {
             name: member

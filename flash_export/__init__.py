@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flash_export.models.gau import GauConfig as GauConfig
     from flash_export.models.gau import GauModel as GauModel
     from flash_export.quantization.quantize import quantize_bundle as quantize_bundle
+    from flash_export.runtime.engine_check import check_engine as check_engine
     from flash_export.validators.bisect.bisect import BisectOptions as BisectOptions
     from flash_export.validators.bisect.bisect import bisect_bundle as bisect_bundle
     from flash_export.validators.ranges.profile import RangesOptions as RangesOptions
@@ -60,6 +61,7 @@ _MODULES = {
     "ValidationOptions": "flash_export.validators.validate",
     "bisect_bundle": "flash_export.validators.bisect.bisect",
     "build_engine": "flash_export.exporters.engine",
+    "check_engine": "flash_export.runtime.engine_check",
     "compare_bundles": "flash_export.validators.trade_off.compare",
     "compare_reports": "flash_export.validators.report.comparison",
     "diagnose": "flash_export.doctor",

@@ -87,12 +87,18 @@ def open_decoder(bundle: Bundle, target: Target, *, threads: int | None = None, 
     Raises:
         BackendUnavailableError: It cannot be used here.
     """
-    if (provider := _RESIDENT.get(target.name)) is None:
-        return RunnerDecoder(target.open(threads=threads, rounds=rounds))
-    from flash_export.generation.ort_state import OrtStateRunner
+    if target.name in _ORT_PROVIDERS:
+        from flash_export.generation.ort_state import OrtStateRunner
 
-    graph, path = bundle.get_graph(DECODE), bundle.get_graph_path(DECODE)
-    return OrtStateRunner(graph, path, provider=provider, threads=threads, rounds=rounds)
+        graph, path = bundle.get_graph(DECODE), bundle.get_graph_path(DECODE)
+        return OrtStateRunner(graph, path, provider=_ORT_PROVIDERS[target.name], threads=threads, rounds=rounds)
+    if target.engine is not None:
+        from flash_export.generation.trt_state import TrtStateRunner
+        from flash_export.runtime.trt import load_engine
+        from flash_export.runtime.trt_session import EngineOptions
+
+        return TrtStateRunner(bundle.get_graph(DECODE), load_engine(bundle, target.engine, EngineOptions(True)))
+    return RunnerDecoder(target.open(threads=threads, rounds=rounds))
 
 
 def _open_graphs(bundle: Bundle, threads: int | None, *, backend: str) -> StatePair:
@@ -136,8 +142,8 @@ def _get_prefill_graph(bundle: Bundle) -> GraphSpec:
     )
 
 
-# Runtimes that keep the state of a decode graph where it is, by their provider of onnxruntime.
-_RESIDENT = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
+# Backends by their provider of onnxruntime.
+_ORT_PROVIDERS = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
 _OPENERS: dict[str, Callable[[Bundle, int | None], StatePair]] = {
     **{name: partial(_open_graphs, backend=name) for name in BACKENDS},
     "eager": _open_eager,

@@ -8,6 +8,7 @@ from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 from flash_export.errors import InputError
 from flash_export.generation.state import State
 from flash_export.models.token_model import LOGITS, TOKENS
+from flash_export.runtime.inputs import check_content
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from typing_extensions import Self
 
+    from flash_export.bundle.manifest import GraphSpec
     from flash_export.runtime.runner import Runner
 
 
@@ -101,3 +103,15 @@ def check_loaded(loaded: bool) -> None:
     """
     if not loaded:
         raise InputError("there is no state to decode from; prefill a prompt, or load a state first")
+
+
+def check_tokens(graph: GraphSpec, tokens: Int[np.ndarray, " batch"], batch: int) -> None:
+    """Check the tokens of a step: one per row, each in the vocabulary.
+
+    Raises:
+        InputError: They are not.
+    """
+    if tokens.shape != (batch,):
+        raise InputError(f"tokens have shape {tokens.shape}, the state has a batch of {batch}; give one per row")
+    if (ids := graph.inputs[0].content) is not None:
+        check_content("tokens", tokens, ids)

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
-from flash_export.errors import InputError
-from flash_export.generation.decoder import check_loaded
+from flash_export.generation.decoder import check_loaded, check_tokens
 from flash_export.generation.state import POSITION, State, check_state, is_updated_in_place, iterate_specs
 from flash_export.models.token_model import LOGITS, TOKENS
-from flash_export.runtime.inputs import check_axis, check_content
+from flash_export.runtime.inputs import check_axis
 from flash_export.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:
@@ -66,12 +65,7 @@ class OrtStateRunner(OrtRunner):
             InputError: No state was loaded, it has another batch, or an id is not in the vocabulary.
         """
         check_loaded(self._batch > 0)
-        if tokens.shape != (self._batch,):
-            raise InputError(
-                f"tokens have shape {tokens.shape}, the state has a batch of {self._batch}; give one per row"
-            )
-        if (ids := self._graph.inputs[0].content) is not None:
-            check_content("tokens", tokens, ids)
+        check_tokens(self._graph, tokens, self._batch)
         self._input_ids.update_inplace(np.ascontiguousarray(tokens[:, None], dtype=np.int64))
         binding = self._bindings[self._current]
         if self._provider != "cpu":

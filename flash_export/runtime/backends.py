@@ -65,6 +65,7 @@ class Target:
         outputs: What it returns.
         profiles: Ranges that it was built for; empty: the whole range of the graph.
         path: The ONNX file that is read; None: something was built from it.
+        engine: The engine that was.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Target:
     outputs: tuple[TensorSpec, ...]
     profiles: tuple[dict[str, ProfileShapes], ...] = ()
     path: Path | None = None
+    engine: EngineManifest | None = None
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,14 @@ def _open_network(graph: GraphSpec, path: Path, **options: Unpack[OpenOptions]) 
 def _find_engines(bundle: Bundle, graph: str) -> tuple[Target, ...]:
     engines = (engine for engine in bundle.list_engines() if engine.graph == graph)
     return tuple(
-        Target(f"{TRT}:{one.name}", partial(_open_engine, bundle, one), one.inputs, one.outputs, one.profiles)
+        Target(
+            f"{TRT}:{one.name}",
+            partial(_open_engine, bundle, one),
+            one.inputs,
+            one.outputs,
+            one.profiles,
+            engine=one,
+        )
         for one in engines
     )
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
+    from torch import Tensor
 
     from flash_export.bundle.manifest import AxisRange, GraphSpec
     from flash_export.interface import Content, TensorSpec
@@ -27,16 +28,26 @@ def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> None:
     Raises:
         InputError: What was got, what the graph takes, and what to do about it.
     """
+    sizes = check_shapes(graph, inputs)
+    for spec in graph.inputs:
+        if spec.content is not None:
+            check_content(spec.name, inputs[spec.name], spec.content, sizes)
+
+
+def check_shapes(graph: GraphSpec, inputs: Mapping[str, np.ndarray | Tensor]) -> dict[str, int]:
+    """Check the same but values, which a GPU would have to be waited for; return the sizes of the symbolic axes.
+
+    Raises:
+        InputError: What was got, what the graph takes, and what to do about it.
+    """
     check_input_names(inputs, required=[spec.name for spec in graph.inputs])
     sizes: dict[str, tuple[int, str]] = {}
     for spec in graph.inputs:
         _check_tensor(spec, inputs[spec.name], sizes, graph.axes)
-    for spec in graph.inputs:
-        if spec.content is not None:
-            check_content(spec.name, inputs[spec.name], spec.content, {axis: size for axis, (size, _) in sizes.items()})
+    return {axis: size for axis, (size, _) in sizes.items()}
 
 
-def check_input_names(inputs: Mapping[str, np.ndarray], *, required: list[str], optional: tuple[str, ...] = ()) -> None:
+def check_input_names(inputs: Mapping[str, object], *, required: list[str], optional: tuple[str, ...] = ()) -> None:
     """Check that every required input is there, and nothing unknown.
 
     Raises:
@@ -89,20 +100,22 @@ def check_content(name: str, value: np.ndarray, content: Content, sizes: Mapping
 
 
 def _check_tensor(
-    spec: TensorSpec, value: np.ndarray, sizes: dict[str, tuple[int, str]], axes: Mapping[str, AxisRange]
+    spec: TensorSpec, value: np.ndarray | Tensor, sizes: dict[str, tuple[int, str]], axes: Mapping[str, AxisRange]
 ) -> None:
-    if str(value.dtype) != spec.dtype:
-        raise InputError(f"{spec.name} has dtype {value.dtype}, the graph takes {spec.dtype}; convert it with astype")
+    if (dtype := str(value.dtype).removeprefix("torch.")) != spec.dtype:
+        raise InputError(f"{spec.name} has dtype {dtype}, the graph takes {spec.dtype}; convert it")
     if value.ndim != len(spec.shape):
         wanted = ", ".join(map(str, spec.shape))
         raise InputError(
-            f"{spec.name} has rank {value.ndim}, shape {value.shape}; the graph takes rank {len(spec.shape)} "
+            f"{spec.name} has rank {value.ndim}, shape {tuple(value.shape)}; the graph takes rank {len(spec.shape)} "
             f"({wanted}), so reshape it"
         )
     for axis, size in zip(spec.shape, value.shape, strict=True):
         if isinstance(axis, int):
             if size != axis:
-                raise InputError(f"{spec.name} has shape {value.shape}, the graph takes {spec.shape}; reshape it")
+                raise InputError(
+                    f"{spec.name} has shape {tuple(value.shape)}, the graph takes {spec.shape}; reshape it"
+                )
             continue
         if axis in axes:
             check_axis(axis, size, axes[axis])

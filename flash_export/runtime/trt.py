@@ -1,35 +1,31 @@
-"""Running a TensorRT engine, with PyTorch's CUDA tensors as its device memory."""
+"""Running a TensorRT engine: on arrays of the host, or on tensors that are on the device and stay there."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flash_export.config import FLAVOURS
 from flash_export.errors import BackendUnavailableError, BundleError
+from flash_export.runtime.cuda_device import CudaDevice
 from flash_export.runtime.engine_check import check_engine
-from flash_export.runtime.inputs import check_inputs
-from flash_export.runtime.profile_choice import choose_profile
-from flash_export.runtime.trt_api import import_flavour
-from flash_export.runtime.trt_log import collect_errors, get_log
+from flash_export.runtime.inputs import check_inputs, check_shapes
+from flash_export.runtime.trt_session import EngineOptions, LoadedEngine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
     from types import TracebackType
 
     import numpy as np
+    from torch import Tensor
     from typing_extensions import Self
 
     from flash_export.bundle.bundle import Bundle
     from flash_export.bundle.manifest import EngineManifest, GraphSpec
-    from flash_export.runtime.runner import Runner
 
 
-def open_engine(bundle: Bundle, engine: EngineManifest) -> Runner:
-    """Open an engine of a bundle.
+def load_engine(bundle: Bundle, engine: EngineManifest, options: EngineOptions | None = None) -> LoadedEngine:
+    """Load an engine of a bundle into the memory of the GPU.
 
     Raises:
         BundleError: The engine file is missing, was changed, belongs to another graph, was built by another version or
@@ -41,49 +37,35 @@ def open_engine(bundle: Bundle, engine: EngineManifest) -> Runner:
             f"engine {engine.name!r} must not be loaded here: {', and '.join(status.differences)}; build it again: "
             f"{status.rebuild}"
         )
-    return TrtRunner(bundle.get_graph(engine.graph), engine, bundle.get_engine_path(engine))
+    if not torch.cuda.is_available():
+        raise BackendUnavailableError(
+            f"no CUDA device here; engine {engine.name!r} needs an NVIDIA GPU and a CUDA build of PyTorch"
+        )
+    return LoadedEngine(engine, bundle.get_engine_path(engine), CudaDevice(), options)
+
+
+def open_engine(bundle: Bundle, engine: EngineManifest, options: EngineOptions | None = None) -> TrtRunner:
+    """Open an engine of a bundle; errors are those of :func:`load_engine`."""
+    return TrtRunner(bundle.get_graph(engine.graph), load_engine(bundle, engine, options))
 
 
 class TrtRunner:
-    """Runs one engine.
+    """Runs one engine in one session, which is not to be used by two threads at once; frees the engine at the end.
 
-    The scratch memory of a run is allocated for the shapes of that run, not for the largest ones of the profile, so
-    that a generous profile costs nothing until it is used.
+    The scratch memory of a run is allocated for its shapes, not for the largest ones of the profile, so that a generous
+    profile costs nothing until it is used. Buffers of the latest shapes are kept.
     """
 
-    def __init__(self, graph: GraphSpec, engine: EngineManifest, path: Path) -> None:
-        """Load an engine whose file was found to be what its manifest says.
-
-        Raises:
-            BackendUnavailableError: There is no CUDA device here, or the engine's flavour is not installed.
-            BundleError: TensorRT cannot load the file: it is of another version, or for another GPU.
-        """
-        if not torch.cuda.is_available():
-            raise BackendUnavailableError(
-                f"no CUDA device here; engine {engine.name!r} needs an NVIDIA GPU and a CUDA build of PyTorch"
-            )
-        trt = import_flavour(FLAVOURS[engine.flavour])
-        self._graph = graph
-        self._manifest = engine
-        self._stack = ExitStack()
-        self._errors = self._stack.enter_context(collect_errors())
-        self._runtime = trt.Runtime(get_log(trt))  # the engine refers to it
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
-            major, minor = torch.cuda.get_device_capability()
-            raise BundleError(
-                f"{path} cannot be loaded: built by {engine.flavour} {engine.version} for {', '.join(engine.targets)}, "
-                f"here is {trt.__version__} with a GPU of compute capability {major}.{minor} "
-                f"({self._get_last_error()}); build the engine again"
-            )
-        self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        self._stream = torch.cuda.Stream()
-        self._profile: int | None = None
+    def __init__(self, graph: GraphSpec, engine: LoadedEngine) -> None:
+        """Open a session of a loaded engine."""
+        self._graph, self._engine = graph, engine
+        self._session = engine.open_session()
+        self._staging: dict[str, Tensor] = {}
 
     @property
     def name(self) -> str:
         """Name in reports: ``trt:ENGINE``."""
-        return f"trt:{self._manifest.name}"
+        return f"trt:{self._engine.manifest.name}"
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the engine once and wait for it; bfloat16 outputs come back as float32, which numpy can hold.
@@ -93,46 +75,55 @@ class TrtRunner:
             BackendUnavailableError: TensorRT reported that the run failed.
         """
         check_inputs(self._graph, inputs)
-        profile = choose_profile(self._manifest, {name: value.shape for name, value in inputs.items()})
-        with torch.cuda.stream(self._stream):
-            self._select_profile(profile)
-            # These names keep the device memory alive until the stream is done with it.
-            tensors = {name: torch.tensor(value, device="cuda") for name, value in inputs.items()}
-            for name, tensor in tensors.items():
-                self._context.set_input_shape(name, tuple(tensor.shape))
-                self._context.set_tensor_address(name, tensor.data_ptr())
-            outputs = self._allocate_outputs()
-            scratch = self._allocate_scratch()
-            if not self._context.execute_async_v3(self._stream.cuda_stream):
-                raise BackendUnavailableError(
-                    f"engine {self._manifest.name!r} failed to run: {self._get_last_error()}; "
-                    "see whether the GPU has memory left, or build the engine again"
-                )
-            self._stream.synchronize()
-            del scratch, tensors
-            return {name: _to_host(tensor) for name, tensor in outputs.items()}
+        binding = self._session.get_binding({name: value.shape for name, value in inputs.items()})
+        with self._session.use():
+            for name, value in inputs.items():
+                staged = self._stage(name, binding.inputs[name])
+                staged.copy_(torch.from_numpy(value))
+                binding.inputs[name].copy_(staged, non_blocking=True)
+            if self._engine.on_host:
+                self._session.stream.synchronize()  # what TensorRT reads on the host has to be there
+            binding.run()
+            staged_outputs = {name: self._stage(name, tensor) for name, tensor in binding.outputs.items()}
+            for name, tensor in binding.outputs.items():
+                staged_outputs[name].copy_(tensor, non_blocking=True)
+            self._session.stream.synchronize()
+        return {name: _to_numpy(tensor) for name, tensor in staged_outputs.items()}
 
-    def _select_profile(self, profile: int) -> None:
-        if profile != self._profile:
-            self._context.set_optimization_profile_async(profile, self._stream.cuda_stream)
-            self._profile = profile
+    def run_on_device(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Run the engine once on tensors of the device, or on what can be taken as such by DLPack.
 
-    def _allocate_outputs(self) -> dict[str, torch.Tensor]:
-        outputs = {}
-        for spec in self._manifest.outputs:
-            shape = tuple(self._context.get_tensor_shape(spec.name))
-            outputs[spec.name] = torch.empty(shape, dtype=getattr(torch, spec.dtype), device="cuda")
-            self._context.set_tensor_address(spec.name, outputs[spec.name].data_ptr())
-        return outputs
+        Nothing is copied and nothing waits: what was begun on the current stream comes before, and what follows on it
+        comes after. So values are not looked at: ids outside of the vocabulary give any answer.
 
-    def _allocate_scratch(self) -> torch.Tensor:
-        size_bytes = self._context.update_device_memory_size_for_shapes()
-        scratch = torch.empty(max(size_bytes, 1), dtype=torch.uint8, device="cuda")
-        self._context.set_device_memory(scratch.data_ptr(), size_bytes)
-        return scratch
+        Args:
+            inputs: Every input of the graph, in the dtype of its contract.
 
-    def _get_last_error(self) -> str:
-        return self._errors[-1] if self._errors else "TensorRT gave no reason"
+        Returns:
+            The outputs, on the device, which are the caller's.
+
+        Raises:
+            InputError: A name, dtype or shape does not fit the graph's contract, or no profile fits the shapes.
+            BackendUnavailableError: TensorRT reported that the run failed.
+        """
+        tensors = {name: _to_tensor(value) for name, value in inputs.items()}
+        check_shapes(self._graph, tensors)
+        placed = {
+            name: one.cpu() if name in self._engine.on_host else one.contiguous() for name, one in tensors.items()
+        }
+        binding = self._session.bind(placed)
+        with self._session.use():
+            self._session.run(binding)
+        self._session.share(binding)
+        return binding.outputs
+
+    def _stage(self, name: str, tensor: Tensor) -> Tensor:
+        """Return pinned memory for what is copied from or to a tensor."""
+        staged = self._staging.get(name)
+        if staged is None or staged.shape != tensor.shape or staged.dtype != tensor.dtype:
+            staged = self._engine.device.create(tensor.shape, tensor.dtype, on_host=True)
+            self._staging[name] = staged
+        return staged
 
     def __enter__(self) -> Self:
         """Return the runner."""
@@ -141,10 +132,14 @@ class TrtRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Free the context before the engine, and the engine before the runtime."""
-        self._context = self._engine = self._runtime = None
-        self._stack.close()
+        """Free buffers, session and engine."""
+        self._staging.clear()
+        self._engine.__exit__(kind, error, trace)
 
 
-def _to_host(tensor: torch.Tensor) -> np.ndarray:
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+def _to_tensor(value: Any) -> Tensor:
+    return value if isinstance(value, torch.Tensor) else torch.utils.dlpack.from_dlpack(value)
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor.clone()).numpy()
