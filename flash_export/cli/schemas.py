@@ -28,6 +28,7 @@ def make_schemas() -> dict[str, dict[str, Any]]:
     from flash_export.cli.demo import Demonstration
     from flash_export.cli.generate import Continuation
     from flash_export.doctor import Diagnosis
+    from flash_export.exporters.engine_report.results import EngineReport
     from flash_export.exporters.inspection import Inspection
     from flash_export.models.catalogue import Catalogue
     from flash_export.schema import make_schema
@@ -48,6 +49,7 @@ def make_schemas() -> dict[str, dict[str, Any]]:
         "quantize": (QuantizationRecord, {}),
         "compare": (TradeOff, {"complete": bool}),
         "trt": (EngineManifest, {}),
+        "engine-report": (EngineReport, {}),
         "generate": (Continuation, {}),
         "enhance": (Processed, {"real_time_factor": float}),
         "separate": (Processed, {"real_time_factor": float}),
