@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BLOCK_NAME = re.compile(r"layers\.(\d+)[./]")
+_PACKED = ("int4", "uint4", "float4_e2m1fn")
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,23 @@ def _count(model: onnx.ModelProto) -> GraphAnalysis:
         nodes_by_block=dict(sorted(blocks.items())),
         num_nodes=len(model.graph.node),
         num_parameters=sum(size for tensor, size in sizes if _get_dtype(tensor.data_type).kind == "f"),
-        constant_bytes=sum(size * _get_dtype(tensor.data_type).itemsize for tensor, size in sizes),
+        constant_bytes=count_constant_bytes(model),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
     )
+
+
+def count_constant_bytes(model: onnx.ModelProto) -> int:
+    """Return the bytes of all initializers, as they are stored: two numbers of 4 bits share one.
+
+    Raises:
+        KeyError: One has a dtype that is not known.
+    """
+    return sum(_count_bytes(tensor) for tensor in model.graph.initializer)
+
+
+def _count_bytes(tensor: onnx.TensorProto) -> int:
+    dtype, count = _get_dtype(tensor.data_type), _count_elements(tensor)
+    return -(-count // 2) if dtype.name in _PACKED else count * dtype.itemsize
 
 
 def _count_elements(tensor: onnx.TensorProto) -> int:

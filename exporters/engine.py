@@ -167,6 +167,7 @@ def _configure_builder(
     profiles: Sequence[Mapping[str, ProfileShapes]],
 ) -> Any:
     config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the engine can tell its layers
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     if options.workspace_bytes is not None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flash_export.doctor import diagnose as diagnose
     from flash_export.errors import FlashExportError as FlashExportError
     from flash_export.exporters.engine import build_engine as build_engine
+    from flash_export.exporters.engine_report.report import report_engine as report_engine
     from flash_export.exporters.export import export_onnx as export_onnx
     from flash_export.exporters.inspection import inspect_path as inspect_path
     from flash_export.generation.generate import Generator as Generator
@@ -71,6 +72,7 @@ _MODULES = {
     "profile_ranges": "flash_export.validators.ranges.profile",
     "quantize_bundle": "flash_export.quantization.quantize",
     "read_report": "flash_export.validators.report.files",
+    "report_engine": "flash_export.exporters.engine_report.report",
     "validate_bundle": "flash_export.validators.validate",
 }
 __all__ = [*_MODULES]

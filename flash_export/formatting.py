@@ -105,6 +105,20 @@ def format_count(count: float) -> str:
     return f"{round(count, digits):,.0f}"
 
 
+def format_flops(count: float) -> str:
+    """Format floating-point operations in decimal units.
+
+    >>> format_flops(950), format_flops(3_248_750_592), format_flops(541e6), format_flops(2.2e12)
+    ('950 FLOP', '3.2 GFLOP', '541 MFLOP', '2.2 TFLOP')
+    """
+    unit = ""
+    for larger in "kMGT":
+        if count < 1000:
+            break
+        count, unit = count / 1000, larger
+    return f"{count:.{0 if not unit or count >= 9.95 else 1}f} {unit}FLOP"
+
+
 def format_length(count: int, unit: str) -> str:
     """Format a length.
 

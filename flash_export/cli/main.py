@@ -18,6 +18,7 @@ from flash_export.cli.build_engine import trt_command
 from flash_export.cli.compare import compare_command
 from flash_export.cli.demo import demo_command
 from flash_export.cli.doctor import doctor_command
+from flash_export.cli.engine_report import engine_report_command
 from flash_export.cli.export_onnx import onnx_command
 from flash_export.cli.families import families_command
 from flash_export.cli.generate import generate_command
@@ -53,7 +54,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Export": (families_command, onnx_command, inspect_command),
     "Check": (validate_command, report_command, bisect_command),
     "Make it smaller": (profile_ranges_command, quantize_command, compare_command),
-    "Run it": (trt_command, generate_command, enhance_command, separate_command),
+    "Run it": (trt_command, engine_report_command, generate_command, enhance_command, separate_command),
 }
 
 

@@ -29,6 +29,7 @@ def make_schemas() -> dict[str, dict[str, Any]]:
     from flash_export.cli.engine_document import Engines
     from flash_export.cli.generate import Continuation
     from flash_export.doctor import Diagnosis
+    from flash_export.exporters.engine_report.results import EngineReport
     from flash_export.exporters.inspection import Inspection
     from flash_export.exporters.profile_use import ProfileUse
     from flash_export.models.catalogue import Catalogue
@@ -51,6 +52,7 @@ def make_schemas() -> dict[str, dict[str, Any]]:
         "quantize": (QuantizationRecord, {}),
         "compare": (TradeOff, {"complete": bool}),
         "trt": (Engines, {}),
+        "engine-report": (EngineReport, {}),
         "generate": (Continuation, {}),
         "enhance": (Processed, {"real_time_factor": float}),
         "separate": (Processed, {"real_time_factor": float}),

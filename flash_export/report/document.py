@@ -196,10 +196,49 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A bar: what it is of, the lengths of its pieces in the order of their names, and what is written at its end."""
+
+    label: str
+    pieces: tuple[float, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Horizontal bars of pieces that are 0 or more.
+
+    Attributes:
+        title: What they show.
+        caption: How to read it.
+        names: Of the pieces, each with its class in the style sheet, such as ``s0``.
+        bars: The bars, each with a piece for every name.
+    """
+
+    title: str
+    caption: str
+    names: tuple[tuple[str, str], ...]
+    bars: tuple[Bar, ...]
+
+    def __post_init__(self) -> None:
+        """Check that every bar has a piece for every name."""
+        for bar in self.bars:
+            if len(bar.pieces) != len(self.names):
+                raise ValueError(
+                    f"the bar {bar.label!r} has {len(bar.pieces)} pieces, there are {len(self.names)} names"
+                )
+
+    @property
+    def longest(self) -> float:
+        """Length of the longest bar; 1 if none has any."""
+        return max((sum(bar.pieces) for bar in self.bars), default=0.0) or 1.0
+
+
+@dataclass(frozen=True)
 class Plots:
     """Plots beside each other, which pages have."""
 
-    plots: tuple[Plot, ...]
+    plots: tuple[Plot | Bars, ...]
 
     def __bool__(self) -> bool:
         return bool(self.plots)

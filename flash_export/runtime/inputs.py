@@ -103,7 +103,8 @@ def _check_tensor(
     spec: TensorSpec, value: np.ndarray | Tensor, sizes: dict[str, tuple[int, str]], axes: Mapping[str, AxisRange]
 ) -> None:
     if (dtype := str(value.dtype).removeprefix("torch.")) != spec.dtype:
-        raise InputError(f"{spec.name} has dtype {dtype}, the graph takes {spec.dtype}; convert it")
+        cure = "astype" if hasattr(value, "astype") else "to"
+        raise InputError(f"{spec.name} has dtype {dtype}, the graph takes {spec.dtype}; convert it with {cure}")
     if value.ndim != len(spec.shape):
         wanted = ", ".join(map(str, spec.shape))
         raise InputError(

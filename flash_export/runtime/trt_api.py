@@ -12,7 +12,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flash_export.errors import BackendUnavailableError, EngineBuildError
+from flash_export.config import FLAVOURS
+from flash_export.errors import BackendUnavailableError, BundleError, EngineBuildError
 from flash_export.install import get_install_command
 from flash_export.runtime.trt_log import get_log
 from flash_export.runtime.trt_parser_errors import format_complaints, read_complaints
@@ -20,6 +21,7 @@ from flash_export.runtime.trt_parser_errors import format_complaints, read_compl
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from flash_export.bundle.manifest import EngineManifest
     from flash_export.config import Flavour
 
 _DTYPE_NAMES = {
@@ -76,6 +78,20 @@ def import_flavour(flavour: Flavour) -> Any:
         raise BackendUnavailableError(
             f"{flavour.title} is installed but cannot be loaded ({error}); install it again: {cure}"
         ) from error
+
+
+def get_flavour(engine: EngineManifest) -> Flavour:
+    """Return the flavour that an engine was built with.
+
+    Raises:
+        BundleError: Its manifest names one that is not known.
+    """
+    if engine.flavour not in FLAVOURS:
+        raise BundleError(
+            f"engine {engine.name!r} has flavour {engine.flavour!r}, this version knows {', '.join(FLAVOURS)}; "
+            "build it again"
+        )
+    return FLAVOURS[engine.flavour]
 
 
 def name_dtype(dtype: Any) -> str:

@@ -2,7 +2,8 @@
 
 Source: the operator reference of TensorRT 10 and 11 and the docstrings of its Python API. Every function takes the
 layer, cast to its class, and its inputs, and returns its one output. ``ITensor`` shapes of -1 are never asked: sizes
-come from the tensors that are there.
+come from the tensors that are there. Inputs on the ``meta`` device, which have a shape and no values, give an output of
+that kind, as long as the sizes that a layer reads from its inputs have values.
 """
 
 from __future__ import annotations
@@ -60,14 +61,15 @@ def _compute_slice(layer: Any, inputs: Inputs) -> Tensor:
     """Take ``size`` entries from ``start`` on; what lies beyond the ends is what the mode says."""
     x, mode = _pick(inputs[0]), layer.mode.name
 
-    def read(index: int, given: Any) -> list[int]:
-        own = _get(inputs, index)
-        return list(given) if own is None else _list_sizes(own)
+    def read(index: int, name: str) -> list[int]:
+        given = _get(inputs, index)
+        if given is None:  # asked for in any other case, TensorRT warns
+            own = getattr(layer, name)
+            return [] if own is None else list(own)
+        return _list_sizes(given)
 
-    starts, sizes, strides = (
-        read(index, getattr(layer, name)) for index, name in ((1, "start"), (2, "shape"), (3, "stride"))
-    )
-    axes = read(5, layer.axes if layer.axes is not None and len(layer.axes) else range(x.ndim))
+    starts, sizes, strides = read(1, "start"), read(2, "shape"), read(3, "stride")
+    axes = read(5, "axes") or range(x.ndim)
     fill = _get(inputs, 4)
     fill = torch.zeros((), dtype=x.dtype) if fill is None else fill
     for axis, start, size, stride in zip(axes, starts, sizes, strides, strict=True):
@@ -141,7 +143,7 @@ def _compute_gather(layer: Any, inputs: Inputs) -> Tensor:
         raise UnknownLayerError(f"gathers with {batch} axes in common")
     size = x.shape[axis]
     index = index + (index < 0) * size
-    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < size:
+    if index.numel() and not index.is_meta and not 0 <= int(index.min()) <= int(index.max()) < size:
         raise RuntimeError(f"an index from {int(index.min())} to {int(index.max())} of an axis of {size}")
     taken = x.index_select(axis, index.reshape(-1))
     return taken.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
@@ -389,7 +391,7 @@ def _read_convolution(layer: Any, inputs: Inputs, *, transposed: bool) -> tuple[
         kernel = to_tensor(layer.kernel).reshape(shape)
     if bias is None and (own := to_tensor(layer.bias)).numel():
         bias = own.reshape(-1)
-    return x, _widen(kernel), None if bias is None else _widen(bias)
+    return x, _widen(kernel).to(x.device), None if bias is None else _widen(bias).to(x.device)
 
 
 def _quantize(layer: Any, inputs: Inputs) -> Tensor:

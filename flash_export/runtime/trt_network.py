@@ -16,13 +16,14 @@ import onnx.numpy_helper
 import torch
 
 from flash_export.config import TENSORRT, TENSORRT_RTX
-from flash_export.errors import BackendUnavailableError, BundleError, EngineBuildError
+from flash_export.errors import BackendUnavailableError, EngineBuildError
 from flash_export.runtime.inputs import check_inputs
 from flash_export.runtime.trt_api import is_installed, name_dtype, parse_network
-from flash_export.runtime.trt_layers import LAYERS, UnknownLayerError, compute_activation, to_tensor
+from flash_export.runtime.trt_layers import to_tensor
+from flash_export.runtime.trt_steps import CONSTANT, NAME, TORCH_DTYPES, make_step, sort_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -30,51 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from flash_export.bundle.manifest import GraphSpec
-
-NAME = "trt-network"
-_TORCH_DTYPES = {
-    name: getattr(torch, name)
-    for name in ("float32", "float16", "bfloat16", "float8_e4m3fn", "int64", "int32", "int8", "uint8", "bool")
-} | {"int4": torch.int8}
-
-
-class Step:
-    """One layer of a network, ready to be computed."""
-
-    def __init__(self, layer: Any, compute: Callable[[Any, Sequence[Tensor | None]], Tensor]) -> None:
-        """Take a layer, cast to its class, and what computes it."""
-        self.name, self.layer, self.compute = layer.name, layer, compute
-        tensors = [layer.get_input(index) for index in range(layer.num_inputs)]
-        self.inputs = [None if tensor is None else tensor.name for tensor in tensors]
-        output = layer.get_output(0)
-        self.output, self.dtype = output.name, _TORCH_DTYPES.get(name_dtype(output.dtype))
-        self.shape = _read_shape(output)
-
-    def run(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Compute the layer's output, in its dtype.
-
-        Raises:
-            BackendUnavailableError: Nothing here computes the layer as it is used.
-            BundleError: Its inputs do not go together, or an index leaves an axis.
-        """
-        inputs = [None if name is None else values[name] for name in self.inputs]
-        try:
-            output = self.compute(self.layer, inputs)
-        except UnknownLayerError as error:
-            raise BackendUnavailableError(f"layer {self.name!r} {error}, which {NAME} does not compute") from error
-        except (RuntimeError, IndexError, ValueError) as error:
-            shapes = ", ".join(str(tuple(x.shape)) for x in inputs if x is not None)
-            reason = str(error).splitlines()[0]
-            raise BundleError(
-                f"layer {self.name!r} of the network that TensorRT's parser made fails on {shapes}: {reason}; export "
-                "the bundle again, and report it if that is no help"
-            ) from error
-        if self.shape is not None and not _fits(output.shape, self.shape):
-            raise BundleError(
-                f"layer {self.name!r} of the network that TensorRT's parser made gives {tuple(output.shape)}, which "
-                f"TensorRT takes for {self.shape}; export the bundle again, and report it if that is no help"
-            )
-        return output if self.dtype is None or output.dtype == self.dtype else output.to(self.dtype)
+    from flash_export.runtime.trt_steps import Step
 
 
 class Constants:
@@ -96,7 +53,7 @@ class Constants:
             BackendUnavailableError: The file has no such tensor.
         """
         output = layer.get_output(0)
-        dtype = _TORCH_DTYPES.get(name_dtype(output.dtype))
+        dtype = TORCH_DTYPES.get(name_dtype(output.dtype))
         weights = layer.weights
         if not isinstance(weights, np.ndarray):
             weights = self._stored.get(layer.name)
@@ -142,7 +99,7 @@ class NetworkRunner:
         network = self._parsed.network
         self._wanted = {network.get_output(index).name for index in range(network.num_outputs)} | set(inner_values)
         self._constants = Constants(path)
-        self._steps = self._sort(self._read_layers())
+        self._steps = sort_steps(self._read_layers(), self._wanted)
         self._last_use = {name: place for place, step in enumerate(self._steps) for name in step.inputs if name}
 
     @property
@@ -165,7 +122,7 @@ class NetworkRunner:
         try:
             with torch.inference_mode():
                 for place, step in enumerate(self._steps):
-                    values[step.output] = step.run(values)
+                    values[step.output] = step.run([None if name is None else values[name] for name in step.inputs])
                     for name in step.inputs:
                         if name and self._last_use[name] == place and name not in self._wanted:
                             values.pop(name, None)
@@ -182,37 +139,13 @@ class NetworkRunner:
         trt, network, steps = self._parsed.trt, self._parsed.network, {}
         for index in range(network.num_layers):
             layer = network.get_layer(index)
-            kind = layer.type.name
-            if kind == "CONSTANT":
+            if layer.type.name == CONSTANT:
                 layer.__class__ = trt.IConstantLayer
                 self._constants.add(layer)
-                continue
-            if kind == "ACTIVATION":
-                layer.__class__ = trt.IActivationLayer
-                step = Step(layer, _bind_activation(trt.IActivationLayer.type.__get__(layer)))
-            elif kind in LAYERS:
-                owner, compute = LAYERS[kind]
-                layer.__class__ = getattr(trt, owner)
-                step = Step(layer, compute)
             else:
-                raise BackendUnavailableError(f"layer {layer.name!r} is a {kind}, which {NAME} does not compute")
-            steps[step.output] = step
+                step = make_step(trt, layer)
+                steps[step.output] = step
         return steps
-
-    def _sort(self, steps: Mapping[str, Step]) -> list[Step]:
-        """Return what the outputs need, each after what it needs itself; networks are in no order."""
-        ordered: dict[str, Step] = {}
-        stack = [(name, False) for name in sorted(self._wanted)]
-        while stack:
-            name, is_ready = stack.pop()
-            if name in ordered or name not in steps:
-                continue
-            if is_ready:
-                ordered[name] = steps[name]
-                continue
-            stack.append((name, True))
-            stack.extend((one, False) for one in steps[name].inputs if one)
-        return list(ordered.values())
 
     def __enter__(self) -> Self:
         """Return the runner."""
@@ -223,23 +156,6 @@ class NetworkRunner:
     ) -> None:
         """Drop the layers before the network, and the network before its parser."""
         del self._steps, self._constants, self._parsed
-
-
-def _read_shape(tensor: Any) -> tuple[int, ...] | None:
-    """Return the shape that TensorRT inferred; None where it could infer none, because layers do not go together."""
-    try:
-        return tuple(tensor.shape)
-    except RuntimeError:
-        return None
-
-
-def _fits(shape: Sequence[int], inferred: Sequence[int]) -> bool:
-    """Tell whether a shape is what TensorRT inferred, in which free sizes are -1."""
-    return len(shape) == len(inferred) and all(known in (-1, size) for size, known in zip(shape, inferred, strict=True))
-
-
-def _bind_activation(kind: Any) -> Callable[[Any, Sequence[Tensor | None]], Tensor]:
-    return lambda layer, inputs: compute_activation(kind, layer, inputs)
 
 
 def _to_numpy(x: Tensor) -> np.ndarray:

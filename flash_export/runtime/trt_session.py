@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from flash_export.config import FLAVOURS
 from flash_export.errors import BackendUnavailableError, BundleError
 from flash_export.runtime.kernel_cache import KernelCache
 from flash_export.runtime.profile_choice import choose_profile
-from flash_export.runtime.trt_api import import_flavour
+from flash_export.runtime.trt_api import get_flavour, import_flavour
 from flash_export.runtime.trt_features import Features
 from flash_export.runtime.trt_log import collect_errors, get_log
 
@@ -65,7 +64,7 @@ class LoadedEngine:
             BundleError: TensorRT cannot load the file.
         """
         self.manifest, self.device, self.options = manifest, device, options or EngineOptions()
-        self.trt = import_flavour(FLAVOURS[manifest.flavour])
+        self.trt = import_flavour(get_flavour(manifest))
         self.features = Features(self.trt)
         self._sessions: list[Session] = []
         self._stack = ExitStack()

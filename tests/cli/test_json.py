@@ -64,6 +64,11 @@ def test_onnx_and_inspect_describe_a_bundle_alike(small_checkpoint: Path, tmp_pa
     assert list(exported) == read_promises()["inspect"]
 
 
+def test_engine_report(bundle: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    assert list(run("engine-report", bundle.path)) == read_promises()["engine-report"]
+
+
 def test_validate(bundle: Bundle) -> None:
     report = run("validate", bundle.path, *QUICK)
     assert list(report) == read_promises()["validate"]

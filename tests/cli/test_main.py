@@ -33,6 +33,7 @@ COMMANDS = [  # in the order of work
     "quantize",
     "compare",
     "trt",
+    "engine-report",
     "generate",
     "enhance",
     "separate",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from types import SimpleNamespace
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +26,15 @@ from flash_export.generation.state import State, identify_model
 from flash_export.interface import Interface, TensorSpec
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.runtime.ort import OrtRunner
+from flash_export.runtime.trt_session import EngineOptions, LoadedEngine
 from tests.conftest import INTERFACE, PROVENANCE
+from tests.runtime.trt_stub import HostDevice, Plan, describe_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from flash_export.bundle.manifest import EngineManifest
     from flash_export.generation.decoder import Decoder
 
 VOCAB_SIZE, CHUNK_SIZE, MAX_SEQ_LEN = 29, 8, 60
@@ -392,21 +395,28 @@ def test_missing_engines_are_named(causal_bundle: Bundle) -> None:
 
 
 def test_engines_of_both_graphs_are_used(
-    causal_bundle: Bundle, generator: Generator, monkeypatch: pytest.MonkeyPatch
+    causal_bundle: Bundle, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An engine keeps its graph's contract, so onnxruntime stands in for TensorRT."""
-    facts: dict[str, Any] = {"inputs": (), "outputs": (), "profiles": ()}
-    engines = [SimpleNamespace(name=name, graph=name, **facts) for name in ("decode", "decode", "forward", "prefill")]
+    """An engine keeps its graph's contract, so a stand-in for TensorRT computes what onnxruntime does."""
+    made = [("decode", "first"), ("decode", "second"), ("forward", "forward"), ("prefill", "prefill")]
+    engines = [describe_engine(causal_bundle, graph, name) for graph, name in made]
     monkeypatch.setattr(Bundle, "list_engines", lambda _: engines)
-    monkeypatch.setattr(
-        "flash_export.runtime.trt.open_engine",
-        lambda bundle, engine: OrtRunner(bundle.get_graph(engine.graph), bundle.get_graph_path(engine.graph)),
-    )
+    (tmp_path / "plan").write_bytes(b"plan")
+    loaded: list[str] = []
+
+    def load(bundle: Bundle, engine: EngineManifest, options: EngineOptions | None = None) -> LoadedEngine:
+        loaded.append(engine.name)
+        runner = OrtRunner(bundle.get_graph(engine.graph), bundle.get_graph_path(engine.graph), threads=1)
+        monkeypatch.setitem(sys.modules, "tensorrt", Plan(engine, runner.run).make_module())
+        return LoadedEngine(engine, tmp_path / "plan", HostDevice(), options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("flash_export.runtime.trt.load_engine", load)
     prompts = make_ids(4, 17)
     with Generator.open(causal_bundle, "trt") as engine_generator:
         tokens = engine_generator.generate(prompts, SamplingOptions(max_tokens=9)).tokens
     expected = generator.generate(prompts, SamplingOptions(max_tokens=9)).tokens
     assert all(map(np.array_equal, tokens, expected))
+    assert loaded == ["prefill", "second"]  # of several engines of a graph the last
 
 
 def test_threads_below_one_are_refused(causal_bundle: Bundle) -> None:

@@ -10,16 +10,22 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
+import hashlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
+from flash_export.bundle.manifest import EngineManifest
+from flash_export.exporters.profile import derive_profiles
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
+
+    from flash_export.bundle.bundle import Bundle
 
     Compute = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -172,11 +178,11 @@ class ICudaEngine:
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig()
 
-    def create_execution_context(self, argument: Any) -> IExecutionContext:
-        if isinstance(argument, IRuntimeConfig):
-            return IExecutionContext(self, argument)
+    def create_execution_context(self, strategy: Any) -> IExecutionContext:
+        if isinstance(strategy, IRuntimeConfig):  # the other overload's
+            return IExecutionContext(self, strategy)
         config = IRuntimeConfig()
-        config.set_execution_context_allocation_strategy(argument)
+        config.set_execution_context_allocation_strategy(strategy)
         return IExecutionContext(self, config)
 
 
@@ -222,6 +228,24 @@ class Plan:
         module = ModuleType("stub")
         vars(module).update(classes, Runtime=runtime, __version__="0.0")
         return module
+
+
+def describe_engine(bundle: Bundle, graph: str, name: str = "") -> EngineManifest:
+    """Return the manifest of an engine of a graph, whose file is ``plan``."""
+    spec = bundle.get_graph(graph)
+    return EngineManifest(
+        name=name or graph,
+        flavour="tensorrt",
+        version="0.0",
+        targets=("8.9",),
+        graph=graph,
+        graph_sha256="",
+        engine_sha256=hashlib.sha256(b"plan").hexdigest(),
+        profiles=derive_profiles(spec, 8),
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        num_layers=1,
+    )
 
 
 class HostStream:
