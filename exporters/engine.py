@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from flash_export.config import Flavour
     from flash_export.progress import ProgressCallback
 
-_TURING_REFUSAL = "FP32 GEMM is not supported"
+_TURING_REFUSAL, _WORKSPACE_REFUSAL = "FP32 GEMM is not supported", "within workspace limit"
+_OUT_OF_MEMORY = "OutOfMemory"
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def _build(
         built = builder.build_serialized_network(network, config)
     watch.raise_error()
     if built is None:
-        raise EngineBuildError(_describe_failure(flavour, trt.__version__, graph, errors))
+        has_limit = options.workspace_bytes is not None
+        raise EngineBuildError(_describe_failure(flavour, trt.__version__, graph, errors, has_limit=has_limit))
     content = bytes(built)
 
     engine = EngineManifest(
@@ -181,10 +183,17 @@ def _configure_builder(
     return config
 
 
-def _describe_failure(flavour: Flavour, version: str, graph: GraphSpec, errors: Sequence[str]) -> str:
+def _describe_failure(
+    flavour: Flavour, version: str, graph: GraphSpec, errors: Sequence[str], *, has_limit: bool
+) -> str:
     reason = errors[-1] if errors else "it gave no reason"
     if _TURING_REFUSAL in reason:
         cure = "leave compute capability 7.5 out: it has no fp32 matrix products"
+    elif _WORKSPACE_REFUSAL in reason:
+        cure = "raise --workspace-mib, or leave it out"
+    elif _OUT_OF_MEMORY in reason and has_limit:
+        # Without a GPU, any limit ends there for graphs of more than a few nodes (TensorRT-RTX 1.7.1).
+        cure = "leave --workspace-mib out, or build where the GPU is"
     else:
         cure = "try another profile or target to see whether it depends on them"
     return f"{flavour.title} {version} could not build {graph.file}: {reason}; {cure}"

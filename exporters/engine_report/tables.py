@@ -156,7 +156,7 @@ def tabulate_tensors(report: EngineReport, point: int) -> Table:
             (text("shape at opt", is_minor=True), lambda group: format_shape(group.layers[0].outputs[point].shape)),
             *(
                 (
-                    number(f"{one.name} {one.profile}" if several else one.name),
+                    number(f"{one.name} {one.profile}" if several else one.name, is_minor=several and index != most),
                     lambda group, index=index: format_bytes(group.layers[0].outputs[index].size_bytes),
                 )
                 for index, one in shown

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from flash_export.bundle.bundle import Bundle
@@ -453,3 +454,15 @@ def test_exported_half_precision_is_compiled_as_such(
         # Decode adds up what it carries in fp32.
         assert products == {dtype: products[dtype], **({"float32": 1} if graph == "decode" else {})}
         assert products[dtype] >= 6
+
+
+def test_too_little_workspace_is_refused_with_the_option(tmp_path: Path) -> None:
+    config = FlashConfig(**SIZES, chunk_size=32, causal=True)
+    FlashModel(config).save_pretrained(tmp_path / "checkpoint")
+    bundle = export_onnx(tmp_path / "checkpoint", tmp_path / "bundle", options=ExportOptions(graphs=("forward",)))
+    with pytest.raises(EngineBuildError, match=r"within workspace limit.*; raise --workspace-mib, or leave it out"):
+        build_engine(bundle, options=replace(ADA, workspace_bytes=1 << 20))
+    if not torch.cuda.is_available():
+        with pytest.raises(EngineBuildError, match=r"OutOfMemory.*; leave --workspace-mib out, or build where the GPU"):
+            build_engine(bundle, options=replace(ADA, workspace_bytes=1 << 30))
+    assert bundle.list_engines() == []
