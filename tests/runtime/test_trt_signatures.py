@@ -28,7 +28,7 @@ STUBS = "tensorrt-stubs==10.13.0.35.1"
 # Where TensorRT is spoken to.
 SOURCES = (
     *("flash_export/runtime/trt_*.py", "flash_export/runtime/engine_check.py"),
-    *("exporters/engine.py", "exporters/engine_*.py", "exporters/engine_report/network.py"),
+    *("examples/run_engine.py", "exporters/engine.py", "exporters/engine_*.py", "exporters/engine_report/network.py"),
 )
 # Their names are those of methods of TensorRT too.
 OF_OURS = {"run_on_device"}

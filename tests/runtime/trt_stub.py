@@ -59,6 +59,16 @@ class ILogger:
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = 0, 1, 2, 3, 4
 
 
+class Logger(ILogger):
+    WARNING = ILogger.Severity.WARNING
+
+    def __init__(self, min_severity: ILogger.Severity = ILogger.Severity.WARNING) -> None:
+        self.messages: list[str] = []
+
+    def log(self, severity: ILogger.Severity, message: str) -> None:
+        self.messages.append(message)
+
+
 class IRuntimeCache:
     def __init__(self) -> None:
         self.content = b""
@@ -90,7 +100,6 @@ class IRuntimeConfig:
 
 class IExecutionContext:
     def __init__(self, engine: ICudaEngine, config: IRuntimeConfig) -> None:
-        assert config.allocation is ExecutionContextAllocationStrategy.USER_MANAGED
         self.engine, self.config = engine, config
         self.profile: int | None = None if len(engine.plan.profiles) > 1 else 0
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -139,8 +148,9 @@ class IExecutionContext:
             plan.say(ILogger.Severity.ERROR, "out of memory")
             return False
         needed = self.update_device_memory_size_for_shapes()
-        assert self.scratch is not None
-        assert self.scratch[1] >= needed
+        if self.config.allocation is ExecutionContextAllocationStrategy.USER_MANAGED:
+            assert self.scratch is not None
+            assert self.scratch[1] >= needed
         inputs = {spec.name: self._read(spec, self.shapes[spec.name]) for spec in plan.inputs}
         shapes = {spec.name: self.get_tensor_shape(spec.name) for spec in plan.outputs}
         addresses = dict(self.addresses)
@@ -178,7 +188,7 @@ class ICudaEngine:
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig()
 
-    def create_execution_context(self, strategy: Any) -> IExecutionContext:
+    def create_execution_context(self, strategy: Any = ExecutionContextAllocationStrategy.STATIC) -> IExecutionContext:
         if isinstance(strategy, IRuntimeConfig):  # the other overload's
             return IExecutionContext(self, strategy)
         config = IRuntimeConfig()
@@ -219,7 +229,7 @@ class Plan:
             def get_engine_validity(self, buffer: bytes) -> tuple[EngineValidity, int]:
                 return plan.validity
 
-        names = [TensorLocation, ExecutionContextAllocationStrategy, ILogger]
+        names = [TensorLocation, ExecutionContextAllocationStrategy, ILogger, Logger]
         if self.kernels:
             names += [CudaGraphStrategy, DynamicShapesKernelSpecializationStrategy, EngineValidity]
             names += [EngineInvalidityDiagnostics]
