@@ -76,6 +76,14 @@ def test_every_scheme_that_is_built_is_computed(export_scheme: SchemeExporter, s
     assert {row.status for row in report.rows if row.seq_len} == {"passed"}, [row.reason for row in report.rows]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_texts_in_pieces_pass_in_half_precision(export_half: PrecisionExporter, precision: str) -> None:
+    report = validate(export_half(precision), f"stream:{BACKEND}", max_seq_len=40, batches=(2,))
+    assert report, [row.reason for row in report.rows if not row]
+    assert {row.backend for row in report.rows} == {f"stream:{BACKEND}"}
+
+
 SIZES: dict[str, Any] = {"dim": 16, "depth": 1, "hidden_dim": 24, "qk_dim": 8}
 SOUND: dict[str, Any] = {**SIZES, "chunk_size": 8, "fsmn_dim": 12}
 WAVE, SPECTRUM = WaveformFrames(kernel_size=8, sample_rate=8000), SpectrumFrames(8000, length=20, hop=5, num_bands=4)
