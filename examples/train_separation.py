@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import click
 import numpy as np
 import torch
 from speech_corpus import SAMPLE_RATE, load_utterances
+from training_run import Run
 
 from flash_export.models.mossformer2 import Mossformer2Config, WaveformFrames, build_mossformer2
 
@@ -46,10 +46,8 @@ CONFIG = Mossformer2Config(
 MAX_DIFFERENCE_DB = 5.0  # of the louder speaker to the other one
 LOUDNESS = 0.1  # root mean square of a mixture
 MAX_LOSS_DB = 30.0  # a mixture that is separated this well teaches nothing more
-BETAS, MAX_GRAD_NORM, WARMUP_STEPS = (0.9, 0.98), 5.0, 300
 VALIDATION = 12, 3.0  # mixtures and their seconds, by which the best model is chosen
 HELDOUT = 8, 2.0  # those that are kept with it
-STATE_FILE, HISTORY_FILE = "state.pt", "history.json"
 
 
 @dataclass(frozen=True)
@@ -123,47 +121,11 @@ def write_checkpoint(folder: Path, model: Mossformer2Model, heldout: Mixtures, f
     (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-class Run:
-    """A training run that can be taken up again."""
-
-    def __init__(self, output: Path, learning_rate: float, seed: int) -> None:
-        """Start, or go on from the state that an earlier run left."""
-        torch.manual_seed(seed)
-        self.output, self.folder, self.learning_rate = output, output.with_name(f"{output.name}.run"), learning_rate
-        self.model = build_mossformer2(CONFIG)
-        parameters = [parameter for _, parameter in sorted(self.model.named_parameters())]
-        self.optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, weight_decay=0.01)
-        self.step, self.seconds, self.best, self.history = 0, 0.0, -math.inf, []
-        if (self.folder / STATE_FILE).exists():
-            state = torch.load(self.folder / STATE_FILE, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-            self.history = json.loads((self.folder / HISTORY_FILE).read_text())
-        self.random = np.random.default_rng([seed, self.step])
-
-    def save(self) -> None:
-        """Keep the state, whole or not at all."""
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        part = self.folder / f"{STATE_FILE}.part"
-        torch.save({**state, "step": self.step, "seconds": self.seconds, "best": self.best}, part)
-        (self.folder / HISTORY_FILE).write_text(json.dumps(self.history, indent=2))
-        part.replace(self.folder / STATE_FILE)
-
-    def train_step(self, mixtures: Mixtures, progress: float) -> float:
-        """Learn from mixtures; return their SI-SDR in dB."""
-        warmup = min(1.0, (self.step + 1) / WARMUP_STEPS)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1))))
-        ratio = measure_si_sdr(self.model(torch.from_numpy(mixtures.waveform)), torch.from_numpy(mixtures.sources))
-        loss = -ratio.clamp(max=MAX_LOSS_DB).mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
-        if torch.isfinite(norm):
-            self.optimizer.step()
-        self.step += 1
-        return float(ratio.mean())
+def train_step(run: Run, model: Mossformer2Model, mixtures: Mixtures, progress: float) -> float:
+    """Learn from mixtures; return their SI-SDR in dB."""
+    ratio = measure_si_sdr(model(torch.from_numpy(mixtures.waveform)), torch.from_numpy(mixtures.sources))
+    run.learn(-ratio.clamp(max=MAX_LOSS_DB).mean(), progress)
+    return float(ratio.mean())
 
 
 @click.command()
@@ -187,19 +149,22 @@ def main(
 ) -> None:
     """Train, and keep the best model."""
     torch.set_num_threads(threads)
-    run = Run(output, learning_rate, seed)
+    torch.manual_seed(seed)
+    model = build_mossformer2(CONFIG)
+    run = Run(output, {"model": model}, learning_rate, seed)
     utterances = load_utterances(run.folder, "train", per_voice)
     others = load_utterances(run.folder, "heldout", max(4, per_voice // 5))
     validation = mix(others, *VALIDATION, np.random.default_rng([seed, 0]))
     heldout = mix(others, *HELDOUT, np.random.default_rng([seed, 1]))
     begun, ratios, last_saved = time.process_time() - run.seconds, [], time.monotonic()
     while run.seconds < 60 * minutes:
-        ratios.append(run.train_step(mix(utterances, batch, seconds, run.random), run.seconds / (60 * minutes)))
+        mixtures = mix(utterances, batch, seconds, run.random)
+        ratios.append(train_step(run, model, mixtures, run.seconds / (60 * minutes)))
         run.seconds = time.process_time() - begun
         is_last = run.seconds >= 60 * minutes
         if time.monotonic() - last_saved < 120 and not is_last:
             continue
-        found, gain = evaluate(run.model, validation)
+        found, gain = evaluate(model, validation)
         entry = {
             "step": run.step,
             "minutes": round(run.seconds / 60, 1),
@@ -213,8 +178,8 @@ def main(
             run.best = found
             facts = {
                 "task": "two speakers of espeak-ng at 8 kHz, mixed at 0 to 5 dB",
-                **describe_heldout(run.model, heldout),
-                "parameters": run.model.count_parameters(),
+                **describe_heldout(model, heldout),
+                "parameters": model.count_parameters(),
                 "voices": len({one.voice for one in utterances}),
                 "heldout_voices": len({one.voice for one in others}),
                 "batch": batch,
@@ -224,7 +189,7 @@ def main(
                 **entry,
                 "history": run.history,
             }
-            write_checkpoint(output, run.model, heldout, facts)
+            write_checkpoint(output, model, heldout, facts)
         run.save()
         ratios, last_saved = [], time.monotonic()
 
