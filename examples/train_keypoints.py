@@ -4,7 +4,7 @@
 
 The output folder is a checkpoint of the head that ``flash-export`` reads. Its held-out data are what the backbone makes
 of figures that were not trained on, and where their joints are; the backbone itself stays in ``OUTPUT.run``, where an
-interrupted run is taken up again. The loss is that of mmpose's SimCC heads: the divergence from Gaussians over the bins.
+interrupted run is taken up again. The loss is that of SimCC heads in mmpose: the divergence from Gaussians over bins.
 """
 
 from __future__ import annotations
