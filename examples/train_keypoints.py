@@ -121,7 +121,7 @@ def main(
         figures = draw_figures(batch, run.random)
         loss = compute_loss(head(backbone(figures.images)), figures.keypoints)
         run.learn(loss, run.seconds / (60 * minutes))
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         run.seconds = time.process_time() - begun
         if time.monotonic() - last_saved < save_every and run.seconds < 60 * minutes:
             continue
