@@ -22,8 +22,8 @@ class ProductRecord:
         scheme: What it is computed in; ``fp32`` if it was kept.
         terms: Whole numbers that its activation is the sum of.
         weights: Number of weights.
-        sensitivity: Loss if it is the only one that is quantized, in the cheapest way; None if it may not be, or if
-            that gives predictions that are not finite.
+        sensitivity: Loss if it is the only one that is quantized, in the cheapest way; None if it may not be, if that
+            gives predictions that are not finite, or if nothing had to be chosen, because all together lose little.
         error: Root mean square of the product's own error on the sample, as a fraction; None in fp32.
         activation_max: Largest activation; None where activations are not rounded, or measured in every run.
         smoothing_strength: How much of the outliers moved into the weight, 0 to 1.

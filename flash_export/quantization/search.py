@@ -44,7 +44,8 @@ class Choice:
     Attributes:
         recipe: What is quantized.
         loss: What that costs.
-        sensitivity: What each costs if it alone is computed in the cheapest way, by name.
+        sensitivity: What each costs if it alone is computed in the cheapest way, by name; empty where none had to be
+            chosen.
         rungs: Which way was chosen, by name; as many as there are ways for fp32.
         reasons: Why it is not the cheapest, by name.
     """
@@ -69,7 +70,8 @@ class Search:
     def run(self, candidates: tuple[Candidate, ...], accepted: float) -> Choice:
         """Compute everything in the cheapest way, and what costs most in a dearer one until the loss is accepted.
 
-        What costs most for its size goes first. Losses nearly add up, so that the sum tells how many have to go, and is
+        If all of them together lose no more than that, there is nothing to choose, and none is measured alone. Else what
+        costs most for its size goes first. Losses nearly add up, so that the sum tells how many have to go, and is
         measured then.
 
         Args:
@@ -77,10 +79,12 @@ class Search:
             accepted: Largest loss, see :attr:`Loss.share`.
         """
         rungs = dict.fromkeys((one.name for one in candidates), 0)
+        loss = self._measure(candidates, rungs, "all of them")
+        if loss.share <= accepted:
+            return Choice(self._join(candidates, rungs), loss, {}, rungs, {})
         sensitivity = {one.name: self._estimate(one, 0) for one in candidates}
         costs = dict(sensitivity)
         reasons: dict[str, str] = {}
-        loss = self._measure(candidates, rungs, "all of them")
         while loss.share > accepted and (open_ones := _list_open(candidates, rungs)):
             # Losses of many products together are more than their sum; what counts is which share of them is left.
             # That may be nothing, and the loss infinite: one goes in any case, or this would never end.
