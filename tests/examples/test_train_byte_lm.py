@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,20 +14,8 @@ from safetensors.torch import load_file
 
 from flash_export.models.flash import FlashConfig, FlashModel
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = "--dim 32 --depth 1 --hidden-dim 32 --qk-dim 16 --chunk-size 64 --heldout-bytes 4096 --learning-rate 1e-2"
-
-
-@pytest.fixture
-def load_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Import a module the way the script does: with ``examples`` as the first folder of the search path."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    threads = torch.get_num_threads()
-    yield importlib.import_module
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +13,7 @@ from click.testing import CliRunner
 
 from flash_export.models.checkpoint import load_pretrained
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-@pytest.fixture
-def load_module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.syspath_prepend(EXAMPLES)
-    threads = torch.get_num_threads()
-    yield importlib.import_module
-    torch.set_num_threads(threads)
 
 
 def test_keypoints_are_where_the_sticks_end(load_module: Any) -> None:
