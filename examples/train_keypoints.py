@@ -45,7 +45,7 @@ CONFIG = RtmposeGauConfig(
         image_height=HEIGHT,
     ),
 )
-NUM_VALIDATED, NUM_HELDOUT = 256, 32
+NUM_VALIDATED, NUM_HELDOUT = 256, 96
 
 
 def make_backbone() -> nn.Module:

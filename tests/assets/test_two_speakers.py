@@ -42,12 +42,15 @@ def test_si_sdr_on_held_out_mixtures_is_the_stated_one() -> None:
     assert gain > 4.5
 
 
-def test_it_is_half_precision_and_small_enough_to_ship() -> None:
-    parameters = dict(load_pretrained(FOLDER).named_parameters())
-    tensors = load_file(FOLDER / "model.safetensors")
+@pytest.mark.parametrize("name", ["two-speakers", "stick-figures"])
+def test_it_is_half_precision_and_small_enough_to_ship(name: str) -> None:
+    folder = FOLDER.parent / name
+    parameters = dict(load_pretrained(folder).named_parameters())
+    tensors = load_file(folder / "model.safetensors")
     assert {tensors[name].dtype for name in parameters} == {torch.float16}
-    assert sum(parameter.numel() for parameter in parameters.values()) == TRAINING["parameters"]
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < MAX_BYTES
+    training = json.loads((folder / "training.json").read_text())
+    assert sum(parameter.numel() for parameter in parameters.values()) == training["parameters"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) < MAX_BYTES
 
 
 def test_held_out_voices_are_not_those_of_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,8 +57,8 @@ def test_a_run_learns_writes_a_whole_checkpoint_and_is_taken_up_again(load_modul
     model = load_pretrained(output)
     with np.load(output / "heldout.npz") as arrays:
         scores = model(torch.from_numpy(arrays["features"]))
-        assert arrays["target"].shape == (32, 17, 2)
-    assert [tuple(one.shape) for one in scores] == [(32, 17, 192), (32, 17, 256)]
+        assert arrays["target"].shape == (96, 17, 2)
+    assert [tuple(one.shape) for one in scores] == [(96, 17, 192), (96, 17, 256)]
     facts = json.loads((output / "training.json").read_text())
     assert facts["parameters"] == model.count_parameters()
 
