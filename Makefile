@@ -1,8 +1,10 @@
-# make demo   the whole pipeline on a bundled trained model
-# make test   the test suite
-# make lint   formatting, types, import rules
-# make slow   the long tests
-# make clean  remove the virtual environment and the demo
+# make demo       the whole pipeline on a bundled trained model
+# make test       the test suite
+# make lint       formatting, types, import rules
+# make slow       the long tests
+# make test-gpu   the tests that need an NVIDIA GPU; fails where there is none
+# make bench-gpu  the benchmark on an NVIDIA GPU, eight minutes at most; fails where there is none
+# make clean      remove the virtual environment and the demo
 #
 # Everything runs in .venv, which is made when it is missing or when the requirements change.
 # PYTHON=python3.12 chooses the interpreter, PIP_ARGS passes options to pip, WORKERS=1 runs tests in one process.
@@ -18,10 +20,10 @@ ORACLES := $(VENV)/oracles
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint slow clean
+.PHONY: help demo test lint slow test-gpu bench-gpu clean
 
 help:
-	@sed -n '1,5s/^# //p' Makefile
+	@sed -n '1,7s/^# //p' Makefile
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v[:2] else f"Python {v[0]}.{v[1]} is too old; set PYTHON to 3.10 or newer")'
@@ -45,6 +47,14 @@ test: $(INSTALLED) $(ORACLES)/.installed
 
 slow: $(INSTALLED) $(ORACLES)/.installed
 	$(PYTEST) -m slow
+
+# Tests that are all skipped prove nothing, so that without a GPU none is begun. One process: they share the GPU.
+test-gpu: $(INSTALLED)
+	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else f"torch {torch.__version__} sees no CUDA device, so nothing can be tested; run this where there is an NVIDIA GPU and a CUDA build of torch")'
+	$(BIN)/python -m pytest --numprocesses 0 -m gpu
+
+bench-gpu: $(INSTALLED)
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -9,18 +9,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from flash_export.bundle.manifest import AxisRange, GraphSpec, ProfileShapes
+from flash_export.bundle.default_profile import build_profile, derive_profile, get_input_axes
 from flash_export.config import DEFAULT_PROFILE_BATCH
 from flash_export.errors import ProfileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
+    from flash_export.bundle.manifest import AxisRange, GraphSpec, ProfileShapes
     from flash_export.exporters.profile_cuts import ProfileCuts
 
 BATCH_AXIS = "batch"
 SEQ_AXIS = "seq"
-DEFAULT_OPT_SEQ_LEN = 512
 
 _EXPORT_OPTIONS = {BATCH_AXIS: "--max-batch", SEQ_AXIS: "--max-seq-len"}
 _PARTS = ("min", "opt", "max")
@@ -52,7 +52,7 @@ def parse_profile(text: str, graph: GraphSpec) -> dict[str, ProfileShapes]:
         sizes = dict(zip(_PARTS, (minimum[axis], optimum[axis], maximum[axis]), strict=True))
         _check_order(text, axis, sizes)
         _check_range(text, axis, sizes, bounds)
-    return _build_shapes(graph, minimum, optimum, maximum)
+    return build_profile(graph, minimum, optimum, maximum)
 
 
 def derive_profiles(
@@ -70,34 +70,13 @@ def derive_profiles(
         max_batch: Largest batch, as far as the graph has it.
         cuts: Where one profile ends and the next begins; the first begins at the graph's shortest length.
     """
-    axes = get_input_axes(graph)
-    least = {axis: bounds.min for axis, bounds in axes.items()}
-    most = {axis: bounds.max for axis, bounds in axes.items()}
-    if BATCH_AXIS in axes:
-        bounds = axes[BATCH_AXIS]
-        most[BATCH_AXIS] = max(min(bounds.max, max_batch), bounds.min)
-    if SEQ_AXIS not in axes:
-        return (_build_shapes(graph, least, least, most),)
-    bounds = axes[SEQ_AXIS]
-    if cuts is None:
-        tuned = max(DEFAULT_OPT_SEQ_LEN // chunk_size, 1) * chunk_size
-        ranges = [(bounds.min, min(max(tuned, bounds.min), bounds.max), bounds.max)]
-    else:
-        starts = (bounds.min, *(end + 1 for end in cuts.ends[:-1]))
-        ranges = list(zip(starts, cuts.tuned, cuts.ends, strict=True))
+    if cuts is None or SEQ_AXIS not in get_input_axes(graph):
+        return (derive_profile(graph, chunk_size, max_batch=max_batch),)
+    starts = (graph.axes[SEQ_AXIS].min, *(end + 1 for end in cuts.ends[:-1]))
     return tuple(
-        _build_shapes(graph, {**least, SEQ_AXIS: low}, {**least, SEQ_AXIS: tuned}, {**most, SEQ_AXIS: high})
-        for low, tuned, high in ranges
+        derive_profile(graph, chunk_size, max_batch=max_batch, lengths=lengths)
+        for lengths in zip(starts, cuts.tuned, cuts.ends, strict=True)
     )
-
-
-def get_input_axes(graph: GraphSpec) -> dict[str, AxisRange]:
-    """Return the symbolic axes of the inputs and their ranges, in order of appearance."""
-    return {axis: graph.axes[axis] for axis in _iterate_input_axes(graph)}
-
-
-def _iterate_input_axes(graph: GraphSpec) -> Iterator[str]:
-    return (size for spec in graph.inputs for size in spec.shape if isinstance(size, str))
 
 
 def _parse_sizes(text: str, part: str, axes: Mapping[str, AxisRange]) -> dict[str, int]:
@@ -132,18 +111,6 @@ def _check_range(text: str, axis: str, sizes: Mapping[str, int], bounds: AxisRan
         raise ProfileError(f"profile {text}: {axis} {sizes['max']} exceeds the graph's maximum {bounds.max}; {cure}")
     if sizes["min"] < bounds.min:
         raise ProfileError(f"profile {text}: {axis} {sizes['min']} is below the graph's minimum {bounds.min}; raise it")
-
-
-def _build_shapes(
-    graph: GraphSpec, minimum: Mapping[str, int], optimum: Mapping[str, int], maximum: Mapping[str, int]
-) -> dict[str, ProfileShapes]:
-    def fill(shape: tuple[int | str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
-        return tuple(sizes[size] if isinstance(size, str) else size for size in shape)
-
-    return {
-        spec.name: ProfileShapes(fill(spec.shape, minimum), fill(spec.shape, optimum), fill(spec.shape, maximum))
-        for spec in graph.inputs
-    }
 
 
 def _format_axes(axes: Mapping[str, AxisRange]) -> str:

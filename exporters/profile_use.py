@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flash_export.bundle.default_profile import get_input_axes
 from flash_export.config import TENSORRT_RTX
 from flash_export.errors import ProfileError
 from flash_export.exporters.length_histogram import parse_range, read_histogram
-from flash_export.exporters.profile import SEQ_AXIS, derive_profiles, get_input_axes, parse_profile
+from flash_export.exporters.profile import SEQ_AXIS, derive_profiles, parse_profile
 from flash_export.exporters.profile_cuts import ProfileCuts, choose_cuts, find_cuts
 
 if TYPE_CHECKING:

@@ -24,10 +24,12 @@ from flash_export.strict_json import format_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from flash_export.runtime.ort_start import StartFailure
+
 MIN_PYTHON = (3, 10)
 LOW_DISK_BYTES = 2 << 30
 REMOTE_PROVIDER = "AzureExecutionProvider"  # sends the work elsewhere, so it says nothing about this machine
-ORT_LOG_FATAL = 4
+PLUGIN = "ort-tensorrt-rtx"
 
 
 class Status(str, Enum):
@@ -87,6 +89,7 @@ def diagnose(folder: str | Path = ".") -> Diagnosis:
         ("onnx", lambda: _check_package("onnx"), True),
         ("onnxscript", lambda: _check_package("onnxscript"), True),
         ("onnxruntime", _check_onnxruntime, False),
+        (PLUGIN, _check_ort_plugin, False),
         ("openvino", lambda: _check_package("openvino", "openvino"), False),
         *((name, lambda name=name: _check_package(name, "audio"), False) for name in ("soundfile", "soxr")),
         *((name, lambda flavour=flavour: _check_tensorrt(flavour), False) for name, flavour in FLAVOURS.items()),
@@ -143,35 +146,41 @@ def _check_onnxruntime() -> Finding:
     if not _check_package("onnx"):
         detail = f"listed, not tried: {_format_providers(listed)}"
         return Finding("onnxruntime", Status.LIMITED, found.version, detail, "needs onnx to try its providers")
-    usable = _try_providers(ort, listed)
+    failures = {title: _find_failure(ort, title) for title in listed}
+    usable = [title for title, failure in failures.items() if failure is None]
     detail = f"usable: {_format_providers(usable) or 'none'}"
-    if unusable := [name for name in listed if name not in usable]:
-        detail += f"; only listed: {_format_providers(unusable)}"
-    cure = "" if usable else f"install it again: {get_install_command('cpu')}"
-    return Finding("onnxruntime", Status.OK if usable else Status.BROKEN, found.version, detail, cure)
+    unusable = {title: failure for title, failure in failures.items() if failure is not None}
+    if unusable:
+        reasons = (f"{_format_providers([title])} ({failure.reason})" for title, failure in unusable.items())
+        detail += f"; only listed: {', '.join(reasons)}"
+    if not usable:
+        cure = f"install it again: {get_install_command('cpu')}"
+        return Finding("onnxruntime", Status.BROKEN, found.version, detail, cure)
+    cure = "; ".join(dict.fromkeys(failure.cure for failure in unusable.values()))
+    return Finding("onnxruntime", Status.LIMITED if unusable else Status.OK, found.version, detail, cure)
 
 
-def _try_providers(ort: Any, listed: Sequence[str]) -> list[str]:
-    """Return the providers that a session really starts with.
+def _check_ort_plugin() -> Finding:
+    """Look at the provider that comes as a plugin."""
+    from flash_export.runtime.ort_providers import TENSORRT_RTX as PROVIDER
+    from flash_export.runtime.ort_start import find_start_failure
 
-    onnxruntime lists what it was compiled with; one whose libraries or GPU are missing is silently left out.
-    """
-    from onnx import TensorProto, helper
+    found = _check_package(PROVIDER.plugin, PROVIDER.extra)
+    if not found:
+        return Finding(PLUGIN, found.status, detail=found.detail, cure=found.cure)
+    failure = find_start_failure(importlib.import_module("onnxruntime"), PROVIDER)
+    if failure is None:
+        return Finding(PLUGIN, Status.OK, found.version, "provider of onnxruntime: usable")
+    return Finding(PLUGIN, Status.LIMITED, found.version, f"does not start: {failure.reason}", failure.cure)
 
-    source = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "check", [source], [result])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8).SerializeToString()
-    options = ort.SessionOptions()
-    options.log_severity_level = ORT_LOG_FATAL
 
-    def starts(provider: str) -> bool:
-        try:
-            return provider in ort.InferenceSession(model, options, providers=[provider]).get_providers()
-        except Exception:
-            return False
+def _find_failure(ort: Any, title: str) -> StartFailure | None:
+    """Return why no session starts with a provider, which onnxruntime lists if it was compiled with it."""
+    from flash_export.runtime.ort_providers import PROVIDERS, Provider
+    from flash_export.runtime.ort_start import find_start_failure
 
-    return [provider for provider in listed if starts(provider)]
+    known = next((one for one in PROVIDERS.values() if one.title == title), None)
+    return find_start_failure(ort, known or Provider(title, title, "cpu"))
 
 
 def _format_providers(providers: Sequence[str]) -> str:

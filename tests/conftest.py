@@ -36,6 +36,15 @@ FolderSharer = Callable[[str, Callable[[Path], None]], Path]
 _COUNTER = itertools.count()
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail where the tests that need a GPU were asked for and none of them ran: what is skipped proves nothing."""
+    reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    asked = session.config.getoption("markexpr") == "gpu" and not session.config.getoption("collectonly")
+    if asked and exitstatus == pytest.ExitCode.OK and reporter is not None and not reporter.stats.get("passed"):
+        reporter.write_line("No test that needs a GPU ran, so nothing is proven.", red=True)
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _read_torchlib_once() -> None:
     """Keep what PyTorch's exporter reads of onnxscript: 1,500 sources, the same for every graph, more than a second."""

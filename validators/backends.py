@@ -82,9 +82,9 @@ def list_backends(
 
     Args:
         bundle: The bundle.
-        requested: ``ort-cpu``, ``ort-cuda``, ``openvino``, ``trt-network``, ``trt`` (every engine of the forward graph)
-            or ``trt:NAME``; for causal models ``stream:ort-cpu`` and so on: the prefill and decode graphs, the text in
-            pieces.
+        requested: ``ort-cpu``, ``ort-cuda``, ``ort-tensorrt``, ``ort-tensorrt-rtx``, ``openvino``, ``trt-network``,
+            ``trt`` (every engine of the forward graph) or ``trt:NAME``; for causal models ``stream:ort-cpu`` and so on:
+            the prefill and decode graphs, the text in pieces.
         onnx_files: Graphs of other exporters that should compute the same; each becomes ``onnx:NAME``.
         threads: Threads of one operator on the CPU; None: what the backend chooses.
 

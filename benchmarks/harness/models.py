@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
-from flash_pytorch import FLASHTransformer
 from torch import nn
 
 import flash_export
@@ -70,6 +69,8 @@ def select_configs(options: argparse.Namespace) -> list[PeerConfig]:
 
 def build_original(config: PeerConfig) -> nn.Module:
     """Build flash-pytorch's module with random weights whose attention is not negligible."""
+    from flash_pytorch import FLASHTransformer  # here, so that a benchmark without it can use the rest
+
     torch.manual_seed(0)
     model = FLASHTransformer(**asdict(config)).eval()
     with torch.no_grad():

@@ -46,10 +46,10 @@ TRACED_LEN = 40
 class TransformerLayer(nn.Module):
     """Attention, then an MLP, each behind a LayerNorm and beside a residual."""
 
-    def __init__(self, dim: int, mlp_dim: int, *, causal: bool) -> None:
+    def __init__(self, dim: int, mlp_dim: int, *, causal: bool, heads: int = HEADS) -> None:
         """Create the layer with random weights."""
         super().__init__()
-        self.causal = causal
+        self.causal, self.heads = causal, heads
         self.attention_norm, self.mlp_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.to_qkv, self.to_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.ReLU(), nn.Linear(mlp_dim, dim))
@@ -62,7 +62,7 @@ class TransformerLayer(nn.Module):
     def project(self, x: Float[Tensor, "b n d"]) -> list[Float[Tensor, "b h n k"]]:
         """Return queries, keys and values."""
         qkv = self.to_qkv(self.attention_norm(x)).chunk(3, dim=-1)
-        return [part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in qkv]
+        return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv]
 
     def mix(self, x: Float[Tensor, "b n d"], attended: Float[Tensor, "b h n k"]) -> Float[Tensor, "b n d"]:
         """Add what was attended to, then mix the channels."""
@@ -73,30 +73,38 @@ class TransformerLayer(nn.Module):
 class Transformer(nn.Module):
     """The embedding and head of the FLASH model around Transformer layers."""
 
-    def __init__(self, config: PeerConfig, depth: int, mlp_dim: int) -> None:
+    def __init__(self, config: PeerConfig, depth: int, mlp_dim: int, *, heads: int = HEADS) -> None:
         """Create the model with random weights."""
         super().__init__()
         self.token_emb = nn.Embedding(config.num_tokens, config.dim)
         self.abs_pos_emb = ScaledSinusoid(config.dim)
-        self.layers = nn.ModuleList(TransformerLayer(config.dim, mlp_dim, causal=config.causal) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            TransformerLayer(config.dim, mlp_dim, causal=config.causal, heads=heads) for _ in range(depth)
+        )
         self.to_logits = nn.Sequential(nn.LayerNorm(config.dim), nn.Linear(config.dim, config.num_tokens))
 
     def forward(self, input_ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n vocab"]:
         """Return the logits of every position."""
-        x = self.token_emb(input_ids) + self.abs_pos_emb(torch.arange(input_ids.shape[1]))
+        x = self.token_emb(input_ids) + self.abs_pos_emb(torch.arange(input_ids.shape[1], device=input_ids.device))
         for layer in self.layers:
             x = layer(x)
         return self.to_logits(x)
 
 
-def build_transformer(config: PeerConfig) -> Transformer:
-    """Build a Transformer with the FLASH model's parameters, to within one row of the MLPs."""
+def build_transformer(config: PeerConfig, *, parameters: int | None = None, heads: int = HEADS) -> Transformer:
+    """Build a Transformer with as many parameters, to within one row of the MLPs.
+
+    Args:
+        config: The FLASH model that it is compared with.
+        parameters: How many that has; None: as many as flash-pytorch's module.
+        heads: Heads of its attention.
+    """
     torch.manual_seed(0)
     depth = -(-config.depth // FLASH_LAYERS_A_LAYER)
-    budget = count_parameters(build_original(config))
-    narrowest = count_parameters(Transformer(config, depth, 1))
+    budget = count_parameters(build_original(config)) if parameters is None else parameters
+    narrowest = count_parameters(Transformer(config, depth, 1, heads=heads))
     mlp_dim = 1 + round((budget - narrowest) / (depth * (2 * config.dim + 1)))
-    return Transformer(config, depth, mlp_dim).requires_grad_(requires_grad=False).eval()
+    return Transformer(config, depth, mlp_dim, heads=heads).requires_grad_(requires_grad=False).eval()
 
 
 def export_transformer(model: Transformer, path: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import reads_bundles
+from flash_export.bundle.default_profile import get_input_axes
 from flash_export.config import FORWARD, TENSORRT, TENSORRT_RTX
 from flash_export.errors import BackendUnavailableError, BundleError, ConfigError
 from flash_export.exporters.analysis import count_constant_bytes
@@ -12,7 +13,7 @@ from flash_export.exporters.engine_facts import read_tensors
 from flash_export.exporters.engine_report.layers import describe_layers
 from flash_export.exporters.engine_report.network import read_network
 from flash_export.exporters.engine_report.results import POINT_NAMES, EngineReport, Point
-from flash_export.exporters.profile import derive_profiles, get_input_axes
+from flash_export.exporters.profile import derive_profiles
 from flash_export.graph_files import read_graph
 from flash_export.runtime.engine_check import check_engine
 from flash_export.runtime.trt_api import get_flavour, is_installed, parse_network

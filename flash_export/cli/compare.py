@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     default="ort-cpu",
     show_default=True,
     metavar="NAME",
-    help="Where all run: ort-cpu, ort-cuda, openvino, trt or trt:ENGINE.",
+    help="Where all run: ort-cpu, ort-cuda, ort-tensorrt, ort-tensorrt-rtx, openvino, trt or trt:ENGINE.",
 )
 @click.option("--threads", type=int, help="CPU threads of one operator, for all.")
 @click.option(

@@ -92,7 +92,8 @@ class TokenWriter:
     metavar="NAME",
     default="ort-cpu",
     show_default=True,
-    help="ort-cpu, ort-cuda, openvino, trt, or eager: the PyTorch model, which reads all again for every token.",
+    help="ort-cpu, ort-cuda, ort-tensorrt, ort-tensorrt-rtx, openvino, trt, or eager: the PyTorch model, which reads "
+    "all again for every token.",
 )
 @click.option("--threads", type=int, help="CPU threads of one operator.")
 @click.option("--save-state", type=click.Path(path_type=Path), help="Write the state after the text to this file.")

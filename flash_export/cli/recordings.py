@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from flash_export.cli.output import Output
 
 BACKEND = click.option(
-    "--backend", metavar="NAME", default="ort-cpu", show_default=True, help="ort-cpu, ort-cuda, openvino or trt."
+    "--backend",
+    metavar="NAME",
+    default="ort-cpu",
+    show_default=True,
+    help="ort-cpu, ort-cuda, ort-tensorrt, ort-tensorrt-rtx, openvino or trt.",
 )
 THREADS = click.option("--threads", type=int, help="CPU threads of one operator.")
 

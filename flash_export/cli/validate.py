@@ -36,9 +36,9 @@ JOURNAL_FILE = ".validation.jsonl"
     "backends",
     metavar="NAME",
     multiple=True,
-    help="ort-cpu, ort-cuda, openvino, trt-network (what TensorRT's parser made of the graph, without a GPU), "
-    "trt (every engine) or trt:NAME; stream:NAME reads texts in pieces; repeatable.  [default: all but openvino; "
-    "those of TensorRT where an engine was built]",
+    help="ort-cpu, ort-cuda, ort-tensorrt, ort-tensorrt-rtx, openvino, trt-network (what TensorRT's parser made of the "
+    "graph, without a GPU), trt (every engine) or trt:NAME; stream:NAME reads texts in pieces; repeatable.  [default: "
+    "ort-cpu, ort-cuda, and where an engine was built, trt-network and trt]",
 )
 @click.option(
     "--onnx",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,8 @@ from flash_export.generation.state import POSITION, State, check_state, is_updat
 from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.inputs import check_axis
 from flash_export.runtime.ort import OrtRunner
+from flash_export.runtime.ort_binding import copy_to_host
+from flash_export.runtime.ort_providers import CPU
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +40,6 @@ class OrtStateRunner(OrtRunner):
     ) -> None:
         """Create the session; see :class:`OrtRunner` for arguments and errors."""
         super().__init__(graph, path, provider=provider, threads=threads, rounds=rounds)
-        self._ort = importlib.import_module("onnxruntime")
         self._model_sha256 = ""
         self._forget_state()
 
@@ -68,7 +68,7 @@ class OrtStateRunner(OrtRunner):
         check_tokens(self._graph, tokens, self._batch)
         self._input_ids.update_inplace(np.ascontiguousarray(tokens[:, None], dtype=np.int64))
         binding = self._bindings[self._current]
-        if self._provider != "cpu":
+        if self._provider is not CPU:
             # An input that the graph wants on another device is copied when it is bound, not when the graph is run
             # (https://github.com/microsoft/onnxruntime/issues/5857). Integers alone may be: a CUDA graph reads sizes
             # and indices on the host, and tokens come from there.
@@ -76,7 +76,7 @@ class OrtStateRunner(OrtRunner):
             binding.bind_ortvalue_input(f"{STATE_PREFIX}{POSITION}", self._buffers[self._current][POSITION])
         self._session.run_with_iobinding(binding)
         self._current = 1 - self._current
-        logits = _copy_to_host(self._logits)
+        logits = copy_to_host(self._logits)
         return logits[:, 0]
 
     def read_state(self) -> State:
@@ -87,7 +87,7 @@ class OrtStateRunner(OrtRunner):
             StateError: It holds NaN or infinite values.
         """
         check_loaded(self._batch > 0)
-        tensors = {name: _copy_to_host(buffer) for name, buffer in self._buffers[self._current].items()}
+        tensors = {name: copy_to_host(buffer) for name, buffer in self._buffers[self._current].items()}
         return State(tensors, self._model_sha256)
 
     def __exit__(self, *error: Any) -> None:
@@ -111,9 +111,9 @@ class OrtStateRunner(OrtRunner):
         self._input_ids = create((batch, 1), "int64", "cpu")
         self._logits = create(self._graph.outputs[0].shape, "float32", "cpu")
         specs = dict(iterate_specs(self._graph))
-        first = {name: create(spec.shape, spec.dtype, self._provider) for name, spec in specs.items()}
+        first = {name: create(spec.shape, spec.dtype, self._provider.name) for name, spec in specs.items()}
         second = {
-            name: first[name] if is_updated_in_place(name) else create(spec.shape, spec.dtype, self._provider)
+            name: first[name] if is_updated_in_place(name) else create(spec.shape, spec.dtype, self._provider.name)
             for name, spec in specs.items()
         }
         self._buffers = [first, second]
@@ -126,8 +126,3 @@ class OrtStateRunner(OrtRunner):
                 binding.bind_ortvalue_output(f"{NEW_STATE_PREFIX}{name}", target[name])
             self._bindings.append(binding)
         self._batch = batch
-
-
-def _copy_to_host(value: Any) -> np.ndarray:
-    """Return a copy: on the CPU, ``OrtValue.numpy`` is a view of the buffer that a later step writes to."""
-    return np.array(value.numpy())

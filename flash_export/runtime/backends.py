@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from typing_extensions import TypedDict, Unpack
 
+from flash_export.bundle.default_profile import derive_profile
 from flash_export.config import FORWARD
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.suggest import describe_unknown
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
     from flash_export.bundle.manifest import EngineManifest, GraphSpec, ProfileShapes
     from flash_export.interface import TensorSpec
+    from flash_export.runtime.ort_providers import EngineNeeds
     from flash_export.runtime.runner import Runner
 
 
@@ -155,10 +157,37 @@ def _reads_graphs(
     return Backend(name, device, find, is_default, shows_inside)
 
 
-def _open_ort(graph: GraphSpec, path: Path, *, provider: str, **options: Unpack[OpenOptions]) -> Runner:
+def _open_ort(
+    graph: GraphSpec,
+    path: Path,
+    *,
+    provider: str,
+    needs: EngineNeeds | None = None,
+    **options: Unpack[OpenOptions],
+) -> Runner:
     from flash_export.runtime.ort import OrtRunner
 
-    return OrtRunner(graph, path, provider=provider, **options)
+    return OrtRunner(graph, path, provider=provider, needs=needs, **options)
+
+
+def _builds_engines(name: str, provider: str) -> Backend:
+    """Describe a provider of onnxruntime that builds engines: for the profiles of the bundle's last engine of a graph.
+
+    Where there is no engine, the profile is the one that it would get by default. Engines take long to build, so that
+    it has to be asked for.
+    """
+
+    def find(bundle: Bundle, graph: str) -> tuple[Target, ...]:
+        from flash_export.runtime.ort_providers import EngineNeeds
+
+        spec, path = bundle.get_graph(graph), bundle.get_graph_path(graph)
+        built = [engine.profiles for engine in bundle.list_engines() if engine.graph == graph]
+        profiles = built[-1] if built else (derive_profile(spec, bundle.manifest.interface.chunk_size),)
+        sha256 = {file: one for file, one in bundle.manifest.files.items() if file.startswith(spec.file)}
+        opener = partial(_open_ort, spec, path, provider=provider, needs=EngineNeeds(spec, profiles, sha256))
+        return (Target(name, opener, spec.inputs, spec.outputs, profiles, path=path),)
+
+    return Backend(name, "cuda", find, is_default=_never, shows_inside=False)
 
 
 def _open_openvino(graph: GraphSpec, path: Path, **options: Unpack[OpenOptions]) -> Runner:
@@ -229,6 +258,8 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         _reads_graphs(ORT_CPU, "cpu", partial(_open_ort, provider="cpu"), is_default=_always),
         _reads_graphs("ort-cuda", "cuda", partial(_open_ort, provider="cuda"), is_default=_always),
+        _builds_engines("ort-tensorrt", "tensorrt"),
+        _builds_engines("ort-tensorrt-rtx", "tensorrt-rtx"),
         _reads_graphs("openvino", "cpu", _open_openvino, is_default=_never, shows_inside=False),
         Backend(TRT_NETWORK, "cpu", _find_network, is_default=_has_forward_engine, is_timed=False),
         Backend(TRT, "cuda", _find_engines, is_default=_has_engine, shows_inside=False),

@@ -1,4 +1,7 @@
-"""Running a graph with onnxruntime, on the CPU or on a CUDA device; never on one in place of the other."""
+"""Running a graph with onnxruntime, on the CPU or on a CUDA device; never on one in place of the other.
+
+On a CUDA device, inputs and outputs are bound to its memory, which is kept from run to run where shapes repeat.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from flash_export.errors import BackendUnavailableError, BundleError, describe_reason
+from flash_export.errors import BackendUnavailableError, BundleError, FlashExportError, describe_reason
 from flash_export.install import get_install_command
-from flash_export.runtime.inputs import check_inputs
+from flash_export.runtime.inputs import check_inputs, check_shapes
+from flash_export.runtime.ort_binding import DeviceBuffers, run_on_tensors
+from flash_export.runtime.ort_providers import CPU, PROVIDERS, make_options
+from flash_export.runtime.ort_start import LOG_FATAL, find_start_failure, read_versions, start_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,14 +22,11 @@ if TYPE_CHECKING:
     from types import ModuleType, TracebackType
 
     import numpy as np
+    from torch import Tensor
     from typing_extensions import Self
 
     from flash_export.bundle.manifest import GraphSpec
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# TensorFloat-32 keeps 10 bits of mantissa, and onnxruntime uses it unless told otherwise.
-_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
-_LOG_FATAL = 4
+    from flash_export.runtime.ort_providers import EngineNeeds, Provider
 
 
 class OrtRunner:
@@ -39,30 +42,40 @@ class OrtRunner:
         fixed_axes: Mapping[str, int] | None = None,
         inner_values: Sequence[str] = (),
         rounds: bool = True,
+        needs: EngineNeeds | None = None,
     ) -> None:
         """Create the session.
 
         Args:
             graph: Contract of the graph, from the bundle's manifest.
             path: The ONNX file.
-            provider: ``cpu`` or ``cuda``.
+            provider: ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``.
             threads: Threads of one operator; None: as many as there are cores.
             fixed_axes: Sizes of symbolic axes, for a session that is optimised for them and takes no others.
             inner_values: Names of values inside the graph that are returned too. What is read is not fused away, so
                 that such a session may be slower and round otherwise.
             rounds: Whether a half-precision graph on the CPU rounds after every node, as a GPU does; if not, it is
                 given to onnxruntime as it is, which computes fp16 partly in fp32 and has no bf16.
+            needs: What the TensorRT providers have to know of the graph; None: they find shapes out by themselves, and
+                keep nothing of what they build.
 
         Raises:
             BackendUnavailableError: onnxruntime, or this provider, cannot be used here.
             BundleError: The file cannot be loaded, or has other inputs or outputs than the manifest says.
         """
         self._graph = graph
-        self._provider = provider
-        spells_rounding = rounds and provider == "cpu" and graph.is_half
-        self._session = _open_session(
-            path, provider, threads, fixed_axes or {}, inner_values, spells_rounding=spells_rounding
-        )
+        self._provider = PROVIDERS[provider]
+        self._ort = _import_onnxruntime()
+        model: str | bytes = str(path)
+        spells_rounding = rounds and self._provider is CPU and graph.is_half
+        if inner_values or spells_rounding:
+            model = _rewrite_graph(path, inner_values, spells_rounding=spells_rounding)
+        if fixed_axes or not isinstance(model, str):
+            needs = None  # they are those of the graph as it is
+        options = _make_session_options(self._ort, threads, fixed_axes or {})
+        if not isinstance(model, str):
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        self._session = _open_session(self._ort, self._provider, path, model, options, needs)
         self._output_names = [*(spec.name for spec in graph.outputs), *inner_values]
         for kind, names, found in (
             ("inputs", [spec.name for spec in graph.inputs], self._session.get_inputs()),
@@ -74,11 +87,14 @@ class OrtRunner:
                     f"{path} has the {kind} {', '.join(actual)}, the manifest says {', '.join(wanted)}; "
                     "export the bundle again"
                 )
+        self._device_buffers: DeviceBuffers | None = None
+        if self._provider.binds:
+            self._device_buffers = DeviceBuffers(self._ort, self._session, self._output_names)
 
     @property
     def name(self) -> str:
-        """Name in reports: ``ort-cpu`` or ``ort-cuda``."""
-        return f"ort-{self._provider}"
+        """Name in reports: ``ort-cpu``, ``ort-cuda``, ``ort-tensorrt`` or ``ort-tensorrt-rtx``."""
+        return f"ort-{self._provider.name}"
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph once.
@@ -87,8 +103,27 @@ class OrtRunner:
             InputError: An input does not fit the graph's contract.
         """
         check_inputs(self._graph, inputs)
+        if self._device_buffers is not None:
+            return self._device_buffers.run(inputs)
         outputs = self._session.run(self._output_names, dict(inputs))
         return dict(zip(self._output_names, outputs, strict=True))
+
+    def run_on_device(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the graph once on tensors where the provider computes, and wait for it; nothing is copied.
+
+        Values are not looked at: ids outside of the vocabulary give any answer.
+
+        Args:
+            inputs: Every input of the graph, in the dtype of its contract.
+
+        Returns:
+            The outputs, on the device, which are the caller's.
+
+        Raises:
+            InputError: A name, dtype or shape does not fit the graph's contract.
+        """
+        check_shapes(self._graph, inputs)
+        return run_on_tensors(self._ort, self._session, self._output_names, inputs)
 
     def __enter__(self) -> Self:
         """Return the runner."""
@@ -97,8 +132,10 @@ class OrtRunner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Drop the session and the memory of its arena."""
-        self._session = None
+        """Drop the buffers, then the session and the memory of its arena."""
+        self._device_buffers = None
+        if self._provider.binds:
+            self._device_buffers = DeviceBuffers(self._ort, self._session, self._output_names)
 
 
 def _import_onnxruntime() -> ModuleType:
@@ -112,24 +149,9 @@ def _import_onnxruntime() -> ModuleType:
         ) from error
 
 
-def _open_session(
-    path: Path,
-    provider: str,
-    threads: int | None,
-    fixed_axes: Mapping[str, int],
-    inner_values: Sequence[str],
-    *,
-    spells_rounding: bool,
-) -> Any:
-    ort = _import_onnxruntime()
-    wanted = PROVIDERS[provider]
-    if wanted not in (available := ort.get_available_providers()):
-        raise BackendUnavailableError(
-            f"this onnxruntime has no {wanted}, only {', '.join(available)}; on a machine with an NVIDIA GPU, "
-            f"{get_install_command('gpu')} in place of the CPU build"
-        )
+def _make_session_options(ort: ModuleType, threads: int | None, fixed_axes: Mapping[str, int]) -> Any:
     options = ort.SessionOptions()
-    options.log_severity_level = _LOG_FATAL  # failures are raised; the log would repeat them on stderr
+    options.log_severity_level = LOG_FATAL  # failures are raised; the log would repeat them on stderr
     # Threads spin while a graph runs, which is a third of the time of a decode step; between runs they sleep, so that
     # they slow no one beside them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
@@ -144,29 +166,57 @@ def _open_session(
         options.add_free_dimension_override_by_name(axis, size)
     if threads is not None:
         options.intra_op_num_threads = threads
-    if provider == "cuda" and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()  # finds the CUDA libraries of the nvidia-* packages
+    return options
+
+
+def _open_session(
+    ort: ModuleType, provider: Provider, path: Path, model: str | bytes, options: Any, needs: EngineNeeds | None
+) -> Any:
+    """Open a session in which the provider that was asked for computes."""
+    if not provider.plugin and provider.title not in (available := ort.get_available_providers()):
+        raise BackendUnavailableError(
+            f"this onnxruntime has no {provider.title}, only {', '.join(available)}; on a machine with an NVIDIA GPU, "
+            f"{get_install_command(provider.extra)} in place of the CPU build"
+        )
+    if provider is not CPU:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # see _takes_part
+    versions = read_versions(ort, provider) if provider.builds_engines else ()
     try:
-        model: str | bytes = str(path)
-        if inner_values or spells_rounding:
-            model = _rewrite_graph(path, inner_values, spells_rounding=spells_rounding)
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        session = ort.InferenceSession(model, options, providers=[(wanted, _PROVIDER_OPTIONS[provider])])
-    except BundleError:
+        session = start_session(ort, provider, model, options, make_options(provider, needs, versions))
+    except FlashExportError:
         raise
     except Exception as error:  # onnxruntime's exceptions have no common base below Exception
         if not path.is_file():
             raise BundleError(f"{path} is missing; export the bundle again") from error
+        if provider is not CPU:
+            _check_start(ort, provider, error)
         raise BundleError(
             f"{path} cannot be loaded by onnxruntime {ort.__version__} ({describe_reason(error)}); export it again"
         ) from error
     session.disable_fallback()
-    if wanted not in (active := session.get_providers()):
+    if provider is not CPU and not _takes_part(session, provider):
+        _check_start(ort, provider)
         raise BackendUnavailableError(
-            f"onnxruntime could not start {wanted} and fell back to {', '.join(active)}; install the CUDA and cuDNN "
-            "versions that it needs"
+            f"{provider.title} starts here, but takes no node of {path.name}; use another backend"
         )
     return session
+
+
+def _check_start(ort: ModuleType, provider: Provider, cause: Exception | None = None) -> None:
+    """Check that a provider can be used at all, since with one graph it could not."""
+    if (failure := find_start_failure(ort, provider)) is not None:
+        raise BackendUnavailableError(
+            f"onnxruntime cannot start {provider.title}: {failure.reason}; {failure.cure}"
+        ) from cause
+
+
+def _takes_part(session: Any, provider: Provider) -> bool:
+    """Tell whether a provider was left out of a session, or, where onnxruntime says so, got no node of the graph."""
+    if provider.title not in session.get_providers():
+        return False
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return True
+    return any(one.ep_name == provider.title for one in session.get_provider_graph_assignment_info())
 
 
 def _rewrite_graph(path: Path, exposed: Sequence[str], *, spells_rounding: bool) -> bytes:

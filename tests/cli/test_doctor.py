@@ -12,6 +12,7 @@ from flash_export import doctor
 from flash_export.cli.main import main
 from flash_export.doctor import Diagnosis, Finding, Status, diagnose
 from flash_export.install import get_install_command
+from flash_export.runtime import ort_start
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,7 @@ NAMES = [
         "onnx",
         "onnxscript",
         "onnxruntime",
+        "ort-tensorrt-rtx",
         "openvino",
         "soundfile",
         "soxr",
@@ -37,13 +39,14 @@ PACKAGES = {
     "onnx": "",
     "onnxscript": "",
     "onnxruntime": "cpu",
+    "ort-tensorrt-rtx": "ort-rtx",
     "openvino": "openvino",
     "soundfile": "audio",
     "soxr": "audio",
     "tensorrt": "gpu",
     "tensorrt-rtx": "rtx",
 }
-MODULES = {"tensorrt-rtx": "tensorrt_rtx"}
+MODULES = {"tensorrt-rtx": "tensorrt_rtx", "ort-tensorrt-rtx": "onnxruntime_ep_nv_tensorrt_rtx"}
 
 
 def find(diagnosis: Diagnosis, name: str) -> Finding:
@@ -123,7 +126,38 @@ def test_provider_that_does_not_start_is_only_listed(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider", "NoneExecutionProvider"])
     with pytest.warns(UserWarning, match="NoneExecutionProvider"):
         finding = find(diagnose(), "onnxruntime")
-    assert finding.detail == "usable: CPU; only listed: None"
+    assert finding.status is Status.LIMITED
+    assert finding.detail.startswith("usable: CPU; only listed: None (")
+    assert finding.cure
+
+
+def test_missing_library_of_a_provider_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    listed = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: listed)
+    libraries = {"tensorrt": "libnvinfer.so.10", "cuda": "libcublasLt.so.13"}
+
+    def find_failure(_: ModuleType, provider: Any) -> Any:
+        library = libraries.get(provider.name)
+        message = f"{library}: cannot open shared object file: No such file or directory"
+        return library and ort_start.describe_missing_library(message, provider)
+
+    monkeypatch.setattr(ort_start, "find_start_failure", find_failure)
+    finding = find(diagnose(), "onnxruntime")
+    assert finding.detail == (
+        "usable: CPU; only listed: Tensorrt (libnvinfer.so.10 is missing), CUDA (libcublasLt.so.13 is missing)"
+    )
+    assert finding.cure == "pip install 'tensorrt-cu13==10.*'; pip install 'onnxruntime-gpu[cuda,cudnn]'"
+
+
+def test_plugin_that_does_not_start_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    monkeypatch.setattr(doctor, "_check_package", lambda name, extra="": Finding(name, Status.OK, "0.5.0"))
+    failure = ort_start.StartFailure("libcuda.so.1 is missing", "install the NVIDIA driver")
+    monkeypatch.setattr(ort_start, "find_start_failure", lambda ort, provider: failure)
+    finding = find(diagnose(), "ort-tensorrt-rtx")
+    assert (finding.status, finding.version, finding.cure) == (Status.LIMITED, "0.5.0", "install the NVIDIA driver")
+    assert finding.detail == "does not start: libcuda.so.1 is missing"
 
 
 @pytest.mark.parametrize(("gpu", "status"), [(False, Status.LIMITED), (True, Status.OK)])

@@ -174,7 +174,7 @@ def test_exactly_one_prompt_is_wanted(byte_bundle: Path) -> None:
         (("--prompt", "a", "--stop", "256"), "stop_tokens=(256,) are not usable; token ids are 0 to 255"),
         (
             ("--prompt", "a", "--backend", "tpu"),
-            "unknown backend 'tpu'; use one of ort-cpu, ort-cuda, openvino, trt",
+            "unknown backend 'tpu'; use one of ort-cpu, ort-cuda, ort-tensorrt, ort-tensorrt-rtx, openvino, trt",
         ),
         (("--prompt", "a", "--backend", "trt"), "has no engine of prefill and decode"),
         (

@@ -153,7 +153,10 @@ def test_only_skipped_exits_1(bundle: Bundle) -> None:
         (("--seq-lens", "4,65"), "seq_len=65 exceeds the graph's maximum 64"),
         (("--max-seq-len", "65"), "seq_len=65 exceeds the graph's maximum 64"),
         (("--batch", "0"), "batch=0 is below the graph's minimum 1"),
-        (("--backend", "ort-gpu"), "unknown backend 'ort-gpu'; use one of ort-cpu, ort-cuda, openvino, trt"),
+        (
+            ("--backend", "ort-gpu"),
+            "unknown backend 'ort-gpu'; use one of ort-cpu, ort-cuda, ort-tensorrt, ort-tensorrt-rtx, openvino, trt",
+        ),
         (("--threads", "0"), "threads=0 is not usable"),
         (("--rtol", "-1"), "rtol=-1.0 is not usable"),
         (("--rtol", "nan"), "rtol=nan is not usable"),

@@ -99,10 +99,10 @@ def test_option_in_prose_is_one_of_a_command(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_make_target_and_file_exist(page: Path) -> None:
     lines = [line for block in read_blocks(page) for line in block.splitlines()] + read_spans(page)
-    targets = {match[1] for line in lines if (match := re.match(r"make ([a-z]+)", line))}
+    targets = {match[1] for line in lines if (match := re.match(r"make ([a-z-]+)", line))}
     scripts = {match[1] for line in lines if (match := re.match(r"python (\S+\.py)", line))}
 
-    known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert targets - known == set()
     shown = {info.removeprefix("python ") for info, _ in read_fences(page)}  # ```python train.py
     assert [script for script in scripts - shown if not (ROOT / script).is_file()] == []

@@ -426,7 +426,8 @@ def test_threads_below_one_are_refused(causal_bundle: Bundle) -> None:
 
 def test_unknown_backend_is_refused(causal_bundle: Bundle) -> None:
     with pytest.raises(
-        ConfigError, match="unknown backend 'gpu'; use one of ort-cpu, ort-cuda, openvino, trt-network, trt, eager"
+        ConfigError,
+        match=r"unknown backend 'gpu'; use one of ort-cpu, ort-cuda, .*openvino, trt-network, trt, eager",
     ):
         Generator.open(causal_bundle, "gpu")
 

@@ -100,9 +100,13 @@ def test_fallback_to_the_cpu_is_refused(path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         module,
         "InferenceSession",
-        lambda name, options, providers: real_session(name, options, providers=["CPUExecutionProvider"]),
+        lambda name, options, providers, enable_fallback: real_session(
+            name, options, providers=["CPUExecutionProvider"]
+        ),
     )
-    with pytest.raises(BackendUnavailableError, match="fell back to CPUExecutionProvider"):
+    with pytest.raises(
+        BackendUnavailableError, match=r"cannot start CUDAExecutionProvider: it was left out.*nvidia-smi"
+    ):
         OrtRunner(GRAPH, path, provider="cuda")
 
 

@@ -162,7 +162,10 @@ def test_shape_outside_of_the_graph_is_refused_before_any_work(
 
 @pytest.mark.parametrize("name", ["ort", "tensorrt", "trt:missing", ""])
 def test_unknown_backend_is_refused(pristine_bundle: Bundle, name: str) -> None:
-    with pytest.raises(ConfigError, match=r"unknown backend .*use one of ort-cpu, ort-cuda, openvino, trt"):
+    with pytest.raises(
+        ConfigError,
+        match=r"unknown backend .*use one of ort-cpu, ort-cuda, ort-tensorrt, ort-tensorrt-rtx, openvino, trt",
+    ):
         validate_bundle(pristine_bundle, ValidationOptions(backends=(name,)))
 
 

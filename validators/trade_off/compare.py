@@ -52,7 +52,8 @@ class CompareOptions:
     Attributes:
         seq_lens: Lengths at which the forward graphs are timed; None: 512 and 2048, as far as the graphs go.
         batch: Rows of a timed run; None: 1, or the one batch that the reference's graph takes.
-        backend: Where they run: ``ort-cpu``, ``ort-cuda``, ``openvino``, ``trt`` or ``trt:ENGINE``.
+        backend: Where they run: ``ort-cpu``, ``ort-cuda``, ``ort-tensorrt``, ``ort-tensorrt-rtx``, ``openvino``,
+            ``trt`` or ``trt:ENGINE``.
         threads: Threads of one operator; None: what the backend chooses.
         windows: Samples that are read; None: all of the held-out data, or 8 random ones.
         data: A file to read in place of the held-out data of the reference.
