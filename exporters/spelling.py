@@ -41,7 +41,7 @@ def _spell_reshape(x: Any, sizes: list[int]) -> Any:
 
 
 @torch.library.custom_op("flash_export::shift_half_token", mutates_args=())
-def shift_half_token(x: torch.Tensor, places: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
+def shift_half_token(x: torch.Tensor, places: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
     """Move the flattened sequence of ``(b, ..., d)`` half a token to the right.
 
     If a token is ``[passing | shifted]`` channels, position i becomes ``[shifted of i - 1 | passing of i]``.
@@ -49,28 +49,24 @@ def shift_half_token(x: torch.Tensor, places: torch.Tensor, before: torch.Tensor
     Args:
         x: The tokens; one of the axes between batch and channels may have any size.
         places: The numbers from 0 to that of half tokens.
-        before: What comes in from the left, ``(b, d / 2)``; None: zeros.
+        before: What comes in from the left, ``(b, 1, d / 2)``.
     """
     halves = x.reshape(x.shape[0], -1, x.shape[-1] // 2)
-    first = torch.zeros_like(halves[:, :1]) if before is None else before.unsqueeze(1)
-    return torch.cat((first, halves), dim=1).index_select(1, places).reshape(x.shape)
+    return torch.cat((before, halves), dim=1).index_select(1, places.long()).reshape(x.shape)
 
 
 @shift_half_token.register_fake
-def _(x: Tensor, places: Tensor, before: Tensor | None = None) -> Tensor:
+def _(x: Tensor, places: Tensor, before: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-def _spell_shift_half_token(x: Any, places: Any, before: Any = None) -> Any:
+def _spell_shift_half_token(x: Any, places: Any, before: Any) -> Any:
     # A Pad by [1, -1] would do, but ONNX's reference evaluator and tract lack negative numbers, and onnxruntime's
-    # symbolic shape inference lacks axes. A Slice of the end would do too, but is 30 layers in TensorRT.
-    halves = op.Reshape(x, op.Constant(value_ints=[0, -1, x.shape[-1] // 2]))
-    if before is None:
-        longer = op.Pad(halves, op.Constant(value_ints=[0, 1, 0, 0, 0, 0]))
-    else:
-        longer = op.Concat(op.Unsqueeze(before, op.Constant(value_ints=[1])), halves, axis=1)
+    # symbolic shape inference lacks axes. A Pad of zeros and a Slice of the end would do too, but their sizes are 6 and
+    # 30 layers in TensorRT.
+    longer = op.Concat(before, _spell_reshape(x, [0, -1, x.shape[-1] // 2]), axis=1)
     sizes = [size if isinstance(size, int) else -1 for size in x.shape[1:]]
-    return op.Reshape(op.Gather(longer, places, axis=1), op.Constant(value_ints=[0, *sizes]))
+    return _spell_reshape(op.Gather(longer, places, axis=1), [0, *sizes])
 
 
 @torch.library.custom_op("flash_export::sum_earlier_chunks", mutates_args=())

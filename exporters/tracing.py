@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from flash_export.probes import Probe
 
 
+# Names that the exporter gives to constants that are no buffers of a module, before a number unless it is the first.
+_NUMBERED = re.compile(r"(val|arange|zeros|scalar_tensor_default)(_\d+)?")
+
+
 @dataclass(frozen=True)
 class TracedGraph:
     """A traced graph, and which of its values the lowered model marked as which quantity."""
@@ -129,7 +133,7 @@ def _name_nodes(graph: ir.Graph) -> None:
                 value.name = f"{node.name}:{index}"
     for node in graph:
         for index, constant in enumerate(node.inputs):
-            if constant and constant.is_initializer() and re.fullmatch(r"val_\d+", constant.name or ""):
+            if constant and constant.is_initializer() and _NUMBERED.fullmatch(constant.name or ""):
                 constant.name = f"{node.name}.{index}"
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from flash_export.exporters.lowering import flash, fold, shared_modules
 from flash_export.exporters.lowering.flash import LinearAttention, LoweredFlash, LoweredFlashLayer, QuadraticAttention
+from flash_export.exporters.lowering.heads import Heads, Rotary, Turns
 from flash_export.exporters.spelling import reshape, sum_earlier_chunks
 from flash_export.layers.attention import build_causal_mask
 from flash_export.layers.position import shift_tokens
@@ -67,14 +68,14 @@ def mask_scores(_: FlashConfig) -> Replacements:
     """Mask the weights of the quadratic branch and the keys of the linear one; values of padding stay as they are."""
     mix = LoweredFlashLayer.forward
 
-    def forward(self: LoweredFlashLayer, x: Tensor, cos: Tensor, sin: Tensor, valid: Tensor, *rest: Any) -> Tensor:
+    def forward(self: LoweredFlashLayer, x: Tensor, turns: Turns, valid: Tensor, *rest: Any) -> Tensor:
         weigh, attend = QuadraticAttention.weigh, LinearAttention.forward
         masked: Replacements = {
             (QuadraticAttention, "weigh"): lambda *args: weigh(*args) * valid.mT,
             (LinearAttention, "forward"): lambda own, q, k, *args: attend(own, q, k * valid, *args),
         }
         with replace_names(masked):
-            return mix(self, x, cos, sin, None, *rest)
+            return mix(self, x, turns, None, *rest)
 
     return {(LoweredFlashLayer, "forward"): forward}
 
@@ -118,7 +119,7 @@ def multiply_chunks(_: FlashConfig) -> Replacements:
 def shift_halves(_: FlashConfig) -> Replacements:
     """Shift tokens as the reference does it: split the channels, pad one half, join them."""
 
-    def shift(x: Float[Tensor, "b g 1 c d"], _places: Tensor) -> Float[Tensor, "b g 1 c d"]:
+    def shift(x: Float[Tensor, "b g 1 c d"], _places: Tensor, _before: Tensor) -> Float[Tensor, "b g 1 c d"]:
         return reshape(shift_tokens(reshape(x, [0, -1, x.shape[-1]])), [0, -1, 1, *x.shape[3:]])
 
     return {
@@ -128,21 +129,20 @@ def shift_halves(_: FlashConfig) -> Replacements:
 
 
 def slice_rotary(_: FlashConfig) -> Replacements:
-    """Rotate halves of the columns, with no columns of their own for the crossed terms."""
+    """Cut out the channels that turn, and join them with the others again."""
 
-    def order(qk_dim: int, rotary_dim: int) -> tuple[Tensor, Tensor]:
-        return fold.order_rotary_columns(qk_dim, rotary_dim)[0][:qk_dim], torch.ones(qk_dim)
+    def turn(self: Rotary, positions: Tensor, *_: Any) -> Turns:
+        angles = positions * self.sin_freqs
+        return Turns(angles.cos(), angles.sin(), None)
 
-    def rotate(self: flash.Heads, z: Tensor, cos: Tensor, sin: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        rotary_dim, passing, _ = self.widths
-        even, odd, rest = (z * gamma + beta).split([rotary_dim // 2, rotary_dim // 2, passing], dim=-1)
-        return torch.cat((even * cos - odd * sin, odd * cos + even * sin, rest), dim=-1)
+    def rotate(self: Heads, z: Tensor, turns: Turns, gamma: Tensor, beta: Tensor) -> Tensor:
+        qk_dim, rotary_dim = self.crossing.shape
+        half = rotary_dim // 2
+        even, odd, rest = (z * gamma + beta).split([half, half, qk_dim - rotary_dim], dim=-1)
+        turning, crossed = torch.cat((even, odd), dim=-1), torch.cat((-odd, even), dim=-1)
+        return torch.cat((turning * turns.cos + crossed * turns.sin, rest), dim=-1)
 
-    return {
-        (flash, "order_rotary_columns"): order,
-        (flash, "repeat_frequencies"): lambda freqs: freqs,
-        (flash.Heads, "rotate"): rotate,
-    }
+    return {(Rotary, "_turn"): turn, (Heads, "_rotate"): rotate}
 
 
 def project_apart(_: FlashConfig) -> Replacements:
@@ -174,7 +174,7 @@ STEPS = (
     Step("bias table hides the future", mask_future, causal=True),
     Step("queries and keys in the product of the gates", project_apart, separate_weights),
     Step("values in a product of their own", prepare=shared_modules.join_projections),
-    Step("rotary by crossed columns", slice_rotary),
+    Step("rotary without cutting channels out", slice_rotary),
     Step("token shift by half a token", shift_halves),
     Step("CumSum, not a triangular product", multiply_chunks, causal=True),
     Step("inner shapes not declared", keep_shapes=True),

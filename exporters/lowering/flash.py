@@ -6,7 +6,8 @@ the relative bias is a table that also hides the future.
 
 Everything between the embedding and the head has five axes, so that chunks and heads need no reshapes of their own.
 
-Axes: b batch, g chunk, h head, c position in a chunk, d model, e hidden, s query/key, r rotated width.
+Axes: b batch, g chunk, h head, c position in a chunk, p token of all chunks, d model, e hidden, s query/key, r rotated
+width.
 """
 
 from __future__ import annotations
@@ -15,17 +16,15 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from flash_export.exporters.lowering.base import LoweredModel
+from flash_export.exporters.lowering.chunks import begin_shift, count_half_tokens, cut_end, cut_into_chunks
 from flash_export.exporters.lowering.fold import (
     compute_norm_gain,
-    fold_heads,
     hide_future,
     order_channels,
-    order_rotary_columns,
-    repeat_frequencies,
 )
+from flash_export.exporters.lowering.heads import Heads, Rotary, order_rotary_pairs
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.lowering.shared_modules import (
     RESIDUAL,
@@ -39,63 +38,19 @@ from flash_export.exporters.lowering.shared_modules import (
     lower_norm,
 )
 from flash_export.exporters.marks import mark
-from flash_export.exporters.spelling import reshape, shift_half_token, sum_earlier_chunks
+from flash_export.exporters.spelling import gather, reshape, shift_half_token, sum_earlier_chunks
 from flash_export.models.flash import HEADS
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+    from flash_export.exporters.lowering.heads import Turns
     from flash_export.exporters.lowering.precision import Precision
-    from flash_export.layers.attention import OffsetScale
     from flash_export.models.flash import FlashConfig, FlashLayer, FlashModel
 
 # The sum over a whole sequence of unscaled keys and values leaves fp16. The square root of 65,536, a power of two.
 FP16_KEY_DIVISOR = 256.0
-
-
-class Heads(nn.Module):
-    """Turn the shared projection into the rotated heads ``quad_q, lin_q, quad_k, lin_k``."""
-
-    def __init__(
-        self,
-        offset_scale: OffsetScale,
-        factors: list[float],
-        columns: Int[Tensor, " q"],
-        signs: Float[Tensor, " q"],
-        rotary_dim: int,
-        precision: Precision = FP32,
-    ) -> None:
-        """Fold signs, and a factor for each head, into the affine maps."""
-        super().__init__()
-        self.factors, self.precision = factors, precision
-        gamma, beta = fold_heads(offset_scale, columns, signs, factors)
-        self.gamma, self.beta = (nn.Buffer(precision.narrow(x, "heads").unsqueeze(1)) for x in (gamma, beta))
-        self.widths = [rotary_dim, offset_scale.gamma.shape[1] - rotary_dim, rotary_dim]
-
-    def forward(
-        self, z: Float[Tensor, "*b 1 c q"], cos: Float[Tensor, "*b 1 c r"], sin: Float[Tensor, "*b 1 c r"]
-    ) -> Float[Tensor, "*b h c s"]:
-        """Return the heads of each token, beside each other where z has an axis of 1."""
-        return self.rotate(z, cos, sin, self.gamma, self.beta)
-
-    def rotate(
-        self,
-        z: Float[Tensor, "*b q"],
-        cos: Float[Tensor, "*b r"],
-        sin: Float[Tensor, "*b r"],
-        gamma: Float[Tensor, "*h q"],
-        beta: Float[Tensor, "*h q"],
-    ) -> Float[Tensor, "*b s"]:
-        """Apply the affine maps and RoPE to all heads at once; each has an axis of 1 where the heads come to stand."""
-        heads = self.precision.narrow(self._align(z) * gamma + beta, "heads")  # (*b, s + r)
-        straight, rest, crossed = heads.split(self.widths, dim=-1)
-        rotated = straight * self._align(cos) + crossed * self._align(sin)
-        return torch.cat((self.precision.narrow(rotated, "heads"), rest), dim=-1)
-
-    def _align(self, x: Tensor) -> Tensor:
-        """Return x in fp32 where the heads are."""
-        return widen(x) if self.gamma.dtype == torch.float32 else x
 
 
 def list_head_factors(config: FlashConfig, precision: Precision) -> list[float]:
@@ -192,11 +147,11 @@ class LoweredFlashLayer(GatedOutput):
         """Fold the weights of the reference layer, for a residual stream whose channels are in this order."""
         super().__init__()
         config, self.precision = layer.config, precision
-        columns, signs = order_rotary_columns(config.qk_dim, rotary_dim)
+        order = order_rotary_pairs(config.qk_dim, rotary_dim)
         self.norm, self.norm_gain = lower_norm(layer.norm, channels), compute_norm_gain(layer.norm)
-        self.projection = InputProjection.fold(layer, columns, precision)
+        self.projection = InputProjection.fold(layer, order.columns, precision)
         factors = list_head_factors(config, precision)
-        self.heads = Heads(layer.qk_offset_scale, factors, columns, signs, rotary_dim, precision)
+        self.heads = Heads(layer.qk_offset_scale, factors, order, precision)
         self.quadratic = QuadraticAttention(layer, precision)
         key_divisor = get_key_divisor(config, precision)
         self.linear = LinearAttention(key_divisor, sum_over_chunks=config.sum_over_chunks, precision=precision)
@@ -209,23 +164,21 @@ class LoweredFlashLayer(GatedOutput):
     def forward(
         self,
         x: Float[Tensor, "b g 1 c d"],
-        cos: Float[Tensor, "1 g 1 c r"],
-        sin: Float[Tensor, "1 g 1 c r"],
+        turns: Turns,
         valid: Float[Tensor, "#b g 1 c 1"] | None,
         inverse_length: Float[Tensor, "#b 1 1 1 1"] | None,
-        places: Int[Tensor, " p"],
+        places: Int[Tensor, " 2p"],
+        before: Float[Tensor, "b 1 d/2"],
     ) -> Float[Tensor, "b g 1 c d"]:
         """Mix the tokens; ``valid`` is None where padding cannot be seen, ``places`` count half tokens."""
         normed = self.precision.narrow(self.norm(x), "normed")
         if self.shift_tokens:
-            normed = shift_half_token(normed, places)
+            normed = shift_half_token(normed, places, self.precision.narrow(before, "normed"))
         normed = mark(normed, "normed", self.norm_gain)
         value, gate, z = self.projection(normed)
         quad_q, lin_q, quad_k, lin_k = (
             mark(head, name, 1 / factor, order="heads")
-            for head, name, factor in zip(
-                self.heads(z, cos, sin).split(1, dim=2), HEADS, self.heads.factors, strict=True
-            )
+            for head, name, factor in zip(self.heads(z, turns).split(1, dim=2), HEADS, self.heads.factors, strict=True)
         )
         if valid is not None:
             value = self.precision.combine(torch.mul, value, valid, "value")
@@ -250,12 +203,12 @@ class LoweredFlash(LoweredModel):
         rotary = model.rotary_pos_emb
         channels, swaps_halves = order_channels(model.config.dim, model.config.shift_tokens)
         rotary_dim = 2 * len(rotary.freqs)
-        columns, _ = order_rotary_columns(model.config.qk_dim, rotary_dim)
-        self.orders = {"channels": channels.tolist(), "heads": columns[: model.config.qk_dim].tolist()}
+        order = order_rotary_pairs(model.config.qk_dim, rotary_dim)
+        self.orders = {"channels": channels.tolist(), "heads": order.columns.tolist()}
         self.embedding = TokenEmbedding(
             model.token_emb, model.abs_pos_emb, channels, precision, swaps_halves=swaps_halves
         )
-        self.freqs = nn.Buffer(repeat_frequencies(rotary.freqs))
+        self.rotary = Rotary(rotary.freqs, model.config.qk_dim, len(HEADS), precision)
         layers = cast("list[FlashLayer]", model.layers)
         self.layers = nn.ModuleList(
             LoweredFlashLayer(layer, rotary_dim, channels, precision.enter_block(index))
@@ -268,28 +221,26 @@ class LoweredFlash(LoweredModel):
     ) -> Float[Tensor, "b seq vocab"]:
         """Return the logits of every position."""
         seq_len, chunk_size = input_ids.shape[1], self.config.chunk_size
-        padded_len = (seq_len + chunk_size - 1) // chunk_size * chunk_size
-        positions = reshape(torch.arange(padded_len, dtype=torch.float32), [1, -1, 1, chunk_size, 1])  # (1, g, 1, c, 1)
-        valid, inverse_length = self._weigh_tokens(attention_mask, positions, seq_len, padded_len)
-        ids = reshape(F.pad(input_ids, (0, padded_len - seq_len)), [0, -1, 1, chunk_size])
-        x = mark(self.embedding(ids, positions), "embedding", order="channels")
-        angles = positions * self.freqs  # (1, g, 1, c, r)
-        cos, sin = (self.precision.narrow(turn, "turns") for turn in (angles.cos(), angles.sin()))
-        places = torch.arange(2 * padded_len)
+        chunks = cut_into_chunks(seq_len, chunk_size)
+        tokens = reshape(chunks.tokens, [-1, 1, chunk_size])
+        positions = reshape(chunks.positions, [1, -1, 1, chunk_size, 1])  # (1, g, 1, c, 1)
+        valid, inverse_length = self._weigh_tokens(attention_mask, positions, seq_len, tokens)
+        x = mark(self.embedding(gather(input_ids, tokens, axis=1), positions), "embedding", order="channels")
+        turns = self.rotary(positions, x)
+        places, before = count_half_tokens(positions), begin_shift(x)
         for layer in self.layers:
-            x = layer(x, cos, sin, valid, inverse_length, places)
-        return self.head(reshape(x, [0, -1, self.config.dim]).narrow(1, 0, seq_len))
+            x = layer(x, turns, valid, inverse_length, places, before)
+        return self.head(cut_end(reshape(x, [0, -1, self.config.dim]), seq_len))
 
     def _weigh_tokens(
-        self, attention_mask: Tensor | None, positions: Tensor, seq_len: int, padded_len: int
+        self, attention_mask: Tensor | None, positions: Tensor, seq_len: int, tokens: Int[Tensor, "g 1 c"]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return what zeroes the values of padding, and the divisor of the non-causal sum."""
         if attention_mask is None and self.config.causal:
             return None, None  # padding lies in the future of every token
         valid = within = (positions < seq_len).float()
         if attention_mask is not None:
-            mask = F.pad(attention_mask.bool().float(), (0, padded_len - seq_len))
-            valid = reshape(mask, [0, -1, 1, self.config.chunk_size, 1])
+            valid = gather(attention_mask, tokens, axis=1).bool().float().unsqueeze(-1) * within
         if self.config.mask_divisor == "padded":
             length = within.sum(dim=(1, 3), keepdim=True)
         else:

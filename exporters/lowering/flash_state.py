@@ -5,7 +5,7 @@ cache of one chunk holds the open chunk and, in the slots that it has not reache
 are weighed as linear attention does. A new token takes the slot of the token one chunk earlier, which moves into the
 sum. So no step differs from another, and a chunk that fills up needs no branch.
 
-Axes: b batch, g chunk, c position in a chunk, d model, e hidden, s query/key, r rotated width.
+Axes: b batch, g chunk, c position in a chunk, p token of all chunks, d model, e hidden, s query/key.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from torch.nn import functional as F
 
 from flash_export.config import DECODE, PREFILL
 from flash_export.exporters.lowering.base import Lowering, StateGraphs
+from flash_export.exporters.lowering.chunks import count_half_tokens, cut_end, cut_into_chunks
 from flash_export.exporters.lowering.flash import GatedOutput, LoweredFlash
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.lowering.shared_modules import WEIGHTS
-from flash_export.exporters.spelling import put_at, reshape, shift_half_token, sum_earlier_chunks, take_at
+from flash_export.exporters.spelling import gather, put_at, reshape, shift_half_token, sum_earlier_chunks, take_at
 from flash_export.interface import TensorSpec
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_export.exporters.lowering.flash import LoweredFlashLayer
+    from flash_export.exporters.lowering.heads import Turns
     from flash_export.exporters.lowering.precision import Precision
     from flash_export.models.flash import FlashConfig
 
@@ -50,13 +52,13 @@ class SegmentEnd(NamedTuple):
 
     Attributes:
         chunk: Row, chunk and head 0 of the chunk that the last token is in, ``(b, 3)``.
-        token: The same, and the position in that chunk, of the last token, ``(b, 4)``.
+        half: Row and number of the second half of the last token, ``(b, 2)``.
         closes: 1 for rows that end with their chunk, ``(b, 1, 1)``.
         is_open: 1 for the tokens of the chunk that stays open, ``(b, c, 1)``.
     """
 
     chunk: Int[Tensor, "b 3"]
-    token: Int[Tensor, "b 4"]
+    half: Int[Tensor, "b 2"]
     closes: Float[Tensor, "b 1 1"]
     is_open: Float[Tensor, "b c 1"]
 
@@ -128,9 +130,8 @@ class PrefillLayer(StatefulLayer):
     def forward(
         self,
         x: Float[Tensor, "b g 1 c d"],
-        cos: Float[Tensor, "b g 1 c r"],
-        sin: Float[Tensor, "b g 1 c r"],
-        places: Int[Tensor, " p"],
+        turns: Turns,
+        places: Int[Tensor, " 2p"],
         end: SegmentEnd,
         past: LayerState,
     ) -> tuple[Float[Tensor, "b g 1 c d"], LayerState]:
@@ -138,10 +139,11 @@ class PrefillLayer(StatefulLayer):
         precision = self.precision
         normed, shift = precision.narrow(self.norm(x), "normed"), None
         if past.shift is not None:
-            shift = self.store(take_at(normed, end.token)[:, normed.shape[-1] // 2 :], "normed")
-            normed = shift_half_token(normed, places, precision.narrow(past.shift, "normed"))
+            halves = reshape(normed, [0, -1, normed.shape[-1] // 2])
+            shift = self.store(take_at(halves, end.half), "normed")
+            normed = shift_half_token(normed, places, precision.narrow(past.shift, "normed").unsqueeze(1))
         v, gate, z = self.projection(normed)
-        quad_q, lin_q, quad_k, lin_k = self.heads(z, cos, sin).split(1, dim=2)
+        quad_q, lin_q, quad_k, lin_k = self.heads(z, turns).split(1, dim=2)
         kv = self.multiply_chunks(lin_k, v)  # (b, g, 1, s, e)
         before = sum_earlier_chunks(kv) + (past.kv + self.sum_cached(past)).unsqueeze(1).unsqueeze(1)
         quadratic = self.quadratic(quad_q, quad_k, v)
@@ -171,8 +173,7 @@ class DecodeLayer(StatefulLayer):
     def forward(
         self,
         x: Float[Tensor, "b d"],
-        cos: Float[Tensor, "b 1 r"],
-        sin: Float[Tensor, "b 1 r"],
+        turns: Turns,
         slot: Slot,
         past: LayerState,
     ) -> tuple[Float[Tensor, "b d"], LayerState]:
@@ -184,8 +185,7 @@ class DecodeLayer(StatefulLayer):
             normed = torch.cat((precision.narrow(past.shift, "normed"), passing), dim=-1)
             shift = self.store(shift, "normed")
         value, gate, z = self.projection.project_token(normed)
-        gamma, beta = (x.squeeze(1) for x in (self.heads.gamma, self.heads.beta))
-        entering = self.store(self.heads.rotate(z, cos, sin, gamma, beta), "heads")  # (b, 4, s)
+        entering = self.store(self.heads.rotate_token(z, turns), "heads")  # (b, 4, s)
         quad_q, lin_q, quad_k, lin_k, leaving_k = _order(entering, take_at(past.lin_k, slot.place))
         value, leaving_v = _order(self.store(value, "value"), take_at(past.v, slot.place))
         new = LayerState(
@@ -223,15 +223,9 @@ class StatefulFlash(nn.Module):
         """Share the weights of a lowered model."""
         super().__init__()
         self.config, self.precision = lowered.config, lowered.precision
-        self.embedding, self.freqs, self.head = lowered.embedding, lowered.freqs, lowered.head
+        self.embedding, self.rotary, self.head = lowered.embedding, lowered.rotary, lowered.head
         layers = cast("list[LoweredFlashLayer]", lowered.layers)
         self.layers = nn.ModuleList(layer_type(layer) for layer in layers)
-
-    def compute_angles(self, positions: Float[Tensor, "*b 1"]) -> tuple[Float[Tensor, "*b r"], Float[Tensor, "*b r"]]:
-        """Return cosine and sine of RoPE's angles."""
-        angles = positions * self.freqs
-        cos, sin = (self.precision.narrow(turn, "turns") for turn in (angles.cos(), angles.sin()))
-        return cos, sin
 
     def split_state(self, state: tuple[Tensor, ...]) -> Iterator[LayerState]:
         """Return the state of each layer; the first tensor is the position."""
@@ -256,16 +250,16 @@ class PrefillFlash(StatefulFlash):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the logits of every position, and the state after the last token of each row."""
         seq_len, chunk_size = input_ids.shape[1], self.config.chunk_size
-        padded_len = (seq_len + chunk_size - 1) // chunk_size * chunk_size
-        positions = state[0].float().unsqueeze(1) + torch.arange(padded_len, dtype=torch.float32)
-        positions = reshape(positions, [0, -1, 1, chunk_size, 1])
-        x = self.embedding(reshape(F.pad(input_ids, (0, padded_len - seq_len)), [0, -1, 1, chunk_size]), positions)
-        cos, sin = self.compute_angles(positions)
-        places, end, layers = torch.arange(2 * padded_len), self._find_ends(lengths), []
+        chunks = cut_into_chunks(seq_len, chunk_size)
+        places = count_half_tokens(chunks.positions.unsqueeze(-1))
+        positions = reshape(state[0].float().unsqueeze(1) + chunks.positions, [0, -1, 1, chunk_size, 1])
+        ids = gather(input_ids, reshape(chunks.tokens, [-1, 1, chunk_size]), axis=1)
+        x = self.embedding(ids, positions)
+        turns, end, layers = self.rotary(positions, x), self._find_ends(lengths), []
         for layer, past in zip(self.layers, self.split_state(state), strict=True):
-            x, new = layer(x, cos, sin, places, end, past)
+            x, new = layer(x, turns, places, end, past)
             layers.append(new)
-        x = reshape(x, [0, -1, self.config.dim]).narrow(1, 0, seq_len)
+        x = cut_end(reshape(x, [0, -1, self.config.dim]), seq_len)
         return self.head(x), self.join_state(state[0] + lengths, layers)
 
     def _find_ends(self, lengths: Int[Tensor, " b"]) -> SegmentEnd:
@@ -275,7 +269,7 @@ class PrefillFlash(StatefulFlash):
         chunk = torch.stack((rows, last // chunk_size, torch.zeros_like(rows)), dim=-1)
         return SegmentEnd(
             chunk=chunk,
-            token=torch.cat((chunk, (last % chunk_size).unsqueeze(1)), dim=-1),
+            half=torch.stack((rows, 2 * last + 1), dim=-1),
             closes=(num_open == 0).float().unsqueeze(-1),
             is_open=self.precision.narrow((torch.arange(chunk_size) < num_open).float().unsqueeze(-1), "valid"),
         )
@@ -292,10 +286,10 @@ class DecodeFlash(StatefulFlash):
         """Return the logits of the token, and the state with it."""
         positions = state[0].float().unsqueeze(-1)
         x = self.embedding(input_ids.squeeze(1), positions)
-        cos, sin = self.compute_angles(positions.unsqueeze(-1))  # (b, 1, r)
+        turns = self.rotary.turn_token(positions.unsqueeze(-1), x.unsqueeze(1))
         slot, layers = self._find_slot(state[0]), []
         for layer, past in zip(self.layers, self.split_state(state), strict=True):
-            x, new = layer(x, cos, sin, slot, past)
+            x, new = layer(x, turns, slot, past)
             layers.append(new)
         return self.head(x).unsqueeze(1), self.join_state(state[0] + 1, layers)
 

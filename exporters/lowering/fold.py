@@ -83,16 +83,11 @@ def compute_norm_floor(norm: ScaleNorm) -> float:
 
 
 def fold_heads(
-    offset_scale: OffsetScale, columns: Int[Tensor, " q"], signs: Float[Tensor, " q"], factors: list[float]
-) -> tuple[Float[Tensor, "h q"], Float[Tensor, "h q"]]:
-    """Reorder the affine maps to ``columns``, and multiply each head by its factor and each column by its sign."""
-    scale = torch.tensor(factors)[:, None] * signs
+    offset_scale: OffsetScale, columns: Int[Tensor, " s"], factors: list[float]
+) -> tuple[Float[Tensor, "h s"], Float[Tensor, "h s"]]:
+    """Reorder the affine maps to ``columns``, and multiply each head by its factor."""
+    scale = torch.tensor(factors)[:, None]
     return offset_scale.gamma[:, columns] * scale, offset_scale.beta[:, columns] * scale
-
-
-def repeat_frequencies(freqs: Float[Tensor, " r/2"]) -> Float[Tensor, " r"]:
-    """Return the frequencies of ``[even | odd]``: both turn by the same angle."""
-    return torch.cat((freqs, freqs))
 
 
 def order_rotary_columns(qk_dim: int, rotary_dim: int) -> tuple[Int[Tensor, " q"], Float[Tensor, " q"]]:

@@ -61,7 +61,7 @@ class LoweredGauLayer(nn.Module):
         config, self.precision = layer.config, precision
         columns = torch.arange(config.qk_dim)
         self.score_factor = HALF_SCORE_FACTOR if precision.is_half and config.attention_fn == RELU2 else 1.0
-        gamma, beta = fold_heads(layer.offsetscale, columns, torch.ones(config.qk_dim), [self.score_factor, 1.0])
+        gamma, beta = fold_heads(layer.offsetscale, columns, [self.score_factor, 1.0])
         self.norm, self.norm_gain = lower_norm(layer.norm, torch.arange(config.dim)), compute_norm_gain(layer.norm)
         self.projection = InputProjection.fold(layer, columns, precision)
         self.gamma, self.beta = (nn.Buffer(precision.narrow(x, "heads")) for x in (gamma, beta))
@@ -146,7 +146,7 @@ class LoweredGau(LoweredModel):
 
     def _weigh_tokens(self, attention_mask: Tensor | None, positions: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the weight of each value, and the reciprocal of the scores' divisor."""
-        length = torch.ones_like(positions).sum().reshape(1, 1, 1)
+        length = torch.zeros(1, 1, 1) + positions.shape[0]
         valid = None
         if attention_mask is not None:
             valid = attention_mask.bool().float().unsqueeze(-1)

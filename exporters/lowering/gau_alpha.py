@@ -175,7 +175,7 @@ class LoweredGauAlpha(LoweredModel):
         dialect = self.config.dialect
         unit = 1 / (math.log(TRAINED_LEN) * math.sqrt(self.config.qk_dim))
         if attention_mask is None:
-            length = torch.ones_like(positions).sum().reshape(1, 1, 1)
+            length = torch.zeros(1, 1, 1) + positions.shape[0]
             return length.clamp(min=dialect.min_len).log() * unit, None
         valid = attention_mask.bool().float().unsqueeze(1)  # (b, 1, n)
         count = valid.sum(dim=-1, keepdim=True)  # (b, 1, 1)

@@ -16,12 +16,17 @@ import torch
 from torch import nn
 
 from flash_export.exporters.lowering.base import LoweredModel, Lowering
-from flash_export.exporters.lowering.flash import FP16_KEY_DIVISOR, Heads, LinearAttention
+from flash_export.exporters.lowering.chunks import (
+    begin_shift,
+    count_half_tokens,
+    count_tokens,
+    cut_into_chunks,
+)
+from flash_export.exporters.lowering.flash import FP16_KEY_DIVISOR, LinearAttention
 from flash_export.exporters.lowering.fold import (
     order_channels,
-    order_rotary_columns,
-    repeat_frequencies,
 )
+from flash_export.exporters.lowering.heads import Heads, Rotary, order_rotary_pairs
 from flash_export.exporters.lowering.mossformer2_around import Decoder, Encoder, FrameEmbedding, MaskHead
 from flash_export.exporters.lowering.mossformer2_memory import LoweredMemory
 from flash_export.exporters.lowering.precision import FP32, widen
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+    from flash_export.exporters.lowering.heads import Turns
     from flash_export.exporters.lowering.precision import Precision
     from flash_export.layers.norm import ScaleNorm
     from flash_export.models.mossformer2 import Mossformer2Config, Mossformer2Model
@@ -51,8 +57,8 @@ class Frames(NamedTuple):
     valid: Float[Tensor, "1 1 g c 1"]
     kept: Int[Tensor, " n"]
     places: Int[Tensor, " 2n"]
-    cos: Float[Tensor, "1 1 n r"]
-    sin: Float[Tensor, "1 1 n r"]
+    before: Float[Tensor, "b 1 d/2"]
+    turns: Turns
     inverse_length: Float[Tensor, "1 1 1 1"]
 
 
@@ -64,23 +70,24 @@ class LoweredAttention(nn.Module):
         super().__init__()
         config, self.precision = layer.config, precision
         self.norm = LoweredScaleNorm(cast("ScaleNorm", layer.to_hidden.norm))
-        columns, signs = order_rotary_columns(config.qk_dim, rotary_dim)
+        order = order_rotary_pairs(config.qk_dim, rotary_dim)
         values, gates = torch.arange(2 * config.hidden_dim).chunk(2)
         self.to_value = fold_feed_forward(layer.to_hidden, precision, "hidden", values)
         self.to_gate = fold_feed_forward(layer.to_hidden, precision, "hidden", gates)
-        self.to_qk = fold_feed_forward(layer.to_qk, precision, "hidden", columns)
+        self.to_qk = fold_feed_forward(layer.to_qk, precision, "hidden", order.columns)
         key_divisor = FP16_KEY_DIVISOR if precision.name == "fp16" else 1.0
         factors = [1 / config.chunk_size, 1.0, 1.0, 1 / key_divisor]
-        self.heads = Heads(layer.qk_offset_scale, factors, columns, signs, rotary_dim, precision)
+        self.heads = Heads(layer.qk_offset_scale, factors, order, precision)
         # All frames are one chunk to the linear branch, which then need not be padded.
         self.linear = LinearAttention(key_divisor, sum_over_chunks=False, precision=precision)
 
     def forward(self, x: Float[Tensor, "b 1 n d"], frames: Frames) -> Float[Tensor, "b 1 n e"]:
         """Attend: ``(A gate * value) * sigmoid(A value * gate)``."""
         precision = self.precision
-        normed = precision.narrow(self.norm(mark(shift_half_token(x, frames.places), "shifted")), "normed")
+        shifted = mark(shift_half_token(x, frames.places, frames.before), "shifted")
+        normed = precision.narrow(self.norm(shifted), "normed")
         value, gate = mark(self.to_value(normed), "value"), mark(self.to_gate(normed), "gate")
-        heads = self.heads(self.to_qk(normed), frames.cos, frames.sin)
+        heads = self.heads(self.to_qk(normed), frames.turns)
         quad_q, lin_q, quad_k, lin_k = (
             mark(head, name, 1 / factor, order="heads")
             for head, name, factor in zip(heads.split(1, dim=1), HEADS, self.heads.factors, strict=True)
@@ -145,9 +152,9 @@ class LoweredMossformer2(LoweredModel):
         self.precision = precision
         freqs = model.rotary_pos_emb.freqs
         channels, _ = order_channels(model.config.dim, shift_tokens=True)
-        columns, _ = order_rotary_columns(model.config.qk_dim, 2 * len(freqs))
-        self.orders = {"channels": channels.tolist(), "heads": columns[: model.config.qk_dim].tolist()}
-        self.freqs = nn.Buffer(repeat_frequencies(freqs))
+        order = order_rotary_pairs(model.config.qk_dim, 2 * len(freqs))
+        self.orders = {"channels": channels.tolist(), "heads": order.columns.tolist()}
+        self.rotary = Rotary(freqs, model.config.qk_dim, len(HEADS), precision)
         if isinstance(model, SpeechModel):
             self.features, self.spectrum = LoweredFeatures(model.frames), LoweredSpectrum(model.frames)
         if isinstance(model, SeparationModel):
@@ -174,29 +181,27 @@ class LoweredMossformer2(LoweredModel):
         return self.decoder(reshape(encoded, [0, -1, 1, self.config.in_channels]) * masks, x.shape[1])
 
     def _estimate_masks(self, features: Float[Tensor, "b 1 n i"]) -> Float[Tensor, "b n k o"]:
-        positions = torch.arange(features.shape[2], dtype=torch.float32)
-        embedding = mark(self.embedding(features, reshape(positions, [1, 1, -1, 1])), "embedding", order="channels")
-        frames, x = self._count_frames(features.shape[2], positions), embedding
+        positions = reshape(count_tokens(features.shape[2]), [1, 1, -1, 1])
+        embedding = mark(self.embedding(features, positions), "embedding", order="channels")
+        frames, x = self._count_frames(features.shape[2], positions, embedding), embedding
         for layer in self.layers:
             x = layer(x, frames)
         return self.head(x, embedding)
 
-    def _count_frames(self, num_frames: int, positions: Float[Tensor, " n"]) -> Frames:
+    def _count_frames(
+        self, num_frames: int, positions: Float[Tensor, "1 1 n 1"], embedding: Float[Tensor, "b 1 n d"]
+    ) -> Frames:
         """Return what all blocks need to know of the number of frames."""
-        chunk_size = self.config.chunk_size
-        padded_len = (num_frames + chunk_size - 1) // chunk_size * chunk_size
-        places = reshape(torch.arange(padded_len, dtype=torch.int32), [-1, chunk_size])
-        valid = reshape((places < num_frames).float(), [1, 1, -1, chunk_size, 1])
-        angles = reshape(positions, [1, 1, -1, 1]) * self.freqs
-        cos, sin, valid = (self.precision.narrow(x, "turns") for x in (angles.cos(), angles.sin(), valid))
+        chunks = cut_into_chunks(num_frames, self.config.chunk_size)
+        valid = reshape((chunks.positions < num_frames).float(), [1, 1, -1, self.config.chunk_size, 1])
         return Frames(
-            in_chunks=places.clamp(max=num_frames - 1),  # the last frame stands in for what is beyond it
-            valid=valid,
-            kept=torch.arange(num_frames, dtype=torch.int32),
-            places=torch.arange(2 * num_frames),
-            cos=cos,
-            sin=sin,
-            inverse_length=1 / torch.ones_like(positions).sum().reshape(1, 1, 1, 1),
+            in_chunks=reshape(chunks.tokens, [-1, self.config.chunk_size]),
+            valid=self.precision.narrow(valid, "turns"),
+            kept=reshape(positions.int(), [-1]),
+            places=count_half_tokens(positions),
+            before=begin_shift(embedding),
+            turns=self.rotary(positions, embedding),
+            inverse_length=1 / (torch.zeros(1, 1, 1, 1) + num_frames),
         )
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+_WEIGHT = re.compile(r"[._]weight$")
+
 
 @dataclass(frozen=True)
 class Product:
@@ -40,8 +42,10 @@ class Product:
 def list_products(model: ir.Model) -> Iterator[Product]:
     """Yield the products with weights, in the order of the graph."""
     for node in model.graph:
-        if node.op_type == "MatMul" and is_constant(weight := get_input(node, 1)):
-            yield Product(name_product(str(weight.name)), node)
+        if node.op_type != "MatMul" or not is_constant(weight := get_input(node, 1)):
+            continue
+        if _WEIGHT.search(name := str(weight.name)):  # others only bring values to their places, such as those for RoPE
+            yield Product(name_product(name), node)
 
 
 def name_product(weight: str) -> str:
@@ -50,4 +54,4 @@ def name_product(weight: str) -> str:
     >>> name_product("layers.3.out_weight"), name_product("head.weight")
     ('layers.3.out', 'head')
     """
-    return re.sub(r"[._]weight$", "", weight)
+    return _WEIGHT.sub("", weight)

@@ -54,6 +54,7 @@ RELATIVE_TOLERANCE = 1e-5  # of the output's scale: fp32 rounding in another ord
 HALF_ROUNDING = 1e-2  # of the output's scale: some units in the last place, accumulated
 NODES = 112  # of a block with a plain memory: 76 of the attention and what follows it, 36 of the memory
 DILATED_NODES = 22  # more, of a dilated one
+SHARED_NODES = 1  # of the first block: its frames are cut into halves before it
 TRT_LAYERS = 650  # of the whole network of ENHANCEMENT
 
 ENHANCEMENT = Mossformer2Config(
@@ -249,10 +250,10 @@ def count_nodes(bundle: Bundle) -> Counter[str]:
 
 def test_blocks_stay_within_the_node_budget(enhancement_bundle: Bundle, separation_bundle: Bundle) -> None:
     enhancement, separation = count_nodes(enhancement_bundle), count_nodes(separation_bundle)
-    assert enhancement["layers.0"] == enhancement["layers.1"] == NODES
-    assert separation["layers.0"] == NODES + DILATED_NODES
+    assert enhancement["layers.0"] + SHARED_NODES == enhancement["layers.1"] == NODES
+    assert separation["layers.0"] + SHARED_NODES == NODES + DILATED_NODES
     around = sum(count for name, count in enhancement.items() if not name.startswith("layers."))
-    assert around <= 75
+    assert around <= 79
     assert separation["encoder"] + separation["decoder"] <= 12
 
 
@@ -261,7 +262,7 @@ def test_blocks_hold_no_shape_arithmetic(separation_bundle: Bundle) -> None:
     operators = {node.op_type for node in graph.node if node.name.startswith("layers.")}
     assert operators == {
         *("MatMul", "Add", "Sub", "Mul", "Div", "Sqrt", "ReduceSum", "ReduceMean", "Clip", "LayerNormalization"),
-        *("Sigmoid", "Relu", "LeakyRelu", "PRelu", "Conv", "Reshape", "Transpose", "Split", "Concat", "Gather", "Pad"),
+        *("Sigmoid", "Relu", "LeakyRelu", "PRelu", "Conv", "Reshape", "Transpose", "Split", "Concat", "Gather"),
     }
 
 

@@ -1,0 +1,59 @@
+"""Where the tokens of a sequence of any length are, once it is cut into chunks.
+
+All is computed from numbers that count in fp32, which are exact up to 16 million, and is cast to int32 at the end:
+TensorRT makes fewer layers of that than of integers, and none of a Gather that cuts at a length where a Pad or a Slice
+needs up to 30 to compute its sizes.
+
+Axes: b batch, n token, p token of the padded sequence, g chunk, c position in a chunk, d width.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from flash_export.exporters.spelling import gather, reshape
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+
+class Chunks(NamedTuple):
+    """A sequence padded to whole chunks.
+
+    Attributes:
+        positions: The numbers of its tokens.
+        tokens: Those of the sequence that they are; the last one stands in for what is beyond it.
+    """
+
+    positions: Float[Tensor, " p"]
+    tokens: Int[Tensor, " p"]
+
+
+def cut_into_chunks(seq_len: int, chunk_size: int) -> Chunks:
+    """Return what a sequence of this length becomes."""
+    positions = count_tokens((seq_len + (chunk_size - 1)) // chunk_size * chunk_size)
+    return Chunks(positions, positions.clamp(max=seq_len - 1).int())
+
+
+def count_tokens(seq_len: int) -> Float[Tensor, " n"]:
+    """Return the numbers of all tokens."""
+    return torch.arange(seq_len, dtype=torch.float32)
+
+
+def count_half_tokens(positions: Float[Tensor, "*n 1"]) -> Int[Tensor, " 2n"]:
+    """Return the numbers of all half tokens, given those of all tokens."""
+    return reshape((positions * 2 + torch.arange(2, dtype=torch.float32)).int(), [-1])
+
+
+def cut_end(x: Float[Tensor, "b p d"], seq_len: int) -> Float[Tensor, "b n d"]:
+    """Return the tokens of the sequence, without those of the padding."""
+    return gather(x, count_tokens(seq_len).int(), axis=1)
+
+
+def begin_shift(x: Float[Tensor, "b ... d"]) -> Float[Tensor, "b 1 d/2"]:
+    """Return the half token before the first: zeros, of as many rows as there are."""
+    halves = reshape(x, [0, -1, x.shape[-1] // 2])
+    return gather(halves, torch.zeros(1, dtype=torch.int32), axis=1) * 0
