@@ -70,8 +70,8 @@ class Search:
     def run(self, candidates: tuple[Candidate, ...], accepted: float) -> Choice:
         """Compute everything in the cheapest way, and what costs most in a dearer one until the loss is accepted.
 
-        If all of them together lose no more than that, there is nothing to choose, and none is measured alone. Else what
-        costs most for its size goes first. Losses nearly add up, so that the sum tells how many have to go, and is
+        If all of them together lose no more than that, there is nothing to choose, and none is measured alone. Else
+        what costs most for its size goes first. Losses nearly add up, so that the sum tells how many have to go, and is
         measured then.
 
         Args:
