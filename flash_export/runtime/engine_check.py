@@ -23,12 +23,14 @@ class EngineStatus:
     Attributes:
         engine: Its manifest.
         differences: Why it must not be loaded here, a clause each.
+        is_damaged: Whether it could be loaded nowhere: it is not the engine of this bundle.
         unknown: What could not be told here, a clause each.
         rebuild: The command that builds it again.
     """
 
     engine: EngineManifest
     differences: tuple[str, ...]
+    is_damaged: bool
     unknown: tuple[str, ...]
     rebuild: str
 
@@ -52,7 +54,8 @@ def check_engine(bundle: Bundle, engine: EngineManifest) -> EngineStatus:
     flavour = FLAVOURS.get(engine.flavour)
     if flavour is None:
         differences.append(f"its flavour is {engine.flavour!r}, this version knows {', '.join(FLAVOURS)}")
-    else:
+    is_damaged = bool(differences)
+    if flavour is not None:
         try:
             version = import_flavour(flavour).__version__
             if version != engine.version:
@@ -64,7 +67,7 @@ def check_engine(bundle: Bundle, engine: EngineManifest) -> EngineStatus:
     elif (capability := get_device_capability()) not in engine.targets:
         targets = ", ".join(engine.targets)
         differences.append(f"it was built for compute capability {targets}, the GPU here has {capability}")
-    return EngineStatus(engine, tuple(differences), tuple(unknown), format_rebuild(bundle, engine))
+    return EngineStatus(engine, tuple(differences), is_damaged, tuple(unknown), format_rebuild(bundle, engine))
 
 
 def format_rebuild(bundle: Bundle, engine: EngineManifest) -> str:

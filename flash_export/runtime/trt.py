@@ -28,12 +28,12 @@ def load_engine(bundle: Bundle, engine: EngineManifest, options: EngineOptions |
     """Load an engine of a bundle into the memory of the GPU.
 
     Raises:
-        BundleError: The engine file is missing, was changed, belongs to another graph, was built by another version or
-            for another GPU, or cannot be loaded.
-        BackendUnavailableError: There is no CUDA device here, or the engine's flavour is not installed.
+        BundleError: The engine file is missing, was changed, belongs to another graph, or cannot be loaded.
+        BackendUnavailableError: It was built by another version or for another GPU, there is no CUDA device here, or the
+            engine's flavour is not installed.
     """
     if not (status := check_engine(bundle, engine)):
-        raise BundleError(
+        raise (BundleError if status.is_damaged else BackendUnavailableError)(
             f"engine {engine.name!r} must not be loaded here: {', and '.join(status.differences)}; build it again: "
             f"{status.rebuild}"
         )

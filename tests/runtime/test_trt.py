@@ -165,12 +165,13 @@ class TestWhatMustNotBeLoaded:
         pretend_gpu(monkeypatch)
         monkeypatch.setattr(trt_module, "TrtRunner", None)
 
-    def refuse(self, bundle: Bundle, engine: EngineManifest, reason: str) -> None:
+    def refuse(self, bundle: Bundle, engine: EngineManifest, reason: str, *, is_damaged: bool = True) -> None:
         status = check_engine(bundle, engine)
         assert not status
+        assert status.is_damaged == is_damaged
         assert any(re.search(reason, one) for one in status.differences), status.differences
         message = rf"engine 'tiny' must not be loaded here: .*{reason}.*; build it again: flash-export trt .* --force"
-        with pytest.raises(BundleError, match=message):
+        with pytest.raises(BundleError if is_damaged else BackendUnavailableError, match=message):
             open_engine(bundle, engine)
 
     def test_of_an_unknown_flavour(self, write_graph_bundle: BundleFactory) -> None:
@@ -198,13 +199,14 @@ class TestWhatMustNotBeLoaded:
         pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
         bundle = write_graph_bundle(make_model())
         reason = f"it was built by TensorRT-RTX 0.9, here is {re.escape(VERSION)}"
-        self.refuse(bundle, write_engine(bundle, version="0.9"), reason)
+        self.refuse(bundle, write_engine(bundle, version="0.9"), reason, is_damaged=False)
 
     def test_for_another_gpu(self, write_graph_bundle: BundleFactory, monkeypatch: pytest.MonkeyPatch) -> None:
         pretend_gpu(monkeypatch, 9, 0)
         bundle = write_graph_bundle(make_model())
         engine = write_engine(bundle, targets=("8.9", "12.0"))
-        self.refuse(bundle, engine, "it was built for compute capability 8.9, 12.0, the GPU here has 9.0")
+        reason = "it was built for compute capability 8.9, 12.0, the GPU here has 9.0"
+        self.refuse(bundle, engine, reason, is_damaged=False)
 
 
 def test_what_fits_is_said_to_fit(write_graph_bundle: BundleFactory, monkeypatch: pytest.MonkeyPatch) -> None:

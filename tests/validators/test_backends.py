@@ -12,6 +12,7 @@ from flash_export.runtime.backends import find_target
 from flash_export.validators.backends import list_backends
 from flash_export.validators.lengths import Cell
 from flash_export.validators.validate import ValidationOptions, validate_bundle
+from tests.runtime.test_trt import VERSION
 
 if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
@@ -100,15 +101,17 @@ def test_engine_without_a_gpu_is_a_skipped_row_beside_the_graph(
     text = (folder / "big.json").read_text().replace("0" * 64, hash_file(folder / "big.engine"))
     (folder / "big.json").write_text(text)
     options = ValidationOptions(seq_lens=(4,), batches=(1,), backends=("ort-cpu", "trt"), threads=1, latency_budget_s=0)
-    report = validate_bundle(bundle, options)
-
-    assert report
-    assert [(row.backend, row.status) for row in report.rows] == [
-        ("ort-cpu", "passed"),
-        ("ort-cpu", "passed"),
-        ("trt:big", "skipped"),
-    ]
-    assert "no CUDA device here" in str(report.rows[-1].reason)
+    # One that another version built is no fault of the bundle either.
+    for version, reason in (("1.0", "must not be loaded here: it was built by"), (VERSION, "no CUDA device here")):
+        (folder / "big.json").write_text(text.replace('"version": "1.0"', f'"version": "{version}"'))
+        report = validate_bundle(bundle, options)
+        assert report
+        assert [(row.backend, row.status) for row in report.rows] == [
+            ("ort-cpu", "passed"),
+            ("ort-cpu", "passed"),
+            ("trt:big", "skipped"),
+        ]
+        assert reason in str(report.rows[-1].reason)
 
 
 def test_engine_is_found_by_name_and_alone_by_that_of_the_backend(bundle: Bundle) -> None:
