@@ -29,8 +29,8 @@ def load_engine(bundle: Bundle, engine: EngineManifest, options: EngineOptions |
 
     Raises:
         BundleError: The engine file is missing, was changed, belongs to another graph, or cannot be loaded.
-        BackendUnavailableError: It was built by another version or for another GPU, there is no CUDA device here, or the
-            engine's flavour is not installed.
+        BackendUnavailableError: It was built by another version or for another GPU, there is no CUDA device here, or
+            the engine's flavour is not installed.
     """
     if not (status := check_engine(bundle, engine)):
         raise (BundleError if status.is_damaged else BackendUnavailableError)(
