@@ -35,9 +35,9 @@ BLOCK = 3
 PREFIX = f"layers.{BLOCK}"
 HIDDEN = -np.inf
 CAUSAL, MASKED = BOTH = tuple(name.removeprefix("byte-") for name in BUNDLED)
-ROTARY_DIM = 32
-# The columns that the first pair is rotated from, in the part of the crossed terms.
-CROSSED_PAIR = np.s_[:, -ROTARY_DIM], np.s_[:, -ROTARY_DIM // 2]
+QK_DIM, ROTARY_DIM = 64, 32
+# The columns of the first pair that turns together.
+PAIR = np.s_[:, -QK_DIM], np.s_[:, ROTARY_DIM // 2 - QK_DIM]
 HEADS = "quad_q", "lin_q", "quad_k", "lin_k"
 QUICK_ONLY = "one weight of the values"
 
@@ -203,6 +203,17 @@ def _remove_token_shift(model: onnx.ModelProto) -> None:
         _insert_before(model, node, f"{PREFIX}/Reshape_1:0", gather)
 
 
+def _turn_back(model: onnx.ModelProto) -> None:
+    """Rotate the heads by the negative angle."""
+    crossed = f"{PREFIX}.heads/MatMul_0:0"
+    _insert_before(model, f"{PREFIX}.heads/Mul_1", crossed, make_node("Neg", [crossed], [f"{crossed}:back"]))
+
+
+def _change_base(model: onnx.ModelProto) -> None:
+    for name in ("rotary.cos_freqs", "rotary.sin_freqs"):
+        _weight(name, lambda freqs: np.power(freqs, 1.01, out=freqs))(model)
+
+
 def _skip_residual(model: onnx.ModelProto) -> None:
     _replace_input(_find_node(model, f"{PREFIX}/Add_2"), f"layers.{BLOCK - 1}/Add_2:0", f"{PREFIX}/Add_1:0")
 
@@ -256,7 +267,8 @@ def _share_first_mask(model: onnx.ModelProto) -> None:
     first = make_node("Slice", ["attention_mask", "row_start", "row_end", "row_axis"], ["first_mask"])
     shape = make_node("Shape", ["attention_mask"], ["mask_shape"])
     spread = make_node("Expand", ["first_mask", "mask_shape"], ["spread_mask"])
-    _insert_before(model, "graph/Cast_1", "attention_mask", first, shape, spread)
+    reader = next(node for node in model.graph.node if node.op_type == "Gather" and "attention_mask" in node.input)
+    _insert_before(model, reader.name, "attention_mask", first, shape, spread)
 
 
 def _bake_length(model: onnx.ModelProto) -> None:
@@ -286,9 +298,9 @@ FAULTS = (
     Fault("score divisor of another length", ("quad_q",), _block_weight("heads.gamma", _scale(0, 128 / 300))),
     Fault("key divisor of another length", ("lin_k",), _block_weight("heads.gamma", _scale(3, 128 / 300))),
     Fault("offset of a query lost", ("lin_q",), _block_weight("heads.beta", _scale(1, 0.0))),
-    Fault("rotary pairs swapped", HEADS, _block_weight("projection.weight", _swap(*CROSSED_PAIR))),
-    Fault("rotation the other way", HEADS, _block_weight("heads.gamma", _scale(np.s_[..., -ROTARY_DIM:], -1))),
-    Fault("rotary frequencies of another base", HEADS, _weight("freqs", lambda f: np.power(f, 1.01, out=f)), block=0),
+    Fault("rotary pairs swapped", HEADS, _block_weight("projection.weight", _swap(*PAIR))),
+    Fault("rotation the other way", HEADS, _turn_back),
+    Fault("rotary frequencies of another base", HEADS, _change_base, block=0),
     Fault("token shift missing", ("normed", "value"), _remove_token_shift),
     Fault("residual missing", ("out",), _skip_residual),
     Fault("square of relu missing", ("weights",), _bypass(f"{PREFIX}.quadratic/Mul_0")),

@@ -141,7 +141,7 @@ def test_nodes_carry_the_model_s_names_and_nothing_of_the_machine(exported: tupl
     data = exported[0].get_graph_path().read_bytes()
     names = [node.name for node in onnx.load_from_string(data).graph.node]
     assert len(set(names)) == len(names)
-    assert all(re.match(r"(graph|embedding|head|layers\.\d+)[./]", name) for name in names)
+    assert all(re.match(r"(graph|embedding|rotary|head|layers\.\d+)[./]", name) for name in names)
     assert b"site-packages" not in data
     assert b".py" not in data
 

@@ -172,16 +172,19 @@ def change(name: str, value: Any) -> Callable[[Any, Any], None]:
 
 
 def read_linear_query(parsed: Any, layer: Any) -> None:
-    layer.set_input(0, find_layer(parsed, "SLICE", "layers.0.quadratic/Split_0_111").get_output(0))
+    layers = (parsed.network.get_layer(index) for index in range(parsed.network.num_layers))
+    _, linear_query, *_ = (one for one in layers if one.type.name == "SLICE" and one.name.startswith(SPLIT_HEADS))
+    layer.set_input(0, linear_query.get_output(0))
 
 
+SPLIT_HEADS = "layers.0.quadratic/Split_0"
 FAULTS = [
     ("exclusive lost", "CUMULATIVE", "layers.0.linear/CumSum_0", change("exclusive", value=False), "layers.0.kv"),
     ("sum from the end", "CUMULATIVE", "layers.0.linear/CumSum_0", change("reverse", value=True), "layers.0.kv"),
     ("operands swapped", "ELEMENTWISE", "layers.0.norm/Div_0", swap, "layers.0.normed"),
     ("subtracted", "ELEMENTWISE", "layers.0/Add_2", change("op", "ElementWiseOperation.SUB"), "layers.0.out"),
-    ("slice starts one later", "SLICE", "layers.0.heads/Split_0", change("start", (0, 0, 0, 0, 1)), "layers.0.quad_q"),
-    ("pad on the other side", "SLICE", "layers.0/Pad_0", change("start", (0, 0, 0)), "layers.0.normed"),
+    ("slice starts one later", "SLICE", "layers.0/Split_0", change("start", (0, 0, 0, 0, 1)), "layers.0.gate"),
+    ("zeros on the other side", "CONCATENATION", "layers.0/Concat_0", swap, "layers.0.normed"),
     ("pieces in another order", "CONCATENATION", "embedding/Concat_0", swap, "embedding"),
     (
         "another activation",
@@ -190,7 +193,7 @@ FAULTS = [
         change("type", "ActivationType.TANH"),
         "value",
     ),
-    ("sine for cosine", "UNARY", "graph/Cos_0", change("op", "UnaryOperation.SIN"), "layers.0.quad_q"),
+    ("sine for cosine", "UNARY", "rotary/Cos_0", change("op", "UnaryOperation.SIN"), "layers.0.quad_q"),
     ("largest for sum", "REDUCE", "layers.1.norm/ReduceSum_0", change("op", "ReduceOperation.MAX"), "layers.1.normed"),
     ("another head", "MATRIX_MULTIPLY", "layers.0.quadratic/MatMul_0", read_linear_query, "layers.0.weights"),
     ("another epsilon", "NORMALIZATION", "head.norm/LayerNormalization_0", change("epsilon", value=1.0), "logits"),

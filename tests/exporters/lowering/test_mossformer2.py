@@ -259,7 +259,7 @@ def test_blocks_stay_within_the_node_budget(enhancement_bundle: Bundle, separati
     assert enhancement["layers.0"] + SHARED_NODES == enhancement["layers.1"] == NODES
     assert separation["layers.0"] + SHARED_NODES == NODES + DILATED_NODES
     around = sum(count for name, count in enhancement.items() if not name.startswith("layers."))
-    assert around <= 79
+    assert around <= 80
     assert separation["encoder"] + separation["decoder"] <= 12
 
 

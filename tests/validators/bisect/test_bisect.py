@@ -66,9 +66,8 @@ def show_next_token(bias: np.ndarray) -> None:
 
 
 def swap_rotated_pairs(gamma: np.ndarray) -> None:
-    """Swap the columns that the sine multiplies, of the quadratic queries."""
-    half = ROTARY_DIM // 2
-    gamma[0, ..., QK_DIM:] = np.roll(gamma[0, ..., QK_DIM:], half, axis=-1)
+    """Swap the factors of the channels that turn together, of the quadratic queries."""
+    gamma[0, ..., :ROTARY_DIM] = np.roll(gamma[0, ..., :ROTARY_DIM], ROTARY_DIM // 2, axis=-1)
 
 
 def find_node(model: onnx.ModelProto, op_type: str, scope: str = BLOCK) -> onnx.NodeProto:
@@ -81,7 +80,7 @@ def remove_token_shift(model: onnx.ModelProto) -> None:
     """Let what reads the moved sequence read it as it was."""
     (moved,) = find_node(model, "Gather").output
     (reader,) = (node for node in model.graph.node if moved in node.input)
-    reader.input[0] = find_node(model, "Pad").input[0]
+    reader.input[0] = find_node(model, "Concat", f"{BLOCK}/").input[1]
 
 
 def sum_own_chunk_too(model: onnx.ModelProto) -> None:
