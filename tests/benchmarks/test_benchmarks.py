@@ -250,7 +250,7 @@ NODES_WITHOUT = {
         "divisors and norm gain in the weights": 1,
         "queries and keys in the product of the gates": 3,
         "values in a product of their own": -4,
-        "rotary by crossed columns": 3,
+        "rotary without cutting channels out": 3,
         "token shift by half a token": 1,
     },
     True: {
@@ -259,7 +259,7 @@ NODES_WITHOUT = {
         "bias table hides the future": 1,
         "queries and keys in the product of the gates": 3,
         "values in a product of their own": -4,
-        "rotary by crossed columns": 3,
+        "rotary without cutting channels out": 3,
         "token shift by half a token": 1,
         "CumSum, not a triangular product": 2,
     },
