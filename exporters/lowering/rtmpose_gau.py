@@ -167,7 +167,9 @@ class KeypointMaps(nn.Module):
         return mark(precision.multiply(normed, self.weight, RESIDUAL), "embedding")
 
     def _convolve(self, features: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(features, weight, self.conv_bias.to(weight.dtype), padding=self.padding)
+        bias = self.conv_bias  # cast only where that does something, so that it keeps its name in the graph
+        bias = bias if bias.dtype == weight.dtype else bias.to(weight.dtype)
+        return F.conv2d(features, weight, bias, padding=self.padding)
 
 
 class Classifiers(nn.Module):

@@ -87,7 +87,7 @@ def test_export_says_what_it_was_given(separation: Bundle) -> None:
     assert "fsmn dilated" in text
     assert "frames.kernel_size 8, frames.sample_rate 8000" in text
     assert "inputs waveform float32 (batch, seq) outputs sources float32 (batch, 2, seq)" in text
-    assert "ranges batch 1 to 64, seq 12 to 400 nodes 222, 133 in its block" in text
+    assert "ranges batch 1 to 64, seq 12 to 400 nodes 223, 132 in its block" in text
     assert "note names are under model.module in the file" in text
     assert "assumed" not in text
 

@@ -125,7 +125,8 @@ FAULTS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     # Those of another product would be off by half of the largest output, as is accepted: little comes of this block.
     "weights of the other sign": (edit_constant("out_weight_quantized", lambda w: -w), "accuracy"),
     "the next token shown": (see_the_next_token, "future"),
-    "a prefix with its own chunk": (let_sum_include_itself, "accuracy"),
+    # The error is 0.43 of the largest output, as is accepted; that the future shows is not.
+    "a prefix with its own chunk": (let_sum_include_itself, "future"),
     "a gate without activation": (forget_gate, "accuracy"),
     "a token of another": (edit_constant("embedding.table_half", lambda table: np.roll(table, 1, axis=0)), "accuracy"),
 }
@@ -188,8 +189,8 @@ def test_own_runs_are_held_to_less_than_the_model_is(scheme: str) -> None:
     assert budget.compute_own_limit(10.0, 99.0) == 10 * budget.own_error
     assert budget.compute_limit(10.0, 99.0) == 10 * budget.error
     assert budget.own_error < budget.error
-    # Only where the scale comes from all that is in a batch may a row depend on the others.
-    assert (budget.own_error > 0.02) == (scheme == "int8-dynamic")
+    # Only where the scale comes from all that is in a batch may a row depend on the others, or where steps are large.
+    assert (budget.own_error > 0.02) == (scheme in ("int8-dynamic", "fp8"))
 
 
 def test_the_limit_is_the_budget_of_the_bundle_unless_one_is_given(int8_bundle: Bundle) -> None:
