@@ -167,8 +167,9 @@ class KeypointMaps(nn.Module):
         return mark(precision.multiply(normed, self.weight, RESIDUAL), "embedding")
 
     def _convolve(self, features: Tensor, weight: Tensor) -> Tensor:
-        bias = self.conv_bias  # cast only where that does something, so that it keeps its name in the graph
-        bias = bias if bias.dtype == weight.dtype else bias.to(weight.dtype)
+        bias: Tensor = self.conv_bias
+        if bias.dtype != weight.dtype:  # else it would lose its name in the graph
+            bias = bias.to(weight.dtype)
         return F.conv2d(features, weight, bias, padding=self.padding)
 
 
