@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     GraphEditor = Callable[[Edit], Bundle]
 
 BLOCK = "layers.1"
-HIDDEN_DIM, ROTARY_DIM, QK_DIM = 24, 12, 12
+HIDDEN_DIM, ROTARY_DIM = 24, 12
 QUICK = BisectOptions(threads=1)
 
 
