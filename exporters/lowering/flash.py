@@ -170,7 +170,10 @@ class LoweredFlashLayer(GatedOutput):
         places: Int[Tensor, " 2p"],
         before: Float[Tensor, "b 1 d/2"],
     ) -> Float[Tensor, "b g 1 c d"]:
-        """Mix the tokens; ``valid`` is None where padding cannot be seen, ``places`` count half tokens."""
+        """Mix the tokens; ``valid`` is None where padding cannot be seen.
+
+        Half tokens have the numbers ``places``, and ``before`` is what stands before the first.
+        """
         normed = self.precision.narrow(self.norm(x), "normed")
         if self.shift_tokens:
             normed = shift_half_token(normed, places, self.precision.narrow(before, "normed"))

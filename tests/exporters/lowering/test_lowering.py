@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flash_export.exporters.lowering.fold import order_rotary_columns
+from flash_export.exporters.lowering.heads import Rotary, order_rotary_pairs
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.layers.position import RotaryEmbedding
 from flash_export.models.flash import FlashConfig, FlashModel
@@ -102,3 +103,19 @@ def test_rotary_order_is_rope_up_to_a_permutation(pairs: int, rest: int, positio
     rotated = extended[:rotary_dim] * angles.cos() + extended[qk_dim:] * angles.sin()
     expected = rotary(x, torch.tensor([position]))[0, 0][columns[:qk_dim]]
     torch.testing.assert_close(torch.cat((rotated, extended[rotary_dim:qk_dim])), expected, rtol=1e-5, atol=1e-5)
+
+
+@given(st.integers(1, 16), st.integers(0, 40), st.integers(0, 10_000))
+@settings(deadline=None)
+def test_rotary_pairs_turn_as_rope_does(pairs: int, rest: int, position: int) -> None:
+    qk_dim = 2 * pairs + rest
+    rotary = RotaryEmbedding(qk_dim)
+    rotary_dim = 2 * len(rotary.freqs)
+    x = torch.linspace(-2, 3, qk_dim)[None, None]
+    order = order_rotary_pairs(qk_dim, rotary_dim)
+    turns = Rotary(rotary.freqs, qk_dim, 1)(torch.tensor([[[float(position)]]]), x)
+    crossed = (x[..., order.columns] @ order.crossing) * turns.sin
+    if turns.rest is not None:
+        crossed = torch.cat((crossed, turns.rest), dim=-1)
+    expected = rotary(x, torch.tensor([position]))[..., order.columns]
+    torch.testing.assert_close(x[..., order.columns] * turns.cos + crossed, expected, rtol=1e-5, atol=1e-5)
