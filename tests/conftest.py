@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx
 import pytest
+from hypothesis import HealthCheck, settings
 
 from flash_export.bundle.bundle import Bundle
 from flash_export.bundle.manifest import AxisRange, GraphSpec, Manifest, ModelFacts
@@ -26,6 +27,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tracing a model of one or two layers is up to a fifth faster without PyTorch's cache of what an operator returns, and
 # writes the same bytes: with sizes that are symbols, an entry costs more to make and read than the operator to ask.
 os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
+
+# How long an example takes says something of the machine alone.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 PROVENANCE = {"source": "model.pt", "format": "flash-pytorch", "sha256": "0" * 64}
 INTERFACE = describe_token_model(256, needs_mask=False, is_causal=True, window=128)
