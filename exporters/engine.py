@@ -79,13 +79,13 @@ def build_engine(
         bundle.check_engine_name(options.engine_name)
     trt = import_flavour(flavour)
     targets = choose_targets(trt, flavour, options.compute_capabilities, SCHEMES_BY_NAME.get(graph.precision))
-    plan = _Plan(bundle, options, flavour, tuple(targets), profiles)
+    plan = _Plan(bundle, options, flavour, trt, targets, profiles)
 
     def build() -> tuple[EngineManifest, bytes]:
-        return _build(plan, trt, targets, progress)
+        return _build(plan, progress)
 
     cache = EngineCache.open() if options.cache else None
-    engine, content, is_from_cache = (*build(), False) if cache is None else cache.fetch(plan.get_key(trt), build)
+    engine, content, is_from_cache = (*build(), False) if cache is None else cache.fetch(plan.get_key(), build)
     engine = replace(engine, name=options.engine_name, graph=options.graph)
     bundle.write_engine(engine, content, overwrite=options.overwrite)
     return EngineBuild(engine, is_from_cache, use)
@@ -98,18 +98,19 @@ class _Plan:
     bundle: Bundle
     options: BuildOptions
     flavour: Flavour
-    targets: tuple[str, ...]
+    trt: Any
+    targets: dict[str, Any]
     profiles: tuple[dict[str, ProfileShapes], ...]
 
-    def get_key(self, trt: Any) -> str:
+    def get_key(self) -> str:
         """Return the sha256 of all that the engine depends on: graph and weights, TensorRT, targets and options."""
         graph = self.bundle.get_graph(self.options.graph)
         values = {
             "tool": __version__,
             "contract": asdict(graph),
             "files": {name: sha for name, sha in self.bundle.manifest.files.items() if name.startswith(graph.file)},
-            "flavour": [self.flavour.name, trt.__version__],
-            "targets": self.targets,
+            "flavour": [self.flavour.name, self.trt.__version__],
+            "targets": list(self.targets),
             "profiles": [{name: asdict(shapes) for name, shapes in one.items()} for one in self.profiles],
             "workspace_bytes": self.options.workspace_bytes,
             "tf32": self.options.tf32,
@@ -117,11 +118,9 @@ class _Plan:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _build(
-    plan: _Plan, trt: Any, targets: Mapping[str, Any], progress: ProgressCallback | None
-) -> tuple[EngineManifest, bytes]:
+def _build(plan: _Plan, progress: ProgressCallback | None) -> tuple[EngineManifest, bytes]:
     """Build an engine; its manifest and content."""
-    bundle, options, flavour = plan.bundle, plan.options, plan.flavour
+    bundle, options, flavour, trt = plan.bundle, plan.options, plan.flavour, plan.trt
     graph = bundle.get_graph(options.graph)
     started = time.perf_counter()
     parsed = parse_network(flavour, bundle.get_graph_path(options.graph))
@@ -129,7 +128,7 @@ def _build(
     inputs, outputs = read_tensors(network, graph)
 
     watch = BuildWatch(progress)
-    config = _configure_builder(trt, builder, options, targets, plan.profiles)
+    config = _configure_builder(trt, builder, options, plan.targets, plan.profiles)
     monitor = create_monitor(trt, watch)
     config.progress_monitor = monitor
     with collect_errors() as errors, watch.catch_interrupt():
@@ -144,7 +143,7 @@ def _build(
         name=options.engine_name,
         flavour=flavour.name,
         version=trt.__version__,
-        targets=plan.targets,
+        targets=tuple(plan.targets),
         graph=options.graph,
         graph_sha256=bundle.manifest.files[graph.file],
         engine_sha256=hashlib.sha256(content).hexdigest(),

@@ -15,7 +15,6 @@ from flash_export.exporters.engine_report.network import read_network
 from flash_export.exporters.engine_report.results import POINT_NAMES, EngineReport, Point
 from flash_export.exporters.profile import derive_profiles
 from flash_export.graph_files import read_graph
-from flash_export.runtime.engine_check import check_engine
 from flash_export.runtime.trt_api import get_flavour, is_installed, parse_network
 from flash_export.runtime.trt_inspector import read_engine_layers
 from flash_export.runtime.trt_shapes import NetworkShapes
@@ -107,11 +106,11 @@ def _read_engine(bundle: Bundle, engine: EngineManifest) -> tuple[tuple[EngineLa
     Raises:
         BundleError: The engine is not what its manifest says.
     """
-    path = bundle.get_engine_path(engine)
-    if not (status := check_engine(bundle, engine)):
-        return None, f"it must not be loaded here: {', and '.join(status.differences)}"
+    from flash_export.runtime.trt import load_engine
+
     try:
-        return read_engine_layers(engine, path), ""
+        with load_engine(bundle, engine) as loaded:
+            return read_engine_layers(loaded), ""
     except BackendUnavailableError as error:
         return None, str(error)
 

@@ -133,9 +133,7 @@ class OrtRunner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Drop the buffers, then the session and the memory of its arena."""
-        self._device_buffers = None
-        if self._provider.binds:
-            self._device_buffers = DeviceBuffers(self._ort, self._session, self._output_names)
+        self._device_buffers = self._session = None
 
 
 def _import_onnxruntime() -> ModuleType:

@@ -86,6 +86,8 @@ def start_session(
     if provider.builds_engines:
         # Neither provider has an option that turns TensorFloat-32 off, which keeps 10 bits of mantissa.
         os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    if provider is CPU:
+        return ort.InferenceSession(model, options, providers=[provider.title], enable_fallback=0)
     with _silence(ort):
         if provider.plugin:
             options.add_provider_for_devices(_find_plugin_devices(ort, provider), settings)
@@ -95,7 +97,7 @@ def start_session(
             with suppress(BackendUnavailableError):
                 import_flavour(TENSORRT_FLAVOUR)  # loads its libraries, wherever pip put them
             providers.append((CUDA.title, CUDA_OPTIONS))
-        if provider is not CPU and hasattr(ort, "preload_dlls"):
+        if hasattr(ort, "preload_dlls"):
             with redirect_stdout(io.StringIO()):
                 ort.preload_dlls()  # finds the CUDA libraries of the nvidia-* packages, and prints which it did not
         return ort.InferenceSession(model, options, providers=providers, enable_fallback=0)

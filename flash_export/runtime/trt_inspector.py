@@ -10,14 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import BackendUnavailableError, describe_reason
-from flash_export.runtime.trt_api import get_flavour, has_cuda_device, import_flavour
-from flash_export.runtime.trt_log import collect_errors, get_log
 from flash_export.runtime.trt_metadata import parse_metadata
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from flash_export.bundle.manifest import EngineManifest
+    from flash_export.runtime.trt_session import LoadedEngine
 
 
 @dataclass(frozen=True)
@@ -37,25 +33,14 @@ class EngineLayer:
     outputs: tuple[str, ...]
 
 
-def read_engine_layers(engine: EngineManifest, path: Path) -> tuple[EngineLayer, ...]:
-    """Return the layers of an engine whose file was found to be what its manifest says.
+def read_engine_layers(loaded: LoadedEngine) -> tuple[EngineLayer, ...]:
+    """Return the layers of an engine.
 
     Raises:
-        BackendUnavailableError: There is no CUDA device here, the flavour is not installed, the engine cannot be
-            loaded, or TensorRT says nothing that can be read of its layers.
-        BundleError: The manifest names a flavour that is not known.
+        BackendUnavailableError: TensorRT says nothing that can be read of them.
     """
-    if not has_cuda_device():
-        raise BackendUnavailableError("no CUDA device here, and an engine can be read on a GPU alone")
-    trt = import_flavour(get_flavour(engine))
-    with collect_errors() as errors:
-        runtime = trt.Runtime(get_log(trt))
-        loaded = runtime.deserialize_cuda_engine(path.read_bytes())
-        if loaded is None:
-            reason = errors[-1] if errors else "TensorRT gave no reason"
-            raise BackendUnavailableError(f"{path} cannot be loaded here ({reason}); build the engine again here")
-        text = loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return parse_engine_information(text)
+    inspector = loaded.engine.create_engine_inspector()
+    return parse_engine_information(inspector.get_engine_information(loaded.trt.LayerInformationFormat.JSON))
 
 
 def parse_engine_information(text: str) -> tuple[EngineLayer, ...]:

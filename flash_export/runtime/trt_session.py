@@ -66,13 +66,14 @@ class LoadedEngine:
         self.manifest, self.device, self.options = manifest, device, options or EngineOptions()
         self.trt = import_flavour(get_flavour(manifest))
         self.features = Features(self.trt)
+        self.kernels = KernelCache(manifest) if self.features.makes_kernels and self.options.keep_kernels else None
         self._sessions: list[Session] = []
         self._stack = ExitStack()
         self.errors = self._stack.enter_context(collect_errors())
         self._runtime = self.trt.Runtime(get_log(self.trt))  # the engine refers to it
         content = path.read_bytes()
         refusal = self.features.describe_refusal(self._runtime, content)
-        self.engine = None if refusal else self._runtime.deserialize_cuda_engine(content)
+        self.engine: Any = None if refusal else self._runtime.deserialize_cuda_engine(content)
         if self.engine is None:
             self._stack.close()
             raise BundleError(
@@ -84,7 +85,6 @@ class LoadedEngine:
         specs = (*manifest.inputs, *manifest.outputs)
         # Sizes that are inputs have to lie where TensorRT reads them.
         self.on_host = {spec.name for spec in specs if self.engine.get_tensor_location(spec.name) == host}
-        self.kernels = KernelCache(manifest) if self.features.makes_kernels and self.options.keep_kernels else None
 
     def open_session(self) -> Session:
         """Make a session, to be used by one thread at a time."""
