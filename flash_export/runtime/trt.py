@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flash_export.bundle.bundle import ENGINE_FOLDER
 from flash_export.errors import BackendUnavailableError, BundleError
 from flash_export.runtime.cuda_device import CudaDevice
 from flash_export.runtime.engine_check import check_engine
@@ -41,7 +42,7 @@ def load_engine(bundle: Bundle, engine: EngineManifest, options: EngineOptions |
         raise BackendUnavailableError(
             f"no CUDA device here; engine {engine.name!r} needs an NVIDIA GPU and a CUDA build of PyTorch"
         )
-    return LoadedEngine(engine, bundle.get_engine_path(engine), CudaDevice(), options)
+    return LoadedEngine(engine, bundle.path / ENGINE_FOLDER / f"{engine.name}.engine", CudaDevice(), options)
 
 
 def open_engine(bundle: Bundle, engine: EngineManifest, options: EngineOptions | None = None) -> TrtRunner:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from flash_export.errors import BackendUnavailableError, BundleError
+from flash_export.errors import BackendUnavailableError, BundleError, ConfigError
 from flash_export.runtime.kernel_cache import KernelCache
 from flash_export.runtime.profile_choice import choose_profile
 from flash_export.runtime.trt_api import get_flavour, import_flavour
-from flash_export.runtime.trt_features import Features
+from flash_export.runtime.trt_features import KERNELS, Features
 from flash_export.runtime.trt_log import collect_errors, get_log
+from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,6 +50,11 @@ class EngineOptions:
     cuda_graphs: bool = False
     kernels: Literal["lazy", "eager", "none"] = "lazy"
     keep_kernels: bool = True
+
+    def __post_init__(self) -> None:
+        """Check that the strategy is one."""
+        if self.kernels not in KERNELS:
+            raise ConfigError(f"kernels={self.kernels!r} is unknown; use one of {list_known(self.kernels, KERNELS)}")
 
 
 class LoadedEngine:

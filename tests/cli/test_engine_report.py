@@ -56,8 +56,8 @@ def test_engine_is_summed_up(built: Bundle, tmp_path: Path, monkeypatch: pytest.
     (total,) = {line.split()[1] for line in lines if line.startswith("all ")} & {str(engine.num_layers)}
     assert f"Layers: {total}, " in result.stdout
     assert (
-        "skipped layers of the engine: fusions and kernels were not read: no CUDA device here, and an engine can be "
-        "read on a GPU alone"
+        "skipped layers of the engine: fusions and kernels were not read: no CUDA device here; engine 'forward' needs "
+        "an NVIDIA GPU and a CUDA build of PyTorch"
     ) in lines
     assert result.stderr == f"Next: flash-export validate {built.path} --backend trt:forward\n"
     assert "Layers by part of the model" in (tmp_path / "page.html").read_text()
@@ -105,7 +105,7 @@ def test_several_engines_have_to_be_told_apart(built: Bundle) -> None:
 
 def test_changed_engine_is_refused(built: Bundle) -> None:
     (built.path / "engines" / "forward.engine").write_bytes(b"other")
-    check_refused(report(built), "was changed after the build; never run it, build the engine again")
+    check_refused(report(built), "was changed after the build; build it again: flash-export trt")
 
 
 def test_missing_tensorrt_is_named_with_its_cure(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

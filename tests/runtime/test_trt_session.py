@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from flash_export.bundle.manifest import AxisRange, EngineManifest, GraphSpec, ProfileShapes
-from flash_export.errors import BackendUnavailableError, BundleError, InputError
+from flash_export.errors import BackendUnavailableError, BundleError, ConfigError, InputError
 from flash_export.interface import TensorSpec
 from flash_export.runtime.kernel_cache import KernelCache
 from flash_export.runtime.trt import TrtRunner
@@ -210,6 +210,11 @@ def test_wrong_inputs_are_refused_before_tensorrt_sees_them(
         with pytest.raises(InputError, match=message):
             runner.run_on_device({name: torch.from_numpy(value) for name, value in inputs.items()})
         assert plan.engines[0].contexts[0].num_told == 0
+
+
+def test_an_unknown_strategy_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"kernels='egaer' is unknown; use one of .*did you mean eager"):
+        EngineOptions(kernels="egaer")  # type: ignore[arg-type]
 
 
 def test_a_failed_run_says_why(opener: Opener) -> None:

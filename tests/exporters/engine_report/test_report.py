@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections import Counter
@@ -198,14 +199,15 @@ def test_graph_that_the_parser_refuses_is_an_error(export_scheme: SchemeExporter
 def test_layers_of_the_engine_are_read_or_the_reason_is_given(copied: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     build(copied)
     layers = (EngineLayer("fused", "gemm", ("layers.0/Add_0",), ("Half",)),)
-    monkeypatch.setattr(module, "read_engine_layers", lambda _engine, _path: layers)
+    monkeypatch.setattr("flash_export.runtime.trt.load_engine", lambda *_: contextlib.nullcontext("loaded"))
+    monkeypatch.setattr(module, "read_engine_layers", {"loaded": layers}.__getitem__)
     report = report_engine(copied)
     assert (report.engine_layers, report.not_read) == (layers, "")
 
-    def refuse(_engine: object, _path: object) -> None:
+    def refuse(*_: object) -> None:
         raise BackendUnavailableError("no GPU")
 
-    monkeypatch.setattr(module, "read_engine_layers", refuse)
+    monkeypatch.setattr("flash_export.runtime.trt.load_engine", refuse)
     report = report_engine(copied)
     assert (report.engine_layers, report.not_read) == (None, "no GPU")
 
