@@ -93,6 +93,7 @@ class ExportOptions:
 
 
 DEFAULT_SCHEME = "int8"
+DEFAULT_BLOCK_SIZE = 32
 MIN_BLOCK_SIZE = 16  # the least that onnxruntime has a kernel for
 
 
@@ -116,7 +117,7 @@ class QuantizeOptions:
     data: Path | None = None
     keep: tuple[str, ...] = ()
     budget: float | None = None
-    block_size: int = 32
+    block_size: int = DEFAULT_BLOCK_SIZE
     smoothing: bool = True
     threads: int | None = None
 
@@ -130,6 +131,8 @@ class QuantizeOptions:
             raise ConfigError(
                 f"block_size={self.block_size} is not usable; use a power of two from {MIN_BLOCK_SIZE} on"
             )
+        if self.block_size != DEFAULT_BLOCK_SIZE and self.scheme != "int4":
+            raise ConfigError(f"block_size={self.block_size} is for int4, {self.scheme} has no blocks; leave it out")
         check_count("threads", self.threads, MAX_THREADS)
 
     @property

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Read the inputs.npz of a check that 'flash-export validate --save-failures' kept, in place of random inputs.",
 )
-@click.option("--backend", default="ort-cpu", show_default=True, help="What runs the graph: ort-cpu or ort-cuda.")
+@click.option("--backend", default="ort-cpu", show_default=True, help="What runs it: ort-cpu, ort-cuda or trt-network.")
 @click.option("--threads", type=int, help="CPU threads of one operator, for both.")
 @output_options(*CHECKS, verdict=bool)
 def bisect_command(

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from flash_export.cli.engine_document import Engines, describe_check, describe_engine
 from flash_export.cli.options import REPORT, Choice, output_options
-from flash_export.config import AUTO_FLAVOUR, DECODE, DEFAULT_PROFILE_BATCH, FLAVOURS, FORWARD, PREFILL, BuildOptions
-from flash_export.errors import BundleError
+from flash_export.config import (
+    AUTO_FLAVOUR,
+    DECODE,
+    DEFAULT_PROFILE_BATCH,
+    FLAVOURS,
+    FORWARD,
+    MAX_PROFILES,
+    PREFILL,
+    BuildOptions,
+)
+from flash_export.errors import BundleError, ConfigError
+from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
@@ -18,6 +30,7 @@ if TYPE_CHECKING:
     from flash_export.cli.output import Output
 
 AUTO_PROFILES = "auto"
+BUILD_ONE = "build one with 'flash-export trt BUNDLE'"
 
 
 class ProfileCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -29,8 +42,8 @@ class ProfileCount(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         """Return the number."""
         if value in (None, AUTO_PROFILES):
             return None
-        if isinstance(value, str) and not value.isdecimal():
-            self.fail(f"{value!r} is neither a number nor {AUTO_PROFILES}", param, ctx)
+        if not re.fullmatch("[0-9]{1,9}", str(value)) or not 1 <= int(value) <= MAX_PROFILES:
+            self.fail(f"{value!r} is neither a number from 1 to {MAX_PROFILES} nor {AUTO_PROFILES}", param, ctx)
         return int(value)
 
 
@@ -146,12 +159,13 @@ def trt_command(
 
     opened = Bundle.open(bundle)
     if check:
-        engines = [one for one in opened.list_engines() if name in (None, one.name)]
-        if not engines:
-            raise BundleError(
-                f"{bundle} has no engine{f' {name!r}' if name else ''}; build one with 'flash-export trt BUNDLE'"
-            )
-        result = Engines(tuple(check_engine(opened, one) for one in engines))
+        _refuse_others_than("--check", "--name")
+        engines = {one.name: one for one in opened.list_engines()}
+        if not engines or name not in (None, *engines):
+            named, has = f" {name!r}" if name else "", f"it has {list_known(name or '', engines)}" if engines else None
+            raise BundleError(f"{bundle} has no engine{named}; {has or BUILD_ONE}")
+        chosen = engines.values() if name is None else (engines[name],)
+        result = Engines(tuple(check_engine(opened, one) for one in chosen))
         output.show(describe_check(opened, result))
         return result
     options = BuildOptions(
@@ -175,6 +189,25 @@ def trt_command(
     output.show(describe_engine(opened, build))
     output.suggest_next(*_choose_next(opened, build.engine))
     return Engines((check_engine(opened, build.engine),), build.is_from_cache, build.use)
+
+
+def _refuse_others_than(option: str, *companions: str) -> None:
+    """Refuse the options of a build beside one that builds nothing, as they would be ignored.
+
+    Raises:
+        ConfigError: One was given.
+    """
+    ctx = click.get_current_context()
+    kept = {"--json", "--quiet", "--verbose", "--log-file", *(f"--{name}" for name in REPORT), option, *companions}
+    useless = [
+        one.opts[0]
+        for one in ctx.command.params
+        if isinstance(one, click.Option)
+        and ctx.get_parameter_source(str(one.name)) is ParameterSource.COMMANDLINE
+        and not kept & set(one.opts)
+    ]
+    if useless:
+        raise ConfigError(f"{option} builds nothing, so that {', '.join(useless)} would be ignored; leave it out")
 
 
 def _choose_next(bundle: Bundle, engine: EngineManifest) -> tuple[str | Path, ...]:

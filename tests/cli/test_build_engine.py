@@ -176,7 +176,7 @@ def test_an_unchanged_build_is_said_to_be_from_the_cache(write_graph_bundle: Bun
     assert "cache" not in invoke(bundle, *options, "--no-cache").output
 
 
-def test_check_says_of_each_engine_whether_it_may_be_loaded(write_graph_bundle: BundleFactory) -> None:
+def test_check_says_of_each_engine_whether_it_may_be_loaded(write_graph_bundle: BundleFactory, tmp_path: Path) -> None:
     bundle = write_graph_bundle(make_model())
     for name in ("good", "bad"):
         assert invoke(bundle, "--compute-capability", "8.9", "--name", name).exit_code == 0
@@ -191,6 +191,10 @@ def test_check_says_of_each_engine_whether_it_may_be_loaded(write_graph_bundle: 
     assert re.search(r"bad: Must not be loaded here: \S*bad.engine was changed after the build", result.output)
     assert "Build it again: flash-export trt" in result.output
     assert invoke(bundle, "--check", "--name", "good").exit_code == 0
+    assert invoke(bundle, "--check", "-q", "--json", "-", "--html", str(tmp_path / "page.html")).exit_code == 1
+    result = invoke(bundle, "--check", "--name", "god")
+    assert result.exit_code == 2
+    assert "has no engine 'god'; it has bad, good (did you mean good?)" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -198,7 +202,9 @@ def test_check_says_of_each_engine_whether_it_may_be_loaded(write_graph_bundle: 
     [
         (("--check",), "has no engine; build one with 'flash-export trt BUNDLE'"),
         (("--check", "--name", "x"), "has no engine 'x'; build one"),
-        (("--profiles", "many"), "'many' is neither a number nor auto"),
+        (("--check", "--force", "--profile", "1x1:1x1:1x1"), "builds nothing, so that --profile, --force would"),
+        (("--profiles", "many"), "'many' is neither a number from 1 to 16 nor auto"),
+        (("--profiles", "17"), "'17' is neither a number from 1 to 16 nor auto"),
         (("--profiles", "3"), "say which lengths"),
         (("--length-range", "9"), "is no MIN:MAX of lengths"),
         (("--length-histogram", "none.csv"), "none.csv cannot be read"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,7 +83,9 @@ def quantize_product(model: ir.Model, recipe: ProductRecipe) -> onnx.ModelProto:
 def list_roundings(
     sample: ProductSample, name: str, *, block_size: int = 32, smoothing: bool = True
 ) -> tuple[Rounding, ...]:
-    options = QuantizeOptions(name, block_size=block_size, smoothing=smoothing)
+    options = QuantizeOptions(name, smoothing=smoothing)
+    if SCHEMES_BY_NAME[name].has_blocks:
+        options = replace(options, block_size=block_size)
     return SCHEMES_BY_NAME[name].list_roundings(sample, options)
 
 
