@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from onnxscript import opset18
+from onnxscript import opset18, opset20
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,6 +133,21 @@ def _spell_put_at(x: Any, index: Any, values: Any) -> Any:
     return op.ScatterND(x, index, values)
 
 
+@torch.library.custom_op("flash_export::gelu", mutates_args=())
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """Return ``x * 0.5 * (1 + erf(x / sqrt(2)))``, as the one node that ONNX has for it from opset 20 on."""
+    return torch.nn.functional.gelu(x)
+
+
+@gelu.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _spell_gelu(x: Any) -> Any:
+    return opset20.Gelu(x)
+
+
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.flash_export.reshape.default: _spell_reshape,
     torch.ops.flash_export.shift_half_token.default: _spell_shift_half_token,
@@ -140,4 +155,5 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.flash_export.gather.default: _spell_gather,
     torch.ops.flash_export.take_at.default: _spell_take_at,
     torch.ops.flash_export.put_at.default: _spell_put_at,
+    torch.ops.flash_export.gelu.default: _spell_gelu,
 }

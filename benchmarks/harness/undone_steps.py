@@ -89,7 +89,7 @@ def unfold_factors(config: FlashConfig) -> Replacements:
     return {
         (flash, "lower_norm"): lambda norm, _: norm,
         (fold, "fold_norm_gain"): lambda weight, _: weight,
-        (flash, "list_head_factors"): lambda *_: [1.0] * 4,
+        (flash, "list_head_factors"): lambda config, _: dict.fromkeys(config.heads, 1.0),
         (QuadraticAttention, "weigh"): weigh,
         (flash, "sum_earlier_chunks"): lambda kv: sum_earlier_chunks(kv / config.chunk_size),
     }

@@ -39,7 +39,7 @@ from flash_export.exporters.lowering.shared_modules import (
 )
 from flash_export.exporters.marks import mark
 from flash_export.exporters.spelling import gather, reshape, shift_half_token, sum_earlier_chunks
-from flash_export.models.flash import HEADS
+from flash_export.models.flash import GLOBAL, LOCAL
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -53,12 +53,13 @@ if TYPE_CHECKING:
 FP16_KEY_DIVISOR = 256.0
 
 
-def list_head_factors(config: FlashConfig, precision: Precision) -> list[float]:
+def list_head_factors(config: FlashConfig, precision: Precision) -> dict[str, float]:
     """Return what goes into each head: divisors of scores and sums, and what makes up for what Laplace leaves out."""
     slope, _ = get_score_line(config.attention_fn)
     restored = 1 / get_attention_factor(config.attention_fn)
     key_divisor = config.chunk_size if config.causal else get_key_divisor(config, precision)
-    return [slope / config.chunk_size, restored, 1.0, 1 / key_divisor]
+    factors = {"quad_q": slope / config.chunk_size, "lin_q": restored, "quad_k": 1.0, "lin_k": 1 / key_divisor}
+    return {name: factors[name] for name in config.heads}
 
 
 class QuadraticAttention(nn.Module):
@@ -150,16 +151,18 @@ class LoweredFlashLayer(GatedOutput):
         order = order_rotary_pairs(config.qk_dim, rotary_dim)
         self.norm, self.norm_gain = lower_norm(layer.norm, channels), compute_norm_gain(layer.norm)
         self.projection = InputProjection.fold(layer, order.columns, precision)
-        factors = list_head_factors(config, precision)
-        self.heads = Heads(layer.qk_offset_scale, factors, order, precision)
-        self.quadratic = QuadraticAttention(layer, precision)
+        self.head_factors = list_head_factors(config, precision)
+        self.heads = Heads(layer.qk_offset_scale, list(self.head_factors.values()), order, precision)
+        if config.branches != GLOBAL:
+            self.quadratic = QuadraticAttention(layer, precision)
         key_divisor = get_key_divisor(config, precision)
-        self.linear = LinearAttention(key_divisor, sum_over_chunks=config.sum_over_chunks, precision=precision)
+        if config.branches != LOCAL:
+            self.linear = LinearAttention(key_divisor, sum_over_chunks=config.sum_over_chunks, precision=precision)
         self.factor = get_attention_factor(config.attention_fn)
         out_weight = layer.to_out.weight[channels].mT * self.factor
         self.out_weight = nn.Buffer(precision.narrow(out_weight, "update").contiguous())
         self.out_bias = nn.Buffer(layer.to_out.bias[channels])
-        self.shift_tokens = config.shift_tokens
+        self.shift_tokens, self.branches = config.shift_tokens, config.branches
 
     def forward(
         self,
@@ -179,19 +182,28 @@ class LoweredFlashLayer(GatedOutput):
             normed = shift_half_token(normed, places, self.precision.narrow(before, "normed"))
         normed = mark(normed, "normed", self.norm_gain)
         value, gate, z = self.projection(normed)
-        quad_q, lin_q, quad_k, lin_k = (
-            mark(head, name, 1 / factor, order="heads")
-            for head, name, factor in zip(self.heads(z, turns).split(1, dim=2), HEADS, self.heads.factors, strict=True)
-        )
+        heads = {
+            name: mark(head, name, 1 / factor, order="heads")
+            for head, (name, factor) in zip(
+                self.heads(z, turns).split(1, dim=2), self.head_factors.items(), strict=True
+            )
+        }
         if valid is not None:
             value = self.precision.combine(torch.mul, value, valid, "value")
         value, gate = mark(value, "value"), mark(gate, "gate")
-        linear = mark(self.linear(lin_q, lin_k, value, inverse_length), "linear", self.factor)
-        quadratic = mark(self.quadratic(quad_q, quad_k, value), "quadratic", self.factor)
-        if self.precision.watch is not None:
-            # Decode weighs linear keys one by one; here they are only shown, for the ranges of that graph.
-            self.precision.multiply(lin_q, lin_k.mT, WEIGHTS)
-        mixed = self.precision.combine(torch.add, quadratic, linear, "mixed")
+        branches: list[Tensor] = []
+        if self.branches != GLOBAL:
+            quadratic = self.quadratic(heads["quad_q"], heads["quad_k"], value)
+            branches.append(mark(quadratic, "quadratic", self.factor))
+        if self.branches != LOCAL:
+            linear = self.linear(heads["lin_q"], heads["lin_k"], value, inverse_length)
+            branches.append(mark(linear, "linear", self.factor))
+            if self.precision.watch is not None:
+                # Decode weighs linear keys one by one; here they are only shown, for the ranges of that graph.
+                self.precision.multiply(heads["lin_q"], heads["lin_k"].mT, WEIGHTS)
+        mixed, *other = branches
+        for branch in other:
+            mixed = self.precision.combine(torch.add, mixed, branch, "mixed")
         return mark(self.project_out(x, self.apply_gate(gate, mixed)), "out", order="channels")
 
 
@@ -211,7 +223,7 @@ class LoweredFlash(LoweredModel):
         self.embedding = TokenEmbedding(
             model.token_emb, model.abs_pos_emb, channels, precision, swaps_halves=swaps_halves
         )
-        self.rotary = Rotary(rotary.freqs, model.config.qk_dim, len(HEADS), precision)
+        self.rotary = Rotary(rotary.freqs, model.config.qk_dim, len(model.config.heads), precision)
         layers = cast("list[FlashLayer]", model.layers)
         self.layers = nn.ModuleList(
             LoweredFlashLayer(layer, rotary_dim, channels, precision.enter_block(index))

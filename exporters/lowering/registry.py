@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flash_export.exporters.lowering.bigbird import BIGBIRD
 from flash_export.exporters.lowering.flash_quad import FLASH_QUAD
 from flash_export.exporters.lowering.flash_state import FLASH
 from flash_export.exporters.lowering.gau import GAU
 from flash_export.exporters.lowering.gau_alpha import GAU_ALPHA
+from flash_export.exporters.lowering.linformer import LINFORMER
+from flash_export.exporters.lowering.longformer import LONGFORMER
+from flash_export.exporters.lowering.mc_tfm import MC_TFM
 from flash_export.exporters.lowering.mossformer2 import MOSSFORMER2
+from flash_export.exporters.lowering.performer import PERFORMER
 from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.rtmpose_gau import RTMPOSE_GAU
+from flash_export.exporters.lowering.transformer import TRANSFORMER
 
 if TYPE_CHECKING:
     from flash_export.exporters.lowering.base import LoweredModel, Lowering
@@ -24,6 +30,12 @@ LOWERINGS: dict[str, Lowering] = {
     "gau_alpha": GAU_ALPHA,
     "flash_quad": FLASH_QUAD,
     "mossformer2": MOSSFORMER2,
+    "transformer": TRANSFORMER,
+    "mc_tfm": MC_TFM,
+    "performer": PERFORMER,
+    "linformer": LINFORMER,
+    "longformer": LONGFORMER,
+    "bigbird": BIGBIRD,
 }
 
 

@@ -33,10 +33,10 @@ class OffsetScale(nn.Module):
         return tuple(z * gamma + beta for gamma, beta in zip(self.gamma, self.beta, strict=True))
 
 
-def split_into_chunks(x: Float[Tensor, "b n d"], chunk_size: int) -> Float[Tensor, "b g c d"]:
+def split_into_chunks(x: Float[Tensor, "*b n d"], chunk_size: int) -> Float[Tensor, "*b g c d"]:
     """Cut the sequence into chunks, filling the last one with zeros."""
-    padding = -x.shape[1] % chunk_size
-    return F.pad(x, (0, 0, 0, padding)).unflatten(1, (-1, chunk_size))
+    padding = -x.shape[-2] % chunk_size
+    return F.pad(x, (0, 0, 0, padding)).unflatten(-2, (-1, chunk_size))
 
 
 def build_causal_mask(length: int, device: torch.device) -> Bool[Tensor, "i j"]:
@@ -57,19 +57,19 @@ def weigh_keys(
     return attention_fn(scores).masked_fill(~visible, 0.0)
 
 
-def sum_kv_causal(k: Float[Tensor, "b g c s"], v: Float[Tensor, "b g c e"]) -> Float[Tensor, "b g s e"]:
+def sum_kv_causal(k: Float[Tensor, "*b g c s"], v: Float[Tensor, "*b g c e"]) -> Float[Tensor, "*b g s e"]:
     """Return what each chunk sees of all *earlier* ones: ``sum_{h < g} k_h^T v_h / c`` (an exclusive prefix sum)."""
     kv = k.mT @ v / k.shape[-2]
-    return F.pad(kv.cumsum(dim=1), (0, 0, 0, 0, 1, -1))
+    return F.pad(kv.cumsum(dim=-3), (0, 0, 0, 0, 1, -1))
 
 
 def sum_kv_global(
-    k: Float[Tensor, "b g c s"],
-    v: Float[Tensor, "b g c e"],
+    k: Float[Tensor, "*b g c s"],
+    v: Float[Tensor, "*b g c e"],
     *,
-    length: Float[Tensor, "*b 1 1 1"],
+    length: Float[Tensor, "*#b 1 1 1"],
     sum_over_chunks: bool,
-) -> Float[Tensor, "b m s e"]:
+) -> Float[Tensor, "*b m s e"]:
     """Return what every token sees: ``sum(k^T v) / length``; that of its own chunk if not ``sum_over_chunks``."""
     kv = k.mT @ v / length
-    return kv.sum(dim=1, keepdim=True) if sum_over_chunks else kv
+    return kv.sum(dim=-3, keepdim=True) if sum_over_chunks else kv

@@ -55,10 +55,10 @@ class ScaledSinusoid(nn.Module):
 class RotaryEmbedding(nn.Module):
     """Rotary position embedding of the leading dimensions, in interleaved pairs (arXiv 2104.09864)."""
 
-    def __init__(self, qk_dim: int) -> None:
-        """Rotate the first ``min(32, qk_dim)`` of ``qk_dim`` dimensions (rounded down to pairs)."""
+    def __init__(self, qk_dim: int, max_rotary_dim: int = MAX_ROTARY_DIM) -> None:
+        """Rotate the first ``min(max_rotary_dim, qk_dim)`` of ``qk_dim`` dimensions (rounded down to pairs)."""
         super().__init__()
-        self.rotary_dim = min(MAX_ROTARY_DIM, qk_dim)
+        self.rotary_dim = min(max_rotary_dim, qk_dim)
         self.freqs: Tensor
         self.register_buffer("freqs", self.compute_frequencies())
 
@@ -66,7 +66,7 @@ class RotaryEmbedding(nn.Module):
         """Return what ``freqs`` holds in a checkpoint that was not rounded."""
         return compute_inverse_frequencies(self.rotary_dim)[: self.rotary_dim // 2]
 
-    def forward(self, x: Float[Tensor, "b n d"], positions: Int[Tensor, " n"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "*b n d"], positions: Int[Tensor, " n"]) -> Float[Tensor, "*b n d"]:
         """Rotate pair ``(2i, 2i + 1)`` of the token at position p by the angle ``p * freqs[i]``."""
         angles = positions.to(self.freqs.dtype)[:, None] * self.freqs
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
@@ -109,10 +109,10 @@ class RelativePositionBias(nn.Module):
         self.relative_attention_bias = nn.Embedding(NUM_BUCKETS, 1)
 
     def forward(self, length: int) -> Float[Tensor, "i j"]:
-        """Return the bias between all positions of a window of ``length``."""
-        positions = torch.arange(length, device=self.relative_attention_bias.weight.device)
-        buckets = compute_t5_buckets(positions[None, :] - positions[:, None], self.causal)
-        return self.relative_attention_bias(buckets).squeeze(-1) * self.scale
+        """Return the bias between all positions of a window of ``length``: one number for each distance."""
+        offsets = torch.arange(1 - length, length, device=self.relative_attention_bias.weight.device)
+        by_distance = self.relative_attention_bias(compute_t5_buckets(offsets, self.causal)).squeeze(-1) * self.scale
+        return by_distance.unfold(0, length, 1).flip(0)  # row i starts at the distance of key 0, which is -i
 
 
 def spread_bias(by_distance: Float[Tensor, " 2m-1"]) -> Float[Tensor, "m m"]:

@@ -162,7 +162,7 @@ def _recognise(values: object, file: Path) -> tuple[str, list[str]]:
     """
     found = recognise_family(name_tensors(values, file))
     if found is None:
-        known = ", ".join(FAMILIES)
+        known = ", ".join(name for name, one in FAMILIES.items() if one.told_by)
         raise ConfigError(f"{file.name} does not tell its model family; add --family, one of {known}")
     family, name = found
     return family, [f"taken for family {family}, which alone has a {show_name(name)}; --family names another"]

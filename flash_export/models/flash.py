@@ -10,6 +10,7 @@ sums over keys and values, 1 or g.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 MIN_QK_DIM = 2
 MAX_CHUNK_SIZE = 8192  # each layer has a table of the relative positions in a chunk, 256 MiB of it
 HEADS = ("quad_q", "lin_q", "quad_k", "lin_k")  # in the order of the affine maps
+BOTH, LOCAL, GLOBAL = "both", "local", "global"
+# What is computed for the sake of one branch alone.
+_OF_BRANCH = {LOCAL: ("quad_q", "quad_k", "weights", "quadratic"), GLOBAL: ("lin_q", "lin_k", "kv", "linear")}
 QUANTITIES = {
     "embedding": Quantity("token and position embedding", place="before", is_normed=True),
     "normed": Quantity("input after norm and token shift"),
@@ -78,6 +82,8 @@ class FlashConfig(ModelConfig):
         sum_over_chunks: Non-causal only: whether the linear branch sums over the whole sequence or stays in its chunk.
         mask_divisor: Non-causal only: the linear branch divides by the number of ``valid`` tokens of a row, or by
             the ``padded`` length of the batch as flash-pytorch does. They agree where nothing is masked.
+        branches: ``both``; or ``local``, the quadratic branch alone, or ``global``, the linear branch alone: the
+            paper's ablation.
     """
 
     model_type: ClassVar[str] = "flash"
@@ -85,6 +91,7 @@ class FlashConfig(ModelConfig):
         "norm_type": ("scalenorm", "layernorm"),
         "attention_fn": tuple(ATTENTION_FUNCTIONS),
         "mask_divisor": ("valid", "padded"),
+        "branches": (BOTH, LOCAL, GLOBAL),
     }
 
     vocab_size: int
@@ -99,6 +106,7 @@ class FlashConfig(ModelConfig):
     attention_fn: str = "relu2"
     sum_over_chunks: bool = True
     mask_divisor: str = "valid"
+    branches: str = BOTH
 
     def __post_init__(self) -> None:
         """Check the fields, and that the position embeddings have something to turn."""
@@ -133,19 +141,34 @@ class FlashConfig(ModelConfig):
     @property
     def quantities(self) -> Mapping[str, Quantity]:
         """What is computed on the way."""
-        return QUANTITIES
+        return {name: quantity for name, quantity in QUANTITIES.items() if self.has_value(name)}
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Queries and keys of the branches that there are, in the order of the affine maps."""
+        return tuple(name for name in HEADS if self.has_value(name))
+
+    def has_value(self, name: str) -> bool:
+        """Return whether a value is computed for a branch that there is."""
+        return self.branches == BOTH or all(
+            name not in values for branch, values in _OF_BRANCH.items() if branch != self.branches
+        )
 
     @property
     def state_refusal(self) -> str | None:
         """A token of a causal model needs its chunk, and one matrix a layer of what came before it."""
-        return None if self.causal else "it is not causal, so that every token changes all tokens before it"
+        if not self.causal:
+            return "it is not causal, so that every token changes all tokens before it"
+        if self.branches != BOTH:
+            return f"it has the {self.branches} branch alone, which is for comparison"
+        return None
 
     def count_macs(self, seq_len: int) -> int:
         """Count both branches and the projections, on the length padded to whole chunks."""
         padded_len = seq_len + -seq_len % self.chunk_size
         projections = 3 * self.dim * self.hidden_dim + self.dim * self.qk_dim
-        quadratic = self.chunk_size * (self.qk_dim + self.hidden_dim)
-        linear = 2 * self.qk_dim * self.hidden_dim
+        quadratic = self.chunk_size * (self.qk_dim + self.hidden_dim) if self.branches != GLOBAL else 0
+        linear = 2 * self.qk_dim * self.hidden_dim if self.branches != LOCAL else 0
         return self.depth * padded_len * (projections + quadratic + linear) + seq_len * self.dim * self.vocab_size
 
     def estimate_bytes(self, batch: int, seq_len: int) -> int:
@@ -164,10 +187,11 @@ class FlashLayer(nn.Module):
         super().__init__()
         self.config = config
         self.norm = build_norm(config.norm_type, config.dim)
-        self.rel_pos_bias = RelativePositionBias(config.qk_dim**0.5, config.causal)
+        if config.branches != GLOBAL:
+            self.rel_pos_bias = RelativePositionBias(config.qk_dim**0.5, config.causal)
         self.to_hidden = nn.Sequential(nn.Linear(config.dim, 2 * config.hidden_dim), nn.SiLU())
         self.to_qk = nn.Sequential(nn.Linear(config.dim, config.qk_dim), nn.SiLU())
-        self.qk_offset_scale = OffsetScale(config.qk_dim, heads=4)
+        self.qk_offset_scale = OffsetScale(config.qk_dim, heads=len(config.heads))
         self.to_out = nn.Linear(config.hidden_dim, config.dim)
         self.tap = Tap()
 
@@ -188,14 +212,17 @@ class FlashLayer(nn.Module):
         normed = tap("normed", normed)
         value, gate = self.to_hidden(normed).chunk(2, dim=-1)
         value, gate = tap("value", value * valid[..., None]), tap("gate", gate)
-        quad_q, lin_q, quad_k, lin_k = (
-            split_into_chunks(tap(name, rotary(head, positions)), config.chunk_size)
-            for name, head in zip(HEADS, self.qk_offset_scale(self.to_qk(normed)), strict=True)
-        )
+        heads = {
+            name: split_into_chunks(tap(name, rotary(head, positions)), config.chunk_size)
+            for name, head in zip(config.heads, self.qk_offset_scale(self.to_qk(normed)), strict=True)
+        }
         value = split_into_chunks(value, config.chunk_size)  # (b, g, c, e)
-        quadratic = tap("quadratic", self.weigh(quad_q, quad_k, valid) @ value)
-        linear = tap("linear", lin_q @ self.sum_kv(lin_k, value, length))
-        mixed = (quadratic + linear).flatten(1, 2)[:, :seq_len]
+        branches = []
+        if config.branches != GLOBAL:
+            branches.append(tap("quadratic", self.weigh(heads["quad_q"], heads["quad_k"], valid) @ value))
+        if config.branches != LOCAL:
+            branches.append(tap("linear", heads["lin_q"] @ self.sum_kv(heads["lin_k"], value, length)))
+        mixed = reduce(torch.add, branches).flatten(1, 2)[:, :seq_len]
         return tap("out", self.to_out(gate * mixed) + x)
 
     def weigh(

@@ -11,6 +11,7 @@ from flash_export.models.importers.flash_pytorch import FLASH, GAU
 from flash_export.models.importers.gau_alpha import GAU_ALPHA
 from flash_export.models.importers.junnyu import FLASH_QUAD
 from flash_export.models.importers.mmpose import RTMPOSE_GAU
+from flash_export.models.importers.own import BIGBIRD, LINFORMER, LONGFORMER, MC_TFM, PERFORMER, TRANSFORMER
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ FAMILIES: dict[str, Family] = {
     "gau_alpha": GAU_ALPHA,
     "flash_quad": FLASH_QUAD,
     "mossformer2": MOSSFORMER2,
+    "transformer": TRANSFORMER,
+    "mc_tfm": MC_TFM,
+    "performer": PERFORMER,
+    "linformer": LINFORMER,
+    "longformer": LONGFORMER,
+    "bigbird": BIGBIRD,
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from flash_export.models.flash import FlashModel
+    from flash_export.models.base import ReferenceModel
 
 Objective = Literal["causal", "masked"]
 
@@ -22,6 +22,7 @@ MASK_FRACTION = 0.15
 EVALUATION_SEQ_LEN = 1024
 EVALUATION_SEED = 0
 IGNORED = -100
+MAX_BATCH_TOKENS = 8192
 
 
 def describe_heldout(objective: Objective) -> dict[str, Any]:
@@ -58,18 +59,26 @@ def compute_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def measure_bits_per_byte(model: FlashModel, text: np.ndarray, objective: Objective, batch: int = 8) -> float:
+def measure_bits_per_byte(
+    model: ReferenceModel,
+    text: np.ndarray,
+    objective: Objective,
+    seq_len: int = EVALUATION_SEQ_LEN,
+    device: str = "cpu",
+) -> float:
     """Return the mean ``-log2 p(true byte)`` over the targets of ``text``.
 
-    The bytes are cut into consecutive windows of ``EVALUATION_SEQ_LEN``; the last, shorter one is dropped.
-    The masked positions of all windows come from one draw, so that the number can be measured again.
+    The bytes are cut into consecutive windows of ``seq_len``; the last, shorter one is dropped. The masked positions of
+    all windows come from one draw, so that the number can be measured again.
     """
-    num_windows = len(text) // EVALUATION_SEQ_LEN
+    num_windows = len(text) // seq_len
     if not num_windows:
-        raise ValueError(f"{len(text)} bytes are less than one window; give at least {EVALUATION_SEQ_LEN}")
-    windows = text[: num_windows * EVALUATION_SEQ_LEN].reshape(num_windows, EVALUATION_SEQ_LEN)
-    inputs, targets = build_example(windows, objective, np.random.default_rng(EVALUATION_SEED))
-    nats = 0.0
+        raise ValueError(f"{len(text)} bytes are less than one window; give at least {seq_len}")
+    windows = text[: num_windows * seq_len].reshape(num_windows, seq_len)
+    inputs, targets = (
+        one.to(device) for one in build_example(windows, objective, np.random.default_rng(EVALUATION_SEED))
+    )
+    nats, batch = 0.0, max(1, MAX_BATCH_TOKENS // seq_len)
     for start in range(0, num_windows, batch):
         part = targets[start : start + batch]
         nats += compute_loss(model(inputs[start : start + batch]), part).item() * int((part != IGNORED).sum())

@@ -1,0 +1,1 @@
+"""The study: systems of the paper at equal size, trained alike, exported, validated and timed."""
