@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from subprocess import CompletedProcess
 
-_NEUTRAL_FOLDER = os.sep  # is always there, and none but the administrator writes to it
+NEUTRAL_FOLDER = os.sep  # is always there, and none but the administrator writes to it
 _PACKAGE_FOLDER = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 _BOOTSTRAP = (
     "import sys; module, *sys.path[:] = sys.argv[1:]; import runpy; runpy.run_module(module, run_name='__main__')"
@@ -41,6 +41,19 @@ def list_import_folders(untrusted: "Sequence[str]" = ()) -> list[str]:
     return folders
 
 
+def build_command(module: str, untrusted: "Sequence[str]" = ()) -> "list[str]":
+    """Return the command that runs a module of this package in a fresh process, from :data:`NEUTRAL_FOLDER`.
+
+    -I keeps the current folder, PYTHONPATH and the user's own packages out before anything is imported; a development
+    install may have put this package elsewhere than on the path.
+
+    Args:
+        module: Full name.
+        untrusted: Folders that nothing is imported from, besides the current one.
+    """
+    return [sys.executable, "-I", "-c", _BOOTSTRAP, module, *list_import_folders(untrusted), _PACKAGE_FOLDER]
+
+
 def run_module(module: str, text: str, *, untrusted: "Sequence[str]" = (), timeout_s: float) -> "CompletedProcess[str]":
     """Run a module of this package in a fresh process and wait for it.
 
@@ -55,9 +68,7 @@ def run_module(module: str, text: str, *, untrusted: "Sequence[str]" = (), timeo
     """
     import subprocess
 
-    # -I keeps the current folder, PYTHONPATH and the user's own packages out before anything is imported; a development
-    # install may have put this package elsewhere than on the path.
-    command = [sys.executable, "-I", "-c", _BOOTSTRAP, module, *list_import_folders(untrusted), _PACKAGE_FOLDER]
+    command = build_command(module, untrusted)
     return subprocess.run(
-        command, input=text, capture_output=True, text=True, timeout=timeout_s, cwd=_NEUTRAL_FOLDER, check=False
+        command, input=text, capture_output=True, text=True, timeout=timeout_s, cwd=NEUTRAL_FOLDER, check=False
     )

@@ -27,8 +27,6 @@ def describe_environment(bundle: Bundle, model: ReferenceModel, threads: int | N
         model: Its reference model.
         threads: Threads that were asked for; None: the default of each backend.
     """
-    import torch
-
     graph = bundle.get_graph()
     facts: dict[str, str | int] = {
         "model_type": model.config.model_type,
@@ -37,9 +35,19 @@ def describe_environment(bundle: Bundle, model: ReferenceModel, threads: int | N
         **({"assumed": assumed} if (assumed := bundle.manifest.imported.assumptions) else {}),
         "precision": graph.precision,
         "opset": graph.opset,
-        "flash_export": __version__,
-        "python": platform.python_version(),
     }
+    return facts | describe_machine(threads)
+
+
+def describe_machine(threads: int | None) -> dict[str, str | int]:
+    """Return versions of packages, hardware, and the time, by name.
+
+    Args:
+        threads: Threads that were asked for; None: the default of each backend.
+    """
+    import torch
+
+    facts: dict[str, str | int] = {"flash_export": __version__, "python": platform.python_version()}
     facts |= {name.replace("-", "_"): version for name in _PACKAGES if (version := _find_version(name))}
     facts["platform"] = platform.platform()
     facts["cpu"] = _read_cpu_name()

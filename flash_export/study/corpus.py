@@ -14,6 +14,9 @@ from typing import Literal
 
 import numpy as np
 
+from flash_export.errors import InputError
+from flash_export.reading import read_bytes
+
 Split = Literal["train", "validation", "heldout"]
 
 HELDOUT_PERCENT = 3
@@ -22,6 +25,7 @@ VALIDATION_PERCENT = 2
 # which would leak held-out text into training; config-* and _sysconfigdata* hold this machine's paths.
 EXCLUDED_PARTS = frozenset({"site-packages", "test", "tests", "encodings", "pydoc_data", "lib2to3"})
 EXCLUDED_PREFIXES = ("config-", "_sysconfigdata")
+MAX_TEXT_BYTES = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,48 @@ def cut_middle(text: str, num_bytes: int) -> str:
             size += len(line.encode("utf-8"))
         position += len(line)
     return "".join(piece)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The three texts of a study, as bytes; ``excerpt`` is the held-out one as text."""
+
+    training: np.ndarray
+    validation: np.ndarray
+    heldout: np.ndarray
+    excerpt: str
+
+
+MIN_VALIDATION_BYTES = 16 * 1024
+# Of a text file: what is trained on, and where validation ends.
+TRAINING_SHARE, VALIDATION_SHARE = 0.95, 0.97
+
+
+def read_corpus(text: Path | None, heldout_bytes: int) -> Corpus:
+    """Read the texts.
+
+    Args:
+        text: A file in UTF-8, whose end is held out; None: the standard library of the running Python.
+        heldout_bytes: Size of the held-out text, about.
+
+    Raises:
+        InputError: The file cannot be read, or is too short.
+    """
+    num_validation = max(heldout_bytes // 4, MIN_VALIDATION_BYTES)
+    if text is None:
+        sources = read_sources()
+        excerpt = excerpt_heldout(sources, heldout_bytes)
+        training, validation = join_split(sources, "train"), join_split(sources, "validation")[:num_validation]
+        return Corpus(training, validation, np.frombuffer(excerpt.encode("utf-8"), dtype=np.uint8), excerpt)
+    data = read_bytes(text, InputError, "give a text file", max_bytes=MAX_TEXT_BYTES)
+    ends = [int(share * len(data)) for share in (TRAINING_SHARE, VALIDATION_SHARE)]
+    excerpt = data[ends[1] :][:heldout_bytes].decode("utf-8", errors="ignore")
+    parts = [
+        np.frombuffer(part, dtype=np.uint8) for part in (data[: ends[0]], data[ends[0] : ends[1]][:num_validation])
+    ]
+    heldout = np.frombuffer(excerpt.encode("utf-8"), dtype=np.uint8)
+    if min(len(part) for part in (*parts, heldout)) < MIN_VALIDATION_BYTES // 8:
+        raise InputError(
+            f"{text} has {len(data):,} bytes, too few to train on and to hold some out; give a longer text"
+        )
+    return Corpus(parts[0], parts[1], heldout, excerpt)

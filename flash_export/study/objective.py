@@ -13,25 +13,26 @@ import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from flash_export.models.base import ReferenceModel
+    from collections.abc import Callable
 
 Objective = Literal["causal", "masked"]
 
 MASK_TOKEN_ID = 256
+VOCAB_SIZES = {"causal": 256, "masked": MASK_TOKEN_ID + 1}
 MASK_FRACTION = 0.15
 EVALUATION_SEQ_LEN = 1024
 EVALUATION_SEED = 0
 IGNORED = -100
-MAX_BATCH_TOKENS = 8192
+MAX_BATCH, MAX_BATCH_TOKENS = 16, 8192
 
 
-def describe_heldout(objective: Objective) -> dict[str, Any]:
-    """Return the content of ``heldout.json``: how ``heldout.txt`` is to be evaluated."""
+def describe_heldout(objective: Objective, seq_len: int = EVALUATION_SEQ_LEN) -> dict[str, Any]:
+    """Return the content of ``heldout.json``: how ``heldout.txt`` is to be evaluated, in windows of which length."""
     masked = objective == "masked"
     return {
         "objective": objective,
         "tokenizer": "bytes",
-        "seq_len": EVALUATION_SEQ_LEN,
+        "seq_len": seq_len,
         "mask_token_id": MASK_TOKEN_ID if masked else None,
         "mask_fraction": MASK_FRACTION if masked else None,
         "seed": EVALUATION_SEED,
@@ -60,7 +61,7 @@ def compute_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def measure_bits_per_byte(
-    model: ReferenceModel,
+    model: Callable[[torch.Tensor], torch.Tensor],
     text: np.ndarray,
     objective: Objective,
     seq_len: int = EVALUATION_SEQ_LEN,
@@ -78,7 +79,7 @@ def measure_bits_per_byte(
     inputs, targets = (
         one.to(device) for one in build_example(windows, objective, np.random.default_rng(EVALUATION_SEED))
     )
-    nats, batch = 0.0, max(1, MAX_BATCH_TOKENS // seq_len)
+    nats, batch = 0.0, max(1, min(MAX_BATCH, MAX_BATCH_TOKENS // seq_len))
     for start in range(0, num_windows, batch):
         part = targets[start : start + batch]
         nats += compute_loss(model(inputs[start : start + batch]), part).item() * int((part != IGNORED).sum())
