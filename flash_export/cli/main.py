@@ -29,6 +29,7 @@ from flash_export.cli.quantize import quantize_command
 from flash_export.cli.recordings import enhance_command, separate_command
 from flash_export.cli.show_report import report_command
 from flash_export.cli.study import study_command
+from flash_export.cli.tune import tune_command
 from flash_export.cli.validate import validate_command
 from flash_export.errors import (
     MAX_MESSAGE_CHARACTERS,
@@ -55,7 +56,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Export": (families_command, onnx_command, inspect_command),
     "Check": (validate_command, report_command, bisect_command),
     "Make it smaller": (profile_ranges_command, quantize_command, compare_command),
-    "Choose": (study_command,),
+    "Choose": (tune_command, study_command),
     "Run it": (trt_command, engine_report_command, generate_command, enhance_command, separate_command),
 }
 

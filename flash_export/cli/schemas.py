@@ -36,6 +36,7 @@ def make_schemas() -> dict[str, dict[str, Any]]:
     from flash_export.runtime.engine_check import EngineStatus
     from flash_export.schema import make_schema
     from flash_export.study.results import Study
+    from flash_export.study.tuning_results import Tuning
     from flash_export.validators.bisect.results import BisectReport
     from flash_export.validators.ranges.results import RangesReport
     from flash_export.validators.report.comparison import Comparison
@@ -52,6 +53,7 @@ def make_schemas() -> dict[str, dict[str, Any]]:
         "profile-ranges": (RangesReport, {}),
         "quantize": (QuantizationRecord, {}),
         "compare": (TradeOff, {"complete": bool}),
+        "tune": (Tuning, {}),
         "study": (Study, {"complete": bool}),
         "trt": (Engines, {}),
         "engine-report": (EngineReport, {}),

@@ -127,6 +127,7 @@ class StudyConfig:
     """A study.
 
     Attributes:
+        kind: What it is.
         models: What is compared; by default every system.
         size: What all have in common.
         training: How they are trained.
@@ -140,6 +141,7 @@ class StudyConfig:
         budget_s: Seconds to time one model at one length.
     """
 
+    kind: Literal["study"] = "study"
     models: tuple[ModelEntry, ...] = field(default_factory=list_default_models)
     size: Size = field(default_factory=Size)
     training: Training = field(default_factory=Training)

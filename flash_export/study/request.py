@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import FlashExportError
-from flash_export.study.config import StudyConfig  # noqa: TC001 (its fields are read as a schema)
+from flash_export.study.config import StudyConfig
 from flash_export.study.tasks import Task, run_task
+from flash_export.study.tuning import TuneConfig, run_tuning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,13 +21,13 @@ class Request:
     """What a process is asked for; paths are absolute.
 
     Attributes:
-        config: The study.
-        folder: Its folder.
+        config: What it is part of.
+        folder: Where that is done.
         source: The folder that checkpoints are relative to.
         task: The task.
     """
 
-    config: StudyConfig
+    config: StudyConfig | TuneConfig
     folder: str
     source: str
     task: Task
@@ -37,7 +38,10 @@ class Request:
 
     def run(self, progress: Callable[[float], None] = lambda _: None) -> dict[str, Any]:
         """Do the task; return ``{"value": ...}``, or ``{"error": ...}`` where the input does not allow it."""
+        folder, source = Path(self.folder), Path(self.source)
         try:
-            return {"value": run_task(self.config, Path(self.folder), Path(self.source), self.task, progress)}
+            if isinstance(self.config, StudyConfig):
+                return {"value": run_task(self.config, folder, source, self.task, progress)}
+            return {"value": run_tuning(self.config, folder, source, self.task, progress)}
         except FlashExportError as error:
             return {"error": str(error)}

@@ -11,17 +11,19 @@ from flash_export.errors import BundleError
 from flash_export.files import write_file
 from flash_export.reading import MAX_JSON_BYTES, parse_json, read_bytes
 from flash_export.strict_json import format_json
+from flash_export.study.config import StudyConfig
 from flash_export.study.request import Request
 from flash_export.study.tasks import plan_tasks
+from flash_export.study.tuning import plan_tuning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from flash_export.progress import ProgressCallback
-    from flash_export.study.config import StudyConfig
     from flash_export.study.executors import Executor, Outcome
     from flash_export.study.tasks import Planned
+    from flash_export.study.tuning import TuneConfig
 
 logger = logging.getLogger(__name__)
 RESULTS = "results"
@@ -135,12 +137,16 @@ class Schedule:
 
 
 def run_tasks(
-    config: StudyConfig, folder: Path, source: Path, executor: Executor, progress: ProgressCallback | None = None
+    config: StudyConfig | TuneConfig,
+    folder: Path,
+    source: Path,
+    executor: Executor,
+    progress: ProgressCallback | None = None,
 ) -> dict[str, Found]:
-    """Do what is left of a study.
+    """Do what is left of a study, or of tuning.
 
     Args:
-        config: The study.
+        config: What is to be done.
         folder: Its folder.
         source: The folder that checkpoints are relative to.
         executor: Where tasks run; it is closed.
@@ -149,13 +155,17 @@ def run_tasks(
     Returns:
         What each task found, by its name.
     """
-    schedule = Schedule(plan_tasks(config, source), ResultFolder(folder / RESULTS))
+    planned_tasks = plan_tasks(config, source) if isinstance(config, StudyConfig) else plan_tuning(config, source)
+    schedule = Schedule(planned_tasks, ResultFolder(folder / RESULTS))
+    shown: tuple[int, int, str] | None = None
     try:
         while not schedule.is_done:
             while (planned := schedule.take_ready(executor)) is not None:
                 executor.submit(Request(config, str(folder.resolve()), str(source.resolve()), planned.task))
-            if progress is not None:
-                progress(len(schedule.found), len(schedule.planned), schedule.describe())
+            state = len(schedule.found), len(schedule.planned), schedule.describe()
+            if progress is not None and state != shown:
+                progress(*state)
+                shown = state
             for outcome in executor.wait() if schedule.started else ():
                 schedule.note(outcome)
     finally:

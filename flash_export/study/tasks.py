@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from flash_export.models.base import ModelConfig
     from flash_export.study.config import ModelEntry
 
-Kind = Literal["train", "export", "export-long", "validate", "score", "time"]
+# Of a study, and then of tuning.
+Kind = Literal["train", "export", "export-long", "validate", "score", "time", "make", "judge"]
+FOOTPRINT_S = 60.0
 CHECKPOINT, BUNDLE, LONG_BUNDLE = "checkpoint", "bundle", "bundle-long"
 
 
@@ -37,17 +39,20 @@ class Task:
         model: To which model.
         backend: Where, if that matters.
         seq_len: At which length, if that matters.
+        threads: With how many threads, if that matters.
     """
 
     kind: Kind
     model: str
     backend: str = ""
     seq_len: int = 0
+    threads: int = 0
 
     @property
     def name(self) -> str:
         """A name that no other task has, and that a file can have."""
-        parts = (self.kind, self.model, self.backend.replace(":", "."), str(self.seq_len or ""))
+        threads = f"{self.threads}t" if self.threads else ""
+        parts = (self.kind, self.model, self.backend.replace(":", "."), threads, str(self.seq_len or ""))
         return "~".join(filter(None, parts))
 
     @property
@@ -60,6 +65,7 @@ class Task:
         verbs = {"train": "training", "export": "exporting", "export-long": "exporting, to be timed at any length,"}
         words = [verbs.get(self.kind, self.kind.removesuffix("e") + "ing"), self.model]
         words += [f"on {self.backend}"] if self.backend else []
+        words += [f"with {self.threads} threads"] if self.threads else []
         words += [f"at {self.seq_len} tokens"] if self.seq_len else []
         return " ".join(words)
 
@@ -73,6 +79,28 @@ class Planned:
     key: str
 
 
+class Planner:
+    """Collects tasks, each after those that it needs."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.planned: dict[str, Planned] = {}
+
+    def add(self, task: Task, needs: tuple[Task, ...], depends: Mapping[str, Any]) -> Task:
+        """Add a task, and return it.
+
+        Args:
+            task: The task.
+            needs: What has to be done before; its result depends on theirs.
+            depends: What else it depends on, as plain JSON.
+        """
+        keys = [self.planned[one.name].key for one in needs]
+        text = json.dumps([asdict(task), __version__, keys, depends], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        self.planned[task.name] = Planned(task, tuple(one.name for one in needs), key)
+        return task
+
+
 def plan_tasks(config: StudyConfig, folder: Path) -> tuple[Planned, ...]:
     """Return the tasks of a study in an order in which they can be done.
 
@@ -80,15 +108,8 @@ def plan_tasks(config: StudyConfig, folder: Path) -> tuple[Planned, ...]:
         config: The study.
         folder: What checkpoints are relative to.
     """
-    planned: dict[str, Planned] = {}
-
-    def add(task: Task, needs: tuple[Task, ...], depends: Mapping[str, Any]) -> Task:
-        keys = [planned[one.name].key for one in needs]
-        text = json.dumps([asdict(task), __version__, keys, depends], sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()
-        planned[task.name] = Planned(task, tuple(one.name for one in needs), key)
-        return task
-
+    planner = Planner()
+    add = planner.add
     longest = max(config.latency_lens)
     for entry in config.models:
         name = entry.name
@@ -110,7 +131,7 @@ def plan_tasks(config: StudyConfig, folder: Path) -> tuple[Planned, ...]:
                 extra = () if seq_len <= config.max_seq_len or long is None else (long,)
                 depends = {"threads": config.threads, "budget_s": config.budget_s}
                 add(Task("time", name, backend, seq_len), (*checks, *extra), depends)
-    return tuple(planned.values())
+    return tuple(planner.planned.values())
 
 
 def _identify(entry: ModelEntry, folder: Path) -> str | None:
@@ -145,11 +166,13 @@ def run_task(config: StudyConfig, folder: Path, source: Path, task: Task, progre
     if task.kind == "export-long":
         return _export_long(config, entry, models)
     if task.kind == "validate":
-        return _validate(config, models / BUNDLE, task.backend, progress)
+        arguments = config.plan, config.max_seq_len, config.threads
+        return validate_bundle_on(models / BUNDLE, task.backend, *arguments, progress)
     if task.kind == "score":
         return _score(config, entry, models / BUNDLE, task.backend)
-    bundle = models / (BUNDLE if task.seq_len <= config.max_seq_len else LONG_BUNDLE)
-    return _time(config, bundle, task)
+    is_long = task.seq_len > config.max_seq_len
+    found = time_bundle(models / (LONG_BUNDLE if is_long else BUNDLE), task, 1, config.threads, config.budget_s)
+    return {**found, "random_weights": is_long}
 
 
 def choose_model_config(config: StudyConfig, entry: ModelEntry, *, max_positions: int | None = None) -> ModelConfig:
@@ -222,18 +245,26 @@ def _export_long(config: StudyConfig, entry: ModelEntry, models: Path) -> dict[s
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def _validate(config: StudyConfig, bundle: Path, backend: str, progress: Callable[[float], None]) -> dict[str, Any]:
+def validate_bundle_on(
+    path: Path, backend: str, plan: str, max_seq_len: int | None, threads: int | None, progress: Callable[[float], None]
+) -> dict[str, Any]:
+    """Validate a bundle on one backend, and return the count of its checks.
+
+    Args:
+        path: The bundle.
+        backend: Where.
+        plan: Which lengths.
+        max_seq_len: Longest of them; None: the plan's own.
+        threads: Threads of one operator; None: what the backend chooses.
+        progress: Called with the share that is done.
+    """
     from flash_export.bundle.bundle import Bundle
     from flash_export.validators.validate import ValidationOptions, validate_bundle
 
     options = ValidationOptions(
-        plan=config.plan,
-        max_seq_len=config.max_seq_len,
-        backends=(backend,),
-        threads=config.threads,
-        latency_budget_s=0.0,
+        plan=plan, max_seq_len=max_seq_len, backends=(backend,), threads=threads, latency_budget_s=0.0
     )
-    report = validate_bundle(Bundle.open(bundle), options, lambda done, total, _: progress(done / total))
+    report = validate_bundle(Bundle.open(path), options, lambda done, total, _: progress(done / total))
     counts = {status: sum(row.status == status for row in report.rows) for status in ("passed", "failed", "skipped")}
     reasons = [row.reason for row in report.rows if row.status != "passed" and row.reason]
     multiples = [row.max_rel_error / row.noise for row in report.rows if row.max_rel_error is not None and row.noise]
@@ -276,7 +307,16 @@ def _score(config: StudyConfig, entry: ModelEntry, path: Path, backend: str) -> 
     return {"bits_per_byte": scores}
 
 
-def _time(config: StudyConfig, path: Path, task: Task) -> dict[str, Any]:
+def time_bundle(path: Path, task: Task, batch: int, threads: int | None, budget_s: float) -> dict[str, Any]:
+    """Time a bundle as a task says, and measure its memory in a fresh process.
+
+    Args:
+        path: The bundle.
+        task: Where, and at which length.
+        batch: Rows.
+        threads: Threads of one operator; None: what the backend chooses.
+        budget_s: Seconds to time it.
+    """
     from flash_export.bundle.bundle import Bundle
     from flash_export.data.sources import RandomSource
     from flash_export.runtime.backends import find_target
@@ -286,15 +326,14 @@ def _time(config: StudyConfig, path: Path, task: Task) -> dict[str, Any]:
     from flash_export.validators.trade_off.speed import time_forward
 
     bundle = Bundle.open(path)
-    source, cell = RandomSource(bundle.manifest.interface), Cell(1, task.seq_len, masked=False)
+    source, cell = RandomSource(bundle.manifest.interface), Cell(batch, task.seq_len, masked=False)
     candidate = Candidate(bundle, task.model)
-    with find_target(bundle, task.backend, "forward").open(threads=config.threads) as runner:
+    with find_target(bundle, task.backend, "forward").open(threads=threads) as runner:
         candidate.runner = runner
-        (timing,) = time_forward(
-            [candidate], cell, source, config.budget_s, backend=task.backend, threads=config.threads
-        )
-    request = FootprintRequest(str(path.resolve()), task.backend, (), config.threads, 1, (task.seq_len,), 60.0)
-    footprint = measure_footprint(request)
+        (timing,) = time_forward([candidate], cell, source, budget_s, backend=task.backend, threads=threads)
+    footprint = measure_footprint(
+        FootprintRequest(str(path.resolve()), task.backend, (), threads, batch, (task.seq_len,), FOOTPRINT_S)
+    )
     memory = None
     if footprint.session_bytes is not None and footprint.peak_bytes is not None:
         memory = footprint.session_bytes + footprint.peak_bytes
@@ -302,5 +341,4 @@ def _time(config: StudyConfig, path: Path, task: Task) -> dict[str, Any]:
         "reason": timing.reason,
         "latency_ms": None if timing.latency_ms is None else asdict(timing.latency_ms),
         "memory_bytes": memory,
-        "random_weights": path.name == LONG_BUNDLE,
     }

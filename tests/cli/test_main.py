@@ -32,6 +32,8 @@ COMMANDS = [  # in the order of work
     "profile-ranges",
     "quantize",
     "compare",
+    "tune",
+    "study",
     "trt",
     "engine-report",
     "generate",

@@ -29,8 +29,8 @@ TASKS = {planned.task.name: planned for planned in plan_tasks(CONFIG, Path())}
 class FakeExecutor:
     """Ends tasks one at a time, with what it was told that they find."""
 
-    def __init__(self, jobs: int = 2, **values: Any) -> None:
-        self.jobs, self.values = jobs, values
+    def __init__(self, jobs: int = 2, values: dict[str, Any] | None = None) -> None:
+        self.jobs, self.values = jobs, values or {}
         self.running: list[Request] = []
         self.begun: list[str] = []
         self.most = 0
@@ -104,7 +104,7 @@ def test_damaged_result_is_done_again(tmp_path: Path) -> None:
 
 
 def test_failure_stops_what_needs_it_and_is_tried_again(tmp_path: Path) -> None:
-    executor = FakeExecutor(**{"export~flash-causal-0": "no room on the disk"})
+    executor = FakeExecutor(values={"export~flash-causal-0": "no room on the disk"})
     found = run(tmp_path, executor)
     stopped = {name for name, one in found.items() if one.value is None}
     assert stopped == {
@@ -117,7 +117,7 @@ def test_failure_stops_what_needs_it_and_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_model_that_fails_validation_is_neither_scored_nor_timed(tmp_path: Path) -> None:
-    executor = FakeExecutor(**{"validate~flash-causal-0~trt-network": {"is_right": False}})
+    executor = FakeExecutor(values={"validate~flash-causal-0~trt-network": {"is_right": False}})
     found = run(tmp_path, executor)
     for kind in ("score~flash-causal-0~ort-cpu", "time~flash-causal-0~ort-cpu~512"):
         assert found[kind].value is None
