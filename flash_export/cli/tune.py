@@ -31,7 +31,7 @@ class Share(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return share
 
 
-@click.command("tune", short_help="Find the fastest way to run one model within an accuracy budget.")
+@click.command("tune", short_help="Find the fastest way to run one model as accurately.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), required=True, help="Folder; resumed.")
 @click.option("--budget", type=Share(), default="0.5%", show_default=True, help="What may be lost of the score.")

@@ -92,7 +92,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         make_config(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"unknown variant 'int7'; there are .*int8"):
         make_config(tmp_path, variants=("int7",))
-    with pytest.raises(ConfigError, match="is no checkpoint folder with config.json"):
+    with pytest.raises(ConfigError, match=r"is no checkpoint folder with config\.json"):
         make_config(tmp_path)
     result = CliRunner().invoke(main, ["tune", str(tmp_path), "-o", str(tmp_path / "out"), "--budget", "5"])
     assert result.exit_code == 2
