@@ -66,10 +66,10 @@ class LoweredMixedChunkAttention(LoweredAttention):
     ) -> Float[Tensor, "b _ h s s"]:
         """Return ``k^T v`` of the chunks that each chunk sees, in fp32."""
         kv = widen(self.precision.multiply(k.mT, v, "products"))
-        if layout.valid is None:
+        if self.config.causal:  # a mask, if one was asked for, zeroes values alone
             return sum_earlier_chunks(kv)
-        if self.config.causal:  # a mask was asked for, which zeroes values alone
-            return sum_earlier_chunks(kv)
+        if layout.valid is None:  # chunks of one token, none of which is padding
+            return kv.mean(dim=1, keepdim=True) * self.key_divisor
         length = layout.valid.sum(dim=1, keepdim=True).clamp(min=1).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
         return kv.sum(dim=1, keepdim=True) * (self.key_divisor / length)
 

@@ -40,8 +40,8 @@ MLP, SWIGLU, GEGLU = "mlp", "swiglu", "geglu"
 QUANTITIES = {
     "embedding": Quantity("token and position embedding", place="before", is_normed=True),
     "normed": Quantity("input of the attention"),
-    "q": Quantity("queries"),
-    "k": Quantity("keys"),
+    "q": Quantity("queries", has_heads=True),
+    "k": Quantity("keys", has_heads=True),
     "value": Quantity("values"),
     "mixed": Quantity("attended values"),
     "attended": Quantity("output of the attention", is_normed=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,6 +57,14 @@ def make_model(config: MultiheadConfig, seed: int = 0) -> MultiheadModel:
         else:
             parameter.copy_(1.5 * torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
     return model
+
+
+def change_config(name: str, size: int, **parts: Any) -> MultiheadConfig:
+    """Return one of the configs with chunks, windows or blocks of another size, and other parts."""
+    sizes: dict[str, Any] = {
+        field: size for field in ("chunk_size", "reach", "block_size") if hasattr(CONFIGS[name], field)
+    }
+    return replace(CONFIGS[name], max_positions=40, **sizes, **parts)
 
 
 def make_batch(lengths: list[int], seed: int = 1) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flash_export.models.bigbird import BigBirdConfig
 from tests.models.multihead_formulas import compute_logits
-from tests.models.multihead_models import CONFIGS, compute_error, make_batch, make_model
+from tests.models.multihead_models import CONFIGS, change_config, compute_error, make_batch, make_model
 
 if TYPE_CHECKING:
     from flash_export.models.multihead import MultiheadConfig
@@ -46,14 +46,14 @@ def test_model_is_its_formula_at_every_length(name: str) -> None:
     ff_type=st.sampled_from(("mlp", "swiglu", "geglu")),
     norm_type=st.sampled_from(("layernorm", "scalenorm")),
     num_heads=st.sampled_from((1, 2, 6)),
+    size=st.sampled_from((1, 4, 5, 8)),
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=3),
     seed=st.integers(0, 2**16),
 )
 def test_rows_of_padded_batches_are_the_formula_of_each_alone(
-    name: str, positions: str, ff_type: str, norm_type: str, num_heads: int, lengths: list[int], seed: int
+    name: str, size: int, lengths: list[int], seed: int, **parts: Any
 ) -> None:
-    parts: dict[str, Any] = {"positions": positions, "ff_type": ff_type, "norm_type": norm_type, "num_heads": num_heads}
-    check_rows(replace(CONFIGS[name], depth=1, max_positions=40, **parts), lengths, seed)
+    check_rows(change_config(name, size, depth=1, **parts), lengths, seed)
 
 
 @pytest.mark.parametrize("causal", [False, True])
