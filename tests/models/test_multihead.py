@@ -72,6 +72,17 @@ def test_row_of_padding_alone_stays_finite_and_leaves_others_alone(name: str) ->
         assert compute_error(model(input_ids[row : row + 1])[0], logits[row]) <= 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_half_reference_is_off_by_its_rounding(name: str, dtype: torch.dtype) -> None:
+    """It is what validation takes PyTorch's own error from."""
+    inputs = make_batch([33, 8, 1])
+    valid, model = inputs[1].bool(), make_model(CONFIGS[name])
+    expected = model(*inputs)[valid]
+    error = compute_error(expected, model.to(dtype)(*inputs)[valid].float())
+    assert 0 < error < 64 * torch.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_later_tokens_change_earlier_ones_unless_the_model_is_causal(name: str) -> None:
     model = make_model(CONFIGS[name]).double()
