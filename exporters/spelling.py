@@ -3,7 +3,7 @@
 Each is a PyTorch custom op with an eager meaning, so that a lowered model runs and can be tested without ONNX, and
 a translation to ``ai.onnx`` nodes with constant arguments. No trace of the op is left in the graph.
 
-Axes: b batch, n padded sequence, g chunk, c position in a chunk, d width, k axes that an index is for.
+Axes: b batch, n padded sequence, g chunk, c position in a chunk, d width, k axes that an index is for, h head.
 """
 
 from __future__ import annotations
@@ -133,6 +133,24 @@ def _spell_put_at(x: Any, index: Any, values: Any) -> Any:
     return op.ScatterND(x, index, values)
 
 
+@torch.library.custom_op("flash_export::find_largest", mutates_args=())
+def find_largest(x: torch.Tensor) -> torch.Tensor:
+    """Return the largest of the last axis of ``(b, n, h, d)``, as ``(b, n, h, 1)``."""
+    return x.amax(dim=-1, keepdim=True)
+
+
+@find_largest.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], 1))
+
+
+def _spell_find_largest(x: Any) -> Any:
+    # A ReduceMax would do, but onnxruntime's symbolic shape inference knows none whose axes are an input. Of images,
+    # because ONNX's reference evaluator pools nothing else right.
+    largest = op.GlobalMaxPool(_spell_reshape(x, [0, -1, x.shape[-1], 1]))
+    return _spell_reshape(largest, [0, -1, x.shape[-2], 1])
+
+
 @torch.library.custom_op("flash_export::gelu", mutates_args=())
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """Return ``x * 0.5 * (1 + erf(x / sqrt(2)))``, as the one node that ONNX has for it from opset 20 on."""
@@ -155,5 +173,6 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.flash_export.gather.default: _spell_gather,
     torch.ops.flash_export.take_at.default: _spell_take_at,
     torch.ops.flash_export.put_at.default: _spell_put_at,
+    torch.ops.flash_export.find_largest.default: _spell_find_largest,
     torch.ops.flash_export.gelu.default: _spell_gelu,
 }

@@ -32,6 +32,7 @@ class Quantity:
         is_normed: Whether a norm reads it: that of the next block, if it is the last of its own or before them all; the
             last one, if it is after them all.
         is_fp32: Whether every half-precision graph holds it in fp32.
+        has_heads: Whether graphs hold the channels of a token as heads, ``(b, n, h, w)``.
     """
 
     label: str
@@ -40,6 +41,7 @@ class Quantity:
     place: Literal["before", "block", "after"] = "block"
     is_normed: bool = False
     is_fp32: bool = False
+    has_heads: bool = False
 
 
 @dataclass(frozen=True)

@@ -84,11 +84,12 @@ def plant(fault: Fault, bundle: Bundle, folder: Path) -> Bundle:
     return Bundle.open(folder)
 
 
-def _find_node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+def find_node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    """Return the node of a name."""
     return next(node for node in model.graph.node if node.name == name)
 
 
-def _weight(name: str, edit: Edit) -> Change:
+def change_weight(name: str, edit: Edit) -> Change:
     """Edit a weight in place."""
 
     def change(model: onnx.ModelProto) -> None:
@@ -101,7 +102,7 @@ def _weight(name: str, edit: Edit) -> Change:
 
 
 def _block_weight(name: str, edit: Edit) -> Change:
-    return _weight(f"{PREFIX}.{name}", edit)
+    return change_weight(f"{PREFIX}.{name}", edit)
 
 
 def _add_constants(model: onnx.ModelProto, dtype: type[np.generic], **constants: Any) -> None:
@@ -109,17 +110,17 @@ def _add_constants(model: onnx.ModelProto, dtype: type[np.generic], **constants:
     model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
 
 
-def _replace_input(node: onnx.NodeProto, old: str, new: str) -> None:
+def replace_input(node: onnx.NodeProto, old: str, new: str) -> None:
     """Let a node read another value."""
     assert old in node.input, (node.name, old)
     node.input[:] = [new if name == old else name for name in node.input]
 
 
-def _insert_before(model: onnx.ModelProto, name: str, old: str, *chain: onnx.NodeProto) -> None:
+def insert_before(model: onnx.ModelProto, name: str, old: str, *chain: onnx.NodeProto) -> None:
     """Put nodes before another, which then reads what the last of them gives in place of ``old``."""
-    node = _find_node(model, name)
+    node = find_node(model, name)
     position = list(model.graph.node).index(node)
-    _replace_input(node, old, chain[-1].output[0])
+    replace_input(node, old, chain[-1].output[0])
     for new in reversed(chain):
         model.graph.node.insert(position, new)
 
@@ -131,11 +132,11 @@ def _make_casts(value: str) -> tuple[onnx.NodeProto, ...]:
     return down, make_node("Cast", [half], [back], to=TensorProto.FLOAT)
 
 
-def _bypass(node: str, source: str = "") -> Change:
+def bypass(node: str, source: str = "") -> Change:
     """Let a node pass on a value, by default its first input."""
 
     def change(model: onnx.ModelProto) -> None:
-        found = _find_node(model, node)
+        found = find_node(model, node)
         found.op_type, found.input[:] = "Identity", [source or found.input[0]]
 
     return change
@@ -145,7 +146,7 @@ def _set_cumsum(name: str, value: int) -> Change:
     """Set an attribute of the sum over chunks."""
 
     def change(model: onnx.ModelProto) -> None:
-        node = _find_node(model, f"{PREFIX}.linear/CumSum_0")
+        node = find_node(model, f"{PREFIX}.linear/CumSum_0")
         kept = [attribute for attribute in node.attribute if attribute.name != name]
         del node.attribute[:]
         node.attribute.extend([*kept, make_attribute(name, value)])
@@ -153,21 +154,25 @@ def _set_cumsum(name: str, value: int) -> Change:
     return change
 
 
-def _scale(index: Any, factor: float) -> Edit:
+def scale(index: Any, factor: float) -> Edit:
+    """Multiply what stands at an index."""
+
     def edit(values: np.ndarray) -> None:
         values[index] *= factor
 
     return edit
 
 
-def _swap(one: Any, other: Any) -> Edit:
+def swap(one: Any, other: Any) -> Edit:
+    """Put what stands at two indices in each other's place."""
+
     def edit(values: np.ndarray) -> None:
         values[one], values[other] = values[other].copy(), values[one].copy()
 
     return edit
 
 
-def _perturb_one(values: np.ndarray) -> None:
+def perturb_one(values: np.ndarray) -> None:
     """Move one weight by as much as weights spread."""
     values.flat[values.size // 2] += values.std()
 
@@ -189,7 +194,7 @@ def _round_weights(bits: int) -> Change:
     def change(model: onnx.ModelProto) -> None:
         for tensor in model.graph.initializer:
             if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2 and "bias" not in tensor.name:
-                _weight(tensor.name, edit)(model)
+                change_weight(tensor.name, edit)(model)
 
     return change
 
@@ -200,41 +205,41 @@ def _remove_token_shift(model: onnx.ModelProto) -> None:
     _add_constants(model, np.int64, unshifted_order=np.roll(np.arange(dim), dim // 2))
     for node in (f"{PREFIX}.projection/MatMul_0", f"{PREFIX}.projection/MatMul_1"):
         gather = make_node("Gather", [f"{PREFIX}.norm/Div_0:0", "unshifted_order"], [f"{node}:unshifted"], axis=-1)
-        _insert_before(model, node, f"{PREFIX}/Reshape_1:0", gather)
+        insert_before(model, node, f"{PREFIX}/Reshape_1:0", gather)
 
 
 def _turn_back(model: onnx.ModelProto) -> None:
     """Rotate the heads by the negative angle."""
     crossed = f"{PREFIX}.heads/MatMul_0:0"
-    _insert_before(model, f"{PREFIX}.heads/Mul_1", crossed, make_node("Neg", [crossed], [f"{crossed}:back"]))
+    insert_before(model, f"{PREFIX}.heads/Mul_1", crossed, make_node("Neg", [crossed], [f"{crossed}:back"]))
 
 
 def _change_base(model: onnx.ModelProto) -> None:
     for name in ("rotary.cos_freqs", "rotary.sin_freqs"):
-        _weight(name, lambda freqs: np.power(freqs, 1.01, out=freqs))(model)
+        change_weight(name, lambda freqs: np.power(freqs, 1.01, out=freqs))(model)
 
 
 def _skip_residual(model: onnx.ModelProto) -> None:
-    _replace_input(_find_node(model, f"{PREFIX}/Add_2"), f"layers.{BLOCK - 1}/Add_2:0", f"{PREFIX}/Add_1:0")
+    replace_input(find_node(model, f"{PREFIX}/Add_2"), f"layers.{BLOCK - 1}/Add_2:0", f"{PREFIX}/Add_1:0")
 
 
 def _start_positions_at_one(model: onnx.ModelProto) -> None:
-    node = _find_node(model, "embedding/Mul_0")
+    node = find_node(model, "embedding/Mul_0")
     positions = node.input[0]
     _add_constants(model, np.float32, one_position=1)
     later = make_node("Add", [positions, "one_position"], ["later_positions"])
-    _insert_before(model, node.name, positions, later)
+    insert_before(model, node.name, positions, later)
 
 
 def _swap_sine_and_cosine(model: onnx.ModelProto) -> None:
-    node = _find_node(model, "embedding/Concat_0")
+    node = find_node(model, "embedding/Concat_0")
     node.input[:] = list(reversed(node.input))
 
 
 def _round_gates(model: onnx.ModelProto) -> None:
     """Send the gates through fp16, as a half-precision accumulator would."""
     gates = f"{PREFIX}.projection/Mul_1:0"
-    _insert_before(model, f"{PREFIX}/Split_0", gates, *_make_casts(gates))
+    insert_before(model, f"{PREFIX}/Split_0", gates, *_make_casts(gates))
 
 
 def _overflow_half(model: onnx.ModelProto) -> None:
@@ -243,7 +248,7 @@ def _overflow_half(model: onnx.ModelProto) -> None:
     _add_constants(model, np.float32, large=2.0**24, small=2.0**-24)
     up, (down, back) = make_node("Mul", [scores, "large"], ["scaled"]), _make_casts("scaled")
     small = make_node("Mul", [back.output[0], "small"], ["overflowed"])
-    _insert_before(model, f"{PREFIX}.quadratic/Add_0", scores, up, down, back, small)
+    insert_before(model, f"{PREFIX}.quadratic/Add_0", scores, up, down, back, small)
 
 
 def _ignore_mask(model: onnx.ModelProto) -> None:
@@ -256,9 +261,9 @@ def _ignore_mask(model: onnx.ModelProto) -> None:
 
 def _divide_by_padded_length(model: onnx.ModelProto) -> None:
     """Divide the sum over a row by the padded length of the batch."""
-    node = _find_node(model, "graph/Reciprocal_0")
+    node = find_node(model, "graph/Reciprocal_0")
     whole = make_node("Cast", ["graph/Squeeze_0:0"], ["whole_length"], to=TensorProto.FLOAT)
-    _insert_before(model, node.name, node.input[0], whole)
+    insert_before(model, node.name, node.input[0], whole)
 
 
 def _share_first_mask(model: onnx.ModelProto) -> None:
@@ -268,7 +273,7 @@ def _share_first_mask(model: onnx.ModelProto) -> None:
     shape = make_node("Shape", ["attention_mask"], ["mask_shape"])
     spread = make_node("Expand", ["first_mask", "mask_shape"], ["spread_mask"])
     reader = next(node for node in model.graph.node if node.op_type == "Gather" and "attention_mask" in node.input)
-    _insert_before(model, reader.name, "attention_mask", first, shape, spread)
+    insert_before(model, reader.name, "attention_mask", first, shape, spread)
 
 
 def _bake_length(model: onnx.ModelProto) -> None:
@@ -278,10 +283,10 @@ def _bake_length(model: onnx.ModelProto) -> None:
 
 
 FAULTS = (
-    Fault("one weight of the values", ("value",), _block_weight("projection.value_weight", _perturb_one)),
-    Fault("one weight of gates and queries", ("gate", *HEADS), _block_weight("projection.weight", _perturb_one)),
-    Fault("one weight of the output", ("out",), _block_weight("out_weight", _perturb_one)),
-    Fault("one bias of the output", ("out",), _block_weight("out_bias", _perturb_one)),
+    Fault("one weight of the values", ("value",), _block_weight("projection.value_weight", perturb_one)),
+    Fault("one weight of gates and queries", ("gate", *HEADS), _block_weight("projection.weight", perturb_one)),
+    Fault("one weight of the output", ("out",), _block_weight("out_weight", perturb_one)),
+    Fault("one bias of the output", ("out",), _block_weight("out_bias", perturb_one)),
     Fault("bias table shifted", ("weights",), _block_weight("quadratic.bias", _shift_table)),
     Fault(
         "causal mask shows the next token",
@@ -295,33 +300,33 @@ FAULTS = (
         _block_weight("quadratic.bias", lambda bias: np.fill_diagonal(bias, HIDDEN)),
         (CAUSAL,),
     ),
-    Fault("score divisor of another length", ("quad_q",), _block_weight("heads.gamma", _scale(0, 128 / 300))),
-    Fault("key divisor of another length", ("lin_k",), _block_weight("heads.gamma", _scale(3, 128 / 300))),
-    Fault("offset of a query lost", ("lin_q",), _block_weight("heads.beta", _scale(1, 0.0))),
-    Fault("rotary pairs swapped", HEADS, _block_weight("projection.weight", _swap(*PAIR))),
+    Fault("score divisor of another length", ("quad_q",), _block_weight("heads.gamma", scale(0, 128 / 300))),
+    Fault("key divisor of another length", ("lin_k",), _block_weight("heads.gamma", scale(3, 128 / 300))),
+    Fault("offset of a query lost", ("lin_q",), _block_weight("heads.beta", scale(1, 0.0))),
+    Fault("rotary pairs swapped", HEADS, _block_weight("projection.weight", swap(*PAIR))),
     Fault("rotation the other way", HEADS, _turn_back),
     Fault("rotary frequencies of another base", HEADS, _change_base, block=0),
     Fault("token shift missing", ("normed", "value"), _remove_token_shift),
     Fault("residual missing", ("out",), _skip_residual),
-    Fault("square of relu missing", ("weights",), _bypass(f"{PREFIX}.quadratic/Mul_0")),
-    Fault("gate without activation", ("gate", *HEADS), _bypass(f"{PREFIX}.projection/Mul_1")),
-    Fault("linear branch missing", ("linear", "out"), _bypass(f"{PREFIX}/Add_0")),
+    Fault("square of relu missing", ("weights",), bypass(f"{PREFIX}.quadratic/Mul_0")),
+    Fault("gate without activation", ("gate", *HEADS), bypass(f"{PREFIX}.projection/Mul_1")),
+    Fault("linear branch missing", ("linear", "out"), bypass(f"{PREFIX}/Add_0")),
     Fault("prefix includes its own chunk", ("kv", "linear"), _set_cumsum("exclusive", 0), (CAUSAL,)),
     Fault("prefix from the end", ("kv", "linear"), _set_cumsum("reverse", 1), (CAUSAL,)),
     Fault("positions start at one", ("embedding",), _start_positions_at_one, block=None),
     Fault("sine and cosine swapped", ("embedding",), _swap_sine_and_cosine, block=None),
-    Fault("two tokens swapped", ("embedding",), _weight("embedding.table", _swap(101, 116)), block=None),
-    Fault("bias of the head lost", ("logits",), _weight("head.bias", _scale(..., 0)), block=None),
-    Fault("norm gain off by 1 %", ("logits",), _weight("head.norm.weight", _scale(..., 1.01)), block=None),
+    Fault("two tokens swapped", ("embedding",), change_weight("embedding.table", swap(101, 116)), block=None),
+    Fault("bias of the head lost", ("logits",), change_weight("head.bias", scale(..., 0)), block=None),
+    Fault("norm gain off by 1 %", ("logits",), change_weight("head.norm.weight", scale(..., 1.01)), block=None),
     Fault("weights rounded to fp16", (), _round_weights(10)),
     Fault("weights rounded to bf16", (), _round_weights(7)),
     Fault("weights rounded to 14 bits of mantissa", (), _round_weights(14)),
     Fault("gates computed in fp16", ("gate", *HEADS), _round_gates),
     Fault("scores overflow fp16", ("weights",), _overflow_half),
     Fault("mask ignored", (), _ignore_mask, (MASKED,)),
-    Fault("values of padding leak", ("value", "quadratic", "kv"), _bypass(f"{PREFIX}/Mul_0"), (MASKED,)),
+    Fault("values of padding leak", ("value", "quadratic", "kv"), bypass(f"{PREFIX}/Mul_0"), (MASKED,)),
     Fault("sum divided by the padded length", ("kv", "linear"), _divide_by_padded_length, (MASKED,), block=0),
     Fault("mask of the first row for all", (), _share_first_mask, (MASKED,)),
     Fault("length baked in", (), _bake_length),
-    Fault("lengths rounded down to whole chunks", (), _bypass("graph/Add_0", "graph/Squeeze_0:0")),
+    Fault("lengths rounded down to whole chunks", (), bypass("graph/Add_0", "graph/Squeeze_0:0")),
 )

@@ -70,11 +70,11 @@ class LoweredBlockSparseAttention(LoweredAttention):
     ) -> Float[Tensor, "b p d"]:
         """Attend."""
         size = self.config.block_size
-        blocks = reshape(layout.positions, [-1, size])[:, :1] / size  # (g, 1)
-        seen = self.find_seen(blocks)
+        blocks = layout.chunks.unsqueeze(-1)  # (g, 1)
+        seen = self.find_seen(blocks, layout.num_chunks)
         key_hidden = layout.hide()
         if key_hidden is None:
-            key_hidden = torch.zeros_like(layout.positions).unsqueeze(0)
+            key_hidden = (layout.positions * 0).unsqueeze(0)
         by_block = reshape(key_hidden, [0, -1, size])  # (b or 1, g, c)
         hidden = gather(by_block, seen.present, axis=1) + seen.hidden.unsqueeze(-1)
         hidden = reshape(hidden, [0, -1, 1, 1, self.num_seen * size])
@@ -87,8 +87,8 @@ class LoweredBlockSparseAttention(LoweredAttention):
         last = self.find_last(layout) + rows * 0  # (b)
         place = torch.stack((rows, last), dim=-1).long()
         last_hidden = take_at(by_block + rows.unsqueeze(-1).unsqueeze(-1) * 0, place).unsqueeze(1)  # (b, 1, c)
-        is_repeated = (seen.wanted == last.unsqueeze(-1).unsqueeze(-1)).float().amax(dim=-1, keepdim=True)  # (b, g, 1)
-        last_hidden = (last_hidden + is_repeated * HIDDEN_SCORE).unsqueeze(2).unsqueeze(2)  # (b, g, 1, 1, c)
+        repeated = (seen.wanted == last.unsqueeze(-1).unsqueeze(-1)).float().sum(dim=-1, keepdim=True)  # (b, g, 1)
+        last_hidden = (last_hidden + repeated * HIDDEN_SCORE).unsqueeze(2).unsqueeze(2)  # (b, g, 1, 1, c)
         last_k, last_v = (take_at(self.cut(x), place).unsqueeze(1) for x in (k, v))
         scores = torch.cat((self.score(queries, near_k, hidden), self.score(queries, last_k, last_hidden)), dim=-1)
         weights = self.precision.narrow(scores.softmax(dim=-1), WEIGHTS)
@@ -108,19 +108,20 @@ class LoweredBlockSparseAttention(LoweredAttention):
             mixed = torch.where(is_block, full, mixed)
         return self.join(mixed)
 
-    def find_seen(self, blocks: Float[Tensor, "g 1"]) -> SeenBlocks:
+    def find_seen(self, blocks: Float[Tensor, "g 1"], num_blocks: int) -> SeenBlocks:
         """Return what each block of queries sees: the first, itself and its neighbours, and those drawn for it."""
         drawn = gather(self.random_blocks, reshape(blocks, [-1]).int())
         wanted = torch.cat((blocks * 0, blocks + self.window, drawn), dim=1)
-        present = torch.minimum(wanted.clamp(min=0), blocks.amax(dim=0))
+        present = wanted.clamp(min=0).clamp(max=num_blocks - 1)
         equal = (wanted.unsqueeze(-1) == wanted.unsqueeze(1)).float() * self.earlier
-        is_hidden = torch.maximum((wanted != present).float(), equal.amax(dim=-1))
-        return SeenBlocks(wanted, present.int(), is_hidden * HIDDEN_SCORE)
+        times_hidden = (wanted != present).float() + equal.sum(dim=-1)
+        return SeenBlocks(wanted, present.int(), times_hidden * HIDDEN_SCORE)
 
     def find_last(self, layout: Layout) -> Float[Tensor, "#b"]:
         """Return the number of each row's last block."""
-        length = layout.positions.amax(dim=0, keepdim=True) + 1 if layout.valid is None else layout.valid.sum(dim=1)
-        return ((length - 1).clamp(min=0) / self.config.block_size).floor()
+        if layout.valid is None:
+            return layout.positions[:1] * 0 + (layout.num_chunks - 1)
+        return ((layout.valid.sum(dim=1) - 1).clamp(min=0) / self.config.block_size).floor()
 
     def gather_keys(self, x: Float[Tensor, "b p h s"], blocks: Int[Tensor, "g t"]) -> Float[Tensor, "b g h j s"]:
         """Return the keys or values of the blocks that each sees."""

@@ -56,7 +56,7 @@ class LoweredWindowAttention(LoweredAttention):
         self, q: Float[Tensor, "b p h s"], k: Float[Tensor, "b p h s"], v: Float[Tensor, "b p h s"], layout: Layout
     ) -> Float[Tensor, "b p d"]:
         """Attend."""
-        seen = self.find_neighbours(layout.positions)
+        seen = self.find_neighbours(layout)
         q, k, v = (self.cut(x) for x in (q, k, v))
         near_k, near_v = (self.gather_keys(x, seen.chunks) for x in (k, v))
         hidden = seen.hidden.unsqueeze(-1)  # (g, t, 1)
@@ -69,12 +69,10 @@ class LoweredWindowAttention(LoweredAttention):
         hidden = reshape(hidden, sizes if layout.valid is None else [0, *sizes])
         return self.join(self.precision.multiply(self.weigh(q, near_k, hidden, self.window), near_v, "mixed"))
 
-    def find_neighbours(self, positions: Float[Tensor, " p"]) -> Neighbours:
+    def find_neighbours(self, layout: Layout) -> Neighbours:
         """Return the neighbours of each chunk."""
-        first = reshape(positions, [-1, self.config.reach])[:, :1]  # (g, 1)
-        wanted = first / self.config.reach + self.offsets
-        last = positions.amax(dim=0) / self.config.reach
-        chunks = torch.minimum(wanted.clamp(min=0), last.floor())
+        wanted = layout.chunks.unsqueeze(-1) + self.offsets  # (g, t)
+        chunks = wanted.clamp(min=0).clamp(max=layout.num_chunks - 1)
         return Neighbours(chunks.int(), (chunks != wanted).float() * HIDDEN_SCORE)
 
     def gather_keys(self, x: Float[Tensor, "b g h c s"], chunks: Int[Tensor, "g t"]) -> Float[Tensor, "b g h j s"]:

@@ -35,10 +35,17 @@ class LoweredMixedChunkAttention(LoweredAttention):
         super().__init__(config, precision)
         is_half = precision.name == "fp16"
         self.key_divisor = config.chunk_size if config.causal else FP16_KEY_DIVISOR if is_half else 1.0
-        (gamma_q, gamma_k), (beta_q, beta_k) = attention.gamma, attention.beta
-        gamma = torch.stack((gamma_q / self.query_scale, gamma_k / self.key_divisor))
-        beta = torch.stack((beta_q, beta_k / self.key_divisor))
-        self.gamma, self.beta = (nn.Buffer(precision.narrow(x, "heads").clone()) for x in (gamma, beta))
+        (query_gamma, key_gamma), (query_beta, key_beta) = attention.gamma, attention.beta
+        # Each of its own: what is cut out of a buffer has no name in the graph.
+        self.query_gamma, self.query_beta, self.key_gamma, self.key_beta = (
+            nn.Buffer(precision.narrow(one, "heads").clone())
+            for one in (
+                query_gamma / self.query_scale,
+                query_beta,
+                key_gamma / self.key_divisor,
+                key_beta / self.key_divisor,
+            )
+        )
         self.future = nn.Buffer(hide_future(config.chunk_size)) if config.causal else None
 
     def forward(
@@ -48,7 +55,7 @@ class LoweredMixedChunkAttention(LoweredAttention):
         precision = self.precision
         lin_q, lin_k = (
             precision.narrow(precision.combine(torch.mul, x, gamma, "heads") + beta, "heads")
-            for x, gamma, beta in zip((q, k), self.gamma, self.beta, strict=True)
+            for x, gamma, beta in ((q, self.query_gamma, self.query_beta), (k, self.key_gamma, self.key_beta))
         )
         if layout.valid is not None:
             valid = precision.narrow(layout.valid, "valid").unsqueeze(-1).unsqueeze(-1)
@@ -66,10 +73,10 @@ class LoweredMixedChunkAttention(LoweredAttention):
     ) -> Float[Tensor, "b _ h s s"]:
         """Return ``k^T v`` of the chunks that each chunk sees, in fp32."""
         kv = widen(self.precision.multiply(k.mT, v, "products"))
-        if layout.valid is None:
+        if self.config.causal:  # a mask, if one was asked for, zeroes values alone
             return sum_earlier_chunks(kv)
-        if self.config.causal:  # a mask was asked for, which zeroes values alone
-            return sum_earlier_chunks(kv)
+        if layout.valid is None:  # chunks of one token, none of which is padding
+            return kv.mean(dim=1, keepdim=True) * self.key_divisor
         length = layout.valid.sum(dim=1, keepdim=True).clamp(min=1).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
         return kv.sum(dim=1, keepdim=True) * (self.key_divisor / length)
 

@@ -52,11 +52,15 @@ class Layout(NamedTuple):
         positions: The numbers of all tokens, those of padding to whole chunks too, ``(p,)``.
         valid: 1 for the tokens of each row, 0 for padding, ``(b or 1, p)``; None where padding cannot be seen.
         turns: Cosines and sines that queries and keys are turned by, ``(p, s)``; None: they are not.
+        chunks: The numbers of all whole chunks, ``(g,)``.
+        num_chunks: How many there are.
     """
 
     positions: Float[Tensor, " p"]
     valid: Float[Tensor, "#b p"] | None
     turns: tuple[Tensor, Tensor] | None
+    chunks: Float[Tensor, " g"]
+    num_chunks: int
 
     def hide(self, precision: Precision = FP32) -> Float[Tensor, "#b p"] | None:
         """Return what is added to the scores of each key; None: nothing."""
@@ -225,12 +229,14 @@ class LoweredMultiheadLayer(nn.Module):
         """Mix the tokens, and then the channels of each."""
         precision, attention = self.precision, self.attention
         normed = mark(precision.narrow(self.norm(x), "normed"), "normed", self.norm_gain)
-        q = mark(self.query(normed), "q", 1 / attention.query_scale)
-        k = mark(self.key(normed), "k", 1 / attention.key_scale)
         v = mark(self.value(normed), "value")
-        q, k, v = (reshape(one, [0, -1, self.config.num_heads, self.config.head_dim]) for one in (q, k, v))
+        q, k, v = (
+            reshape(one, [0, -1, self.config.num_heads, self.config.head_dim])
+            for one in (self.query(normed), self.key(normed), v)
+        )
         if self.turner is not None and layout.turns is not None:
             q, k = self.turner(q, layout.turns), self.turner(k, layout.turns)
+        q, k = mark(q, "q", 1 / attention.query_scale), mark(k, "k", 1 / attention.key_scale)
         mixed = mark(attention(q, k, v, layout), "mixed")
         x = mark(precision.narrow(widen(x) + self.out.update(mixed), RESIDUAL), "attended")
         normed = mark(precision.narrow(self.ff_norm(x), "normed"), "ff_normed", self.ff_norm_gain)
@@ -292,7 +298,9 @@ class LoweredMultihead(LoweredModel):
             positions, tokens = cut_into_chunks(seq_len, window)
             input_ids = gather(input_ids, tokens, axis=1)
         turns = None if self.turner is None else self.turner.compute_turns(positions)
-        layout = Layout(positions, self._find_valid(attention_mask, positions, seq_len, tokens), turns)
+        valid = self._find_valid(attention_mask, positions, seq_len, tokens)
+        num_chunks = (seq_len + (window - 1)) // window
+        layout = Layout(positions, valid, turns, count_tokens(num_chunks), num_chunks)
         x = mark(self.embedding(input_ids, positions.unsqueeze(-1)), "embedding")
         for layer in self.layers:
             x = layer(x, layout)

@@ -14,7 +14,7 @@ from torch import nn
 
 from flash_export.exporters.lowering.multihead import LoweredAttention, describe_lowering
 from flash_export.exporters.lowering.precision import widen
-from flash_export.exporters.spelling import reshape, sum_earlier_chunks
+from flash_export.exporters.spelling import find_largest, reshape, sum_earlier_chunks
 from flash_export.models.performer import CAUSAL_CHUNK, FEATURE_EPS
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from flash_export.exporters.lowering.precision import Precision
     from flash_export.models.multihead import MultiheadLayer
     from flash_export.models.performer import FeatureAttention, PerformerConfig
+
+# Of the weights of a row: only where all of it is padding is a sum below it, which is 0.
+SMALLEST_SUM = torch.finfo(torch.float32).tiny
 
 
 class LoweredFeatureAttention(LoweredAttention):
@@ -42,7 +45,7 @@ class LoweredFeatureAttention(LoweredAttention):
         x = widen(x)
         exponents = x @ self.projection - (x * x).sum(dim=-1, keepdim=True) * 0.5
         if largest:
-            exponents = exponents - exponents.amax(dim=-1, keepdim=True)
+            exponents = exponents - find_largest(exponents)
         return exponents.exp() + FEATURE_EPS
 
     def forward(
@@ -59,7 +62,7 @@ class LoweredFeatureAttention(LoweredAttention):
             return precision.narrow(self.join(self._mix_causal(queries, features, v, self.triangle)), "mixed")
         queries, features, v = (x.transpose(1, 2) for x in (queries, features, widen(v)))
         sums = queries @ features.sum(dim=2, keepdim=True).mT
-        mixed = queries @ (features.mT @ v) / sums
+        mixed = queries @ (features.mT @ v) / sums.clamp(min=SMALLEST_SUM)
         return precision.narrow(reshape(mixed.transpose(1, 2), [0, -1, self.config.dim]), "mixed")
 
     @staticmethod
@@ -74,7 +77,7 @@ class LoweredFeatureAttention(LoweredAttention):
         before = sum_earlier_chunks(k.mT @ v)
         keys_before = sum_earlier_chunks(k.sum(dim=3, keepdim=True))
         sums = weights.sum(dim=-1, keepdim=True) + q @ keys_before.mT
-        return (weights @ v + q @ before) / sums
+        return (weights @ v + q @ before) / sums.clamp(min=SMALLEST_SUM)
 
 
 def _make(layer: MultiheadLayer, precision: Precision) -> LoweredAttention:

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 @click.command("bisect", short_help="Find the block where a graph leaves the model.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--seq-len", type=int, help="Length of the input.  [default: into the third chunk, then 1 and one chunk]")
+@click.option(
+    "--seq-len",
+    type=int,
+    help="Length of the input.  [default: into the third chunk, or the ninth of a BigBird; then 1 and one chunk]",
+)
 @click.option("--batch", type=int, help="Rows of the input.  [default: 2, as far as the graph allows]")
 @click.option(
     "--against",

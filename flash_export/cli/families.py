@@ -20,7 +20,8 @@ def families_command(output: Output) -> Catalogue:
     """List the model families: whose checkpoints are read, and what has to be told beside the weights.
 
     A file of weights tells its family by the names of its tensors. The arguments are those of the library's
-    constructors or configs; 'onnx' asks for what is missing.
+    constructors or configs; 'onnx' asks for what is missing. Weights of flash-export itself are folders that
+    save_pretrained wrote, with a config.json that tells all.
 
     \b
     Examples:
@@ -51,7 +52,7 @@ def describe_catalogue(catalogue: Catalogue) -> Document:
                         (text("task"), lambda one: one.task),
                         (text("lengths", is_prose=True), lambda one: one.lengths),
                     ],
-                    lambda one: f"weights do not tell {', '.join(one.asked)}",
+                    lambda one: f"weights do not tell {', '.join(one.asked)}" if one.asked else None,
                 ),
             ),
         ),

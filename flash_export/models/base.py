@@ -102,6 +102,11 @@ class ModelConfig(ConfigFields):
         """Why the past of a sequence cannot be carried in a state of constant size; None if it can."""
         raise NotImplementedError
 
+    @property
+    def full_chunks(self) -> int:
+        """Whole chunks of a sequence in which every part of the model has something to do."""
+        return 2
+
     def take_waveform(self) -> ModelConfig:
         """Return the config of a model of the same weights that takes a waveform where this one takes features of it.
 

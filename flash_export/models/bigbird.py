@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from flash_export.models.multihead import Tokens
 
 NO_BLOCK = -1
+# The first of these blocks draw from at least as many, however short the sequence is.
+MIN_DRAWN_FROM = 8
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class BigBirdConfig(MultiheadConfig):
         return True
 
     @property
+    def full_chunks(self) -> int:
+        """In fewer blocks, those that were drawn are global ones, neighbours or not there."""
+        return MIN_DRAWN_FROM
+
+    @property
     def max_blocks(self) -> int:
         """Blocks of the longest sequence."""
         return self.max_positions // self.block_size
@@ -97,7 +104,7 @@ def draw_blocks(config: BigBirdConfig, seed: int) -> Float[Tensor, "g r"]:
     random = np.random.default_rng(seed)
     table = np.full((config.max_blocks, config.num_random), NO_BLOCK)
     for block in range(config.max_blocks):
-        end = block - 1 if config.causal else min(max(8, 1 << (block + 1).bit_length()), config.max_blocks)
+        end = block - 1 if config.causal else min(max(MIN_DRAWN_FROM, 1 << (block + 1).bit_length()), config.max_blocks)
         choice = [other for other in range(1, end) if abs(other - block) > 1]
         drawn = random.permutation(choice)[: config.num_random]
         table[block, : len(drawn)] = np.sort(drawn)

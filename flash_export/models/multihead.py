@@ -40,8 +40,8 @@ MLP, SWIGLU, GEGLU = "mlp", "swiglu", "geglu"
 QUANTITIES = {
     "embedding": Quantity("token and position embedding", place="before", is_normed=True),
     "normed": Quantity("input of the attention"),
-    "q": Quantity("queries"),
-    "k": Quantity("keys"),
+    "q": Quantity("queries", has_heads=True),
+    "k": Quantity("keys", has_heads=True),
     "value": Quantity("values"),
     "mixed": Quantity("attended values"),
     "attended": Quantity("output of the attention", is_normed=True),
@@ -185,7 +185,8 @@ def attend(
     q: Float[Tensor, "*b i s"], k: Float[Tensor, "*b j s"], v: Float[Tensor, "*b j s"], visible: Bool[Tensor, "*b i j"]
 ) -> Float[Tensor, "*b i s"]:
     """Return ``softmax(q k^T / sqrt(s)) v`` over the visible keys."""
-    hidden = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill(~visible, HIDDEN_SCORE)
+    score = max(HIDDEN_SCORE, torch.finfo(q.dtype).min / 2)  # half, so that what is added to it does not overflow
+    hidden = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill(~visible, score)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=hidden)
 
 

@@ -55,7 +55,9 @@ def recognise_family(names: Iterable[str]) -> tuple[str, str] | None:
     Returns:
         Name of the family, and name of the tensor that told it; None if no family or several could be meant.
     """
-    patterns = {family: re.compile(rf"(?:.*\.)?(?:{'|'.join(one.told_by)})") for family, one in FAMILIES.items()}
+    patterns = {
+        family: re.compile(rf"(?:.*\.)?(?:{'|'.join(one.told_by)})") for family, one in FAMILIES.items() if one.told_by
+    }
     found: dict[str, str] = {}
     for name in names:
         for family, pattern in patterns.items():

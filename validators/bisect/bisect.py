@@ -39,7 +39,8 @@ class BisectOptions:
     """What is tried.
 
     Attributes:
-        seq_len: Length of the input; None: one that ends in the third chunk, then 1 and one chunk.
+        seq_len: Length of the input; None: one at which every part of the model has something to do,
+            then 1 and one chunk.
         batch: Number of rows; None: 2, as far as the graph allows.
         backend: ``ort-cpu`` or ``ort-cuda``.
         threads: Threads of one operator on the CPU; None: what each runtime chooses.

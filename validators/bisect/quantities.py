@@ -78,8 +78,11 @@ def restore_layout(config: ModelConfig, name: str, values: np.ndarray, seq_len: 
     values, output = values.astype(np.float64, copy=False), find_output(config, name)
     if output is not None and (axis := output.find_axis(SEQ)) is not None:
         values = np.moveaxis(values, axis, 1)
-    kind = get_quantity(config, name).kind
+    quantity = get_quantity(config, name)
+    kind = quantity.kind
     if kind == "tokens":
+        if quantity.has_heads:
+            values = values.reshape(*values.shape[:2], -1)
         length = seq_len if output is not None else config.interface.count_frames(seq_len)
         return values.reshape(values.shape[0], -1, values.shape[-1])[:, :length]
     if kind == "sums" and values.ndim == len("bse"):

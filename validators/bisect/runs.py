@@ -35,17 +35,19 @@ FUSED = "right when the values before it are read, so that it is the runtime tha
 def plan_runs(graph: GraphSpec, config: ModelConfig, seq_len: int | None, batch: int | None) -> list[Cell]:
     """Return the runs in the order in which they are tried.
 
-    The first length ends in the middle of the third chunk, so that every branch of the model has something to do. What
-    goes wrong only without an earlier chunk, or only where nothing is padded, shows at 1 and at the chunk.
+    The first length ends in the middle of the third chunk, or of a later one, so that every part of the model has
+    something to do. What goes wrong only without an earlier chunk, or only where nothing is padded, shows at 1 and at
+    the chunk.
     """
     axis, interface = graph.axes["seq"], config.interface
-    counts = (2 * interface.chunk_frames + interface.chunk_frames // 2 + 1, 1, interface.chunk_frames)
+    size = interface.chunk_frames
+    counts = (config.full_chunks * size + size // 2 + 1, 1, size)
     lengths = [interface.find_length(count) for count in counts] if seq_len is None else [seq_len]
     lengths = list(dict.fromkeys(min(max(length, axis.min), axis.max) for length in lengths))
     batches = graph.axes["batch"]
-    size = min(max(DEFAULT_BATCH, batches.min), batches.max) if batch is None else batch
+    rows = min(max(DEFAULT_BATCH, batches.min), batches.max) if batch is None else batch
     masks = (False, True) if graph.has_mask else (False,)
-    return [Cell(size, length, masked) for length in lengths for masked in masks if not masked or size * length > 1]
+    return [Cell(rows, length, masked) for length in lengths for masked in masks if not masked or rows * length > 1]
 
 
 def check_memory(config: ModelConfig, cell: Cell) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SOURCE = "flash-export"
 ANCHOR = "token_emb.weight"
+ANY_LENGTH = "any; with learnt positions, as many as there are"
 
 
 def refuse_foreign_weights(tensors: Mapping[str, Tensor], given: GivenArguments) -> NoReturn:
@@ -40,7 +41,7 @@ def refuse_foreign_weights(tensors: Mapping[str, Tensor], given: GivenArguments)
 
 
 def _describe(
-    config_class: type[MultiheadConfig], model_class: type[MultiheadModel], title: str, lengths: str = "any"
+    config_class: type[MultiheadConfig], model_class: type[MultiheadModel], title: str, lengths: str = ANY_LENGTH
 ) -> Family:
     return Family(
         config_class,
@@ -57,10 +58,7 @@ def _describe(
 
 
 TRANSFORMER = _describe(
-    TransformerConfig,
-    TransformerModel,
-    "Transformer: multi-head softmax attention, with an MLP or a gated linear unit",
-    "any; with learnt positions, as many as there are",
+    TransformerConfig, TransformerModel, "Transformer: multi-head softmax attention, with an MLP or a gated linear unit"
 )
 MC_TFM = _describe(McTfmConfig, McTfmModel, "MC-TFM++: mixed chunk attention in a multi-head Transformer")
 PERFORMER = _describe(PerformerConfig, PerformerModel, "Performer: softmax attention by positive random features")
