@@ -116,7 +116,7 @@ def export_onnx(
         steps.begin("lowering")
         loaded.model.save_pretrained(staging)
         _write_heldout(heldout, staging)
-        lowered = lower_model(loaded.model, variant.precision)
+        lowered = lower_model(loaded.model, variant.precision, options.opset)
         variant.prepare(lowered)
         del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
         steps.begin("tracing")

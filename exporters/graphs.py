@@ -100,9 +100,16 @@ def _describe_graph(name: str, config: ModelConfig, options: ExportOptions, prec
         inputs += [interface.mask] if takes_mask else []
     if name == PREFILL:
         inputs.append(TensorSpec("lengths", "int64", (BATCH,), Lengths(sizes[SEQ])))
-    if name != FORWARD and (state := LOWERINGS[config.model_type].state) is not None:
+    lowering = LOWERINGS[config.model_type]
+    if name != FORWARD and (state := lowering.state) is not None:
         inputs.extend(state.describe(config, BATCH, STATE_PREFIX, precision))
         outputs.extend(state.describe(config, BATCH, NEW_STATE_PREFIX, precision))
     return GraphSpec(
-        GRAPH_FILES[name], options.opset, precision.name, tuple(map(fill, inputs)), tuple(map(fill, outputs)), axes
+        GRAPH_FILES[name],
+        options.opset,
+        precision.name,
+        tuple(map(fill, inputs)),
+        tuple(map(fill, outputs)),
+        axes,
+        fused_attention=lowering.fuses_attention(options.opset),
     )

@@ -42,7 +42,17 @@ class AxisRange:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One ONNX file of a bundle: its contract with whoever runs it."""
+    """One ONNX file of a bundle: its contract with whoever runs it.
+
+    Attributes:
+        file: Its name.
+        opset: Its ``ai.onnx`` opset.
+        precision: What it computes in, or the scheme that it is quantized by.
+        inputs: What it takes, in order.
+        outputs: What it returns, in order.
+        axes: Ranges of the symbolic axes of its inputs, by name.
+        fused_attention: Whether attention is the one operator that opset 23 brought for it, and not written out.
+    """
 
     file: str
     opset: int
@@ -50,6 +60,7 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     axes: dict[str, AxisRange]
+    fused_attention: bool = False
 
     def __post_init__(self) -> None:
         """Check that its parts fit each other."""

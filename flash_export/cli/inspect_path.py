@@ -82,7 +82,7 @@ def _list_manifest(manifest: Manifest, quantization: QuantizationRecord | None) 
         if model.state_bytes:
             yield "state", f"{format_bytes(model.state_bytes)} per row, at any length"
     for name, graph in manifest.graphs.items():
-        yield name, f"{graph.precision}, {format_ranges(graph)}"
+        yield name, f"{graph.precision}, {format_ranges(graph)}{format_attention(graph)}"
     if manifest.precision:
         yield from format_precision(manifest.precision, manifest.interface.unit)
     if quantization:
@@ -98,6 +98,11 @@ def format_ranges(graph: GraphSpec) -> str:
         f"{axis} {bounds.min}" + ("" if bounds.min == bounds.max else f" to {bounds.max}")
         for axis, bounds in graph.axes.items()
     )
+
+
+def format_attention(graph: GraphSpec) -> str:
+    """Say that attention is one operator; nothing where it is written out, as in every graph before opset 23."""
+    return ", attention as one operator" if graph.fused_attention else ""
 
 
 def format_import(record: ImportRecord) -> Rows:
