@@ -120,8 +120,8 @@ def _spell_take_at(x: Any, index: Any) -> Any:
 
 @torch.library.custom_op("flash_export::put_at", mutates_args=())
 def put_at(x: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Return ``(b, m, ...)`` with ``x[row, i]`` replaced by the value of each pair (row, i) of ``(..., 2)``."""
-    return x.index_put((index[..., 0], index[..., 1]), values)
+    """Return x with ``x[row, i, ...]`` replaced by the value of each index (row, i, ...) of ``(..., k)``."""
+    return x.index_put(tuple(index.unbind(-1)), values)
 
 
 @put_at.register_fake

@@ -17,7 +17,7 @@ from flash_export.exporters.lowering.mossformer2 import MOSSFORMER2
 from flash_export.exporters.lowering.performer import PERFORMER
 from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.rtmpose_gau import RTMPOSE_GAU
-from flash_export.exporters.lowering.transformer import TRANSFORMER
+from flash_export.exporters.lowering.transformer_state import TRANSFORMER
 
 if TYPE_CHECKING:
     from flash_export.exporters.lowering.base import LoweredModel, Lowering

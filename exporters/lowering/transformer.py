@@ -106,4 +106,5 @@ def _fuse_attention(lowered: nn.Module) -> None:
             module.is_fused = True
 
 
-TRANSFORMER = replace(describe_lowering(_make), fuse_attention=_fuse_attention)
+# Its graphs that carry a state are in ``transformer_state.py``.
+TRANSFORMER_FORWARD = replace(describe_lowering(_make), fuse_attention=_fuse_attention)

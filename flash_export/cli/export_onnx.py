@@ -171,6 +171,7 @@ def describe_export(bundle: Bundle, inspection: Inspection) -> Document:
         format_import,
         format_precision,
         format_ranges,
+        format_state,
         join_values,
     )
 
@@ -182,7 +183,7 @@ def describe_export(bundle: Bundle, inspection: Inspection) -> Document:
         *format_import(manifest.imported),
     ]
     if (facts := manifest.model) and facts.state_bytes:
-        state = f"with a state of {format_bytes(facts.state_bytes)} per row at any length"
+        state = f"with a state of {format_state(facts)}"
         pairs.append(("graphs", f"{', '.join(manifest.graphs)}, {state}"))
     pairs += [
         ("inputs", join_values(analysis.inputs)),
