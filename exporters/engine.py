@@ -189,7 +189,7 @@ def _describe_failure(
     if _TURING_REFUSAL in reason:
         cure = "leave compute capability 7.5 out: it has no fp32 matrix products"
     elif _ATTENTION_REFUSAL in reason:
-        reason = "it has no kernel for the operator Attention, neither in fp32 nor for every width of the heads"
+        reason = "it has no kernel for the operator Attention in fp32, nor in fp16 for every width of the heads"
         cure = f"export again with --opset {DEFAULT_OPSET}, which has attention written out"
     elif _WORKSPACE_REFUSAL in reason:
         cure = "raise --workspace-mib, or leave it out"

@@ -32,7 +32,7 @@ def describe_graphs(config: ModelConfig, options: ExportOptions, precision: Prec
     """Return the contracts of the graphs that are asked for; of all that the model can have if none was named.
 
     Raises:
-        ConfigError: The model has no state of constant size, which prefill and decode would carry; or it does not
+        ConfigError: The model has no state that prefill and decode would carry; or it does not
             take the longest sequence.
     """
     refusal = config.state_refusal
@@ -120,5 +120,5 @@ def _describe_graph(name: str, config: ModelConfig, options: ExportOptions, prec
         tuple(map(fill, inputs)),
         tuple(map(fill, outputs)),
         axes,
-        fused_attention=lowering.fuses_attention(options.opset),
+        fused_attention=lowering.fuses_attention(options.opset, name),
     )

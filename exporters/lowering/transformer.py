@@ -67,11 +67,13 @@ class LoweredFullAttention(LoweredAttention):
         k: Float[Tensor, "b h j s"],
         v: Float[Tensor, "b h j s"],
         hidden: Float[Tensor, "b 1 i j"],
-    ) -> Float[Tensor, "b h i s"]:
+        *,
+        is_written_out: bool = False,
+    ) -> Float[Tensor, "b n d"]:
         """Attend from queries to other keys than their own, given what is added to the scores."""
-        if self.is_fused:
-            return self._fuse(q, k, v, hidden)
-        return self.precision.multiply(self.weigh(q, k, hidden), v, "mixed")
+        if self.is_fused and not is_written_out:
+            return self.join_heads(self._fuse(q, k, v, hidden))
+        return self.join_heads(self.precision.multiply(self.weigh(q, k, hidden), v, "mixed"))
 
     def join_heads(self, mixed: Float[Tensor, "b h n s"]) -> Float[Tensor, "b n d"]:
         """Return the tokens, with the heads side by side."""

@@ -20,6 +20,7 @@ from torch import nn
 from flash_export.config import DECODE, PREFILL
 from flash_export.exporters.lowering.base import StateGraphs
 from flash_export.exporters.lowering.chunks import count_tokens
+from flash_export.exporters.lowering.multihead import LoweredMultiheadLayer
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.lowering.transformer import TRANSFORMER_FORWARD, LoweredFullAttention
 from flash_export.exporters.spelling import put_at, take_at
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-    from flash_export.exporters.lowering.multihead import LoweredMultihead, LoweredMultiheadLayer
+    from flash_export.exporters.lowering.multihead import LoweredMultihead
     from flash_export.exporters.lowering.precision import Precision
     from flash_export.models.transformer import TransformerConfig
 
@@ -65,15 +66,56 @@ def describe_state(
     return (TensorSpec(f"{prefix}position", "int64", (batch,)), *layers)
 
 
+class StatefulLayer(LoweredMultiheadLayer):
+    """One block over new tokens and the places of all earlier ones, with the weights of a lowered one."""
+
+    def __init__(self, layer: LoweredMultiheadLayer, *, is_written_out: bool) -> None:
+        """Share the weights of a layer, under the same names."""
+        nn.Module.__init__(self)
+        self.config, self.precision, self.attention = layer.config, layer.precision, layer.attention
+        self.norm, self.norm_gain, self.turner = layer.norm, layer.norm_gain, layer.turner
+        self.query, self.key, self.value, self.out = layer.query, layer.key, layer.value, layer.out
+        self.ff_norm, self.ff_norm_gain, self.feed_forward = layer.ff_norm, layer.ff_norm_gain, layer.feed_forward
+        self.is_written_out = is_written_out
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Float[Tensor, "b n d"],
+        places: Places,
+        keys: Float[Tensor, "b h j s"],
+        values: Float[Tensor, "b h j s"],
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b h j s"], Float[Tensor, "b h j s"]]:
+        """Mix the tokens, and then the channels of each; return keys and values with theirs in them too."""
+        precision, attention = self.precision, cast("LoweredFullAttention", self.attention)
+        q, k, v = (one.transpose(1, 2) for one in self.project(x, places.turns))
+        keys = put_at(keys, places.where, _store(k, "heads", precision))
+        values = put_at(values, places.where, _store(v, "value", precision))
+        k, v = precision.narrow(keys, "heads"), precision.narrow(values, "value")
+        mixed = attention.mix(q, k, v, places.hidden, is_written_out=self.is_written_out)
+        return self.finish(x, mixed), keys, values
+
+
+def _store(x: Tensor, name: str, precision: Precision) -> Tensor:
+    """Return a value in the dtype that it is carried in."""
+    return widen(x) if precision.get_cache_dtype(name) == "float32" else x
+
+
 class StatefulTransformer(nn.Module):
-    """A lowered causal model whose graph takes and returns a state."""
+    """A lowered causal model whose graph takes and returns a state.
+
+    Attributes:
+        is_written_out: Whether attention is no operator of its own at any opset.
+    """
+
+    is_written_out = False
 
     def __init__(self, lowered: LoweredMultihead) -> None:
         """Share the weights of a lowered model."""
         super().__init__()
         self.config, self.precision = lowered.config, lowered.precision
         self.embedding, self.turner, self.head = lowered.embedding, lowered.turner, lowered.head
-        self.layers = lowered.layers
+        layers = cast("list[LoweredMultiheadLayer]", lowered.layers)
+        self.layers = nn.ModuleList(StatefulLayer(layer, is_written_out=self.is_written_out) for layer in layers)
 
     def read(
         self, input_ids: Int[Tensor, "b n"], positions: Int[Tensor, "b n"], state: tuple[Tensor, ...]
@@ -83,15 +125,9 @@ class StatefulTransformer(nn.Module):
         x = self.embedding(input_ids, numbers.unsqueeze(-1))
         places = self._find_places(positions, numbers, state[1].shape[2])
         carried: list[Tensor] = []
-        layers = cast("list[LoweredMultiheadLayer]", self.layers)
-        for layer, keys, values in zip(layers, state[1::2], state[2::2], strict=True):
-            q, k, v = (one.transpose(1, 2) for one in layer.project(x, places.turns))
-            keys = put_at(keys, places.where, _store(k, "heads", layer.precision))
-            values = put_at(values, places.where, _store(v, "value", layer.precision))
+        for layer, past_keys, past_values in zip(self.layers, state[1::2], state[2::2], strict=True):
+            x, keys, values = layer(x, places, past_keys, past_values)
             carried += (keys, values)
-            k, v = layer.precision.narrow(keys, "heads"), layer.precision.narrow(values, "value")
-            attention = cast("LoweredFullAttention", layer.attention)
-            x = layer.finish(x, attention.join_heads(attention.mix(q, k, v, places.hidden)))
         return self.head(x), carried
 
     def _find_places(self, positions: Int[Tensor, "b n"], numbers: Float[Tensor, "b n"], capacity: int) -> Places:
@@ -101,11 +137,6 @@ class StatefulTransformer(nn.Module):
         hidden = (count_tokens(capacity) > numbers.unsqueeze(-1)).float() * HIDDEN_SCORE
         turns = None if self.turner is None else self.turner.compute_turns(numbers)
         return Places(where, hidden.unsqueeze(1), turns)
-
-
-def _store(x: Tensor, name: str, precision: Precision) -> Tensor:
-    """Return a value in the dtype that it is carried in."""
-    return widen(x) if precision.get_cache_dtype(name) == "float32" else x
 
 
 class PrefillTransformer(StatefulTransformer):
@@ -123,7 +154,12 @@ class PrefillTransformer(StatefulTransformer):
 
 
 class DecodeTransformer(StatefulTransformer):
-    """``forward(input_ids, state) -> logits, state`` for one token per row, at any position."""
+    """``forward(input_ids, state) -> logits, state`` for one token per row, at any position.
+
+    Of ONNX's operator for attention, TensorRT-RTX 1.7.1 has no kernel for a single query.
+    """
+
+    is_written_out = True
 
     def forward(self, input_ids: Int[Tensor, "b 1"], state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the logits of the token, and the state with it."""
@@ -134,4 +170,5 @@ class DecodeTransformer(StatefulTransformer):
 TRANSFORMER = replace(
     TRANSFORMER_FORWARD,
     state=StateGraphs({PREFILL: PrefillTransformer, DECODE: DecodeTransformer}, describe_state),
+    written_out=frozenset({DECODE}),
 )

@@ -21,7 +21,7 @@ from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 from flash_export.config import CONFIG_FILE, DECODE, WEIGHTS_FILE
 from flash_export.errors import StateError, describe_reason
 from flash_export.files import check_utf8, write_file
-from flash_export.interface import BATCH, PAST
+from flash_export.interface import PAST
 from flash_export.reading import check_plain_file
 
 if TYPE_CHECKING:
@@ -94,9 +94,9 @@ class State:
             batch: Number of rows.
             model_sha256: The model it is for; empty: any with such a contract.
         """
-        sizes = {BATCH: batch, PAST: graph.axes[PAST].min if PAST in graph.axes else 0}
+        places = graph.axes[PAST].min if PAST in graph.axes else 0
         tensors = {
-            name: np.zeros([sizes[size] if isinstance(size, str) else size for size in spec.shape], spec.dtype)
+            name: np.zeros([batch, *(places if size == PAST else int(size) for size in spec.shape[1:])], spec.dtype)
             for name, spec in iterate_specs(graph)
         }
         return cls(tensors, model_sha256, find_growing(graph))

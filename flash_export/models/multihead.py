@@ -185,7 +185,8 @@ def attend(
     q: Float[Tensor, "*b i s"], k: Float[Tensor, "*b j s"], v: Float[Tensor, "*b j s"], visible: Bool[Tensor, "*b i j"]
 ) -> Float[Tensor, "*b i s"]:
     """Return ``softmax(q k^T / sqrt(s)) v`` over the visible keys."""
-    hidden = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill(~visible, HIDDEN_SCORE)
+    score = max(HIDDEN_SCORE, torch.finfo(q.dtype).min / 2)  # beside any score a number, in fp16 too
+    hidden = torch.zeros(visible.shape, dtype=q.dtype, device=q.device).masked_fill(~visible, score)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=hidden)
 
 
