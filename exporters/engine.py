@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flash_export.bundle.bundle import reads_bundles
 from flash_export.bundle.manifest import EngineManifest
-from flash_export.config import BuildOptions
+from flash_export.config import DEFAULT_OPSET, BuildOptions
 from flash_export.errors import EngineBuildError
 from flash_export.exporters.engine_cache import EngineCache
 from flash_export.exporters.engine_facts import count_layer_dtypes, read_tensors
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flash_export.progress import ProgressCallback
 
 _TURING_REFUSAL, _WORKSPACE_REFUSAL = "FP32 GEMM is not supported", "within workspace limit"
-_OUT_OF_MEMORY = "OutOfMemory"
+_OUT_OF_MEMORY, _ATTENTION_REFUSAL = "OutOfMemory", "Attention operation was not supported by a dedicated kernel"
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,9 @@ def _describe_failure(
     reason = errors[-1] if errors else "it gave no reason"
     if _TURING_REFUSAL in reason:
         cure = "leave compute capability 7.5 out: it has no fp32 matrix products"
+    elif _ATTENTION_REFUSAL in reason:
+        reason = "it has no kernel for the operator Attention in fp32, nor in fp16 for every width of the heads"
+        cure = f"export again with --opset {DEFAULT_OPSET}, which has attention written out"
     elif _WORKSPACE_REFUSAL in reason:
         cure = "raise --workspace-mib, or leave it out"
     elif _OUT_OF_MEMORY in reason and has_limit:

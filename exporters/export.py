@@ -116,7 +116,7 @@ def export_onnx(
         steps.begin("lowering")
         loaded.model.save_pretrained(staging)
         _write_heldout(heldout, staging)
-        lowered = lower_model(loaded.model, variant.precision)
+        lowered = lower_model(loaded.model, variant.precision, options.opset)
         variant.prepare(lowered)
         del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
         steps.begin("tracing")
@@ -233,11 +233,13 @@ def _read_versions() -> dict[str, str]:
 def _describe_model(model: ReferenceModel, options: ExportOptions, graphs: Mapping[str, GraphSpec]) -> ModelFacts:
     config = model.config
     longest = find_longest(config.interface, options)
+    state_bytes, state_bytes_per_token = max(map(count_state_bytes, graphs.values()))
     lengths = sorted({min(FLOPS_SEQ_LEN, longest), longest})
     return ModelFacts(
         model_type=config.model_type,
         num_parameters=model.count_parameters(),
         num_blocks=config.num_blocks,
         flops_per_token={str(seq_len): 2 * config.count_macs(seq_len) // seq_len for seq_len in lengths},
-        state_bytes=max(map(count_state_bytes, graphs.values())),
+        state_bytes=state_bytes,
+        state_bytes_per_token=state_bytes_per_token,
     )

@@ -14,7 +14,7 @@ from flash_export.config import DECODE, DEFAULT_MAX_SECONDS, DEFAULT_MAX_SEQ_LEN
 from flash_export.errors import ConfigError
 from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.registry import LOWERINGS
-from flash_export.interface import BATCH, SEQ, Lengths, TensorSpec, Waveform
+from flash_export.interface import BATCH, PAST, SEQ, Lengths, TensorSpec, Waveform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +32,7 @@ def describe_graphs(config: ModelConfig, options: ExportOptions, precision: Prec
     """Return the contracts of the graphs that are asked for; of all that the model can have if none was named.
 
     Raises:
-        ConfigError: The model has no state of constant size, which prefill and decode would carry; or it does not
+        ConfigError: The model has no state that prefill and decode would carry; or it does not
             take the longest sequence.
     """
     refusal = config.state_refusal
@@ -78,9 +78,14 @@ def build_graph_module(name: str, lowered: LoweredModel) -> nn.Module:
     return state.modules[name](lowered).requires_grad_(requires_grad=False).eval()
 
 
-def count_state_bytes(graph: GraphSpec) -> int:
-    """Return the size of the state that a graph carries for one row; 0 if it carries none."""
-    return sum(math.prod(map(int, spec.shape[1:])) * np.dtype(spec.dtype).itemsize for spec in graph.state_inputs)
+def count_state_bytes(graph: GraphSpec) -> tuple[int, int]:
+    """Return the size of the state that a graph carries for one row, and what each token adds; 0 if it carries none."""
+    constant = growing = 0
+    for spec in graph.state_inputs:
+        item_bytes = np.dtype(spec.dtype).itemsize
+        size = math.prod(one for one in spec.shape[1:] if isinstance(one, int)) * item_bytes
+        constant, growing = (constant, growing + size) if PAST in spec.shape else (constant + size, growing)
+    return constant, growing
 
 
 def _describe_graph(name: str, config: ModelConfig, options: ExportOptions, precision: Precision) -> GraphSpec:
@@ -88,21 +93,32 @@ def _describe_graph(name: str, config: ModelConfig, options: ExportOptions, prec
     axes = {BATCH: AxisRange(options.batch or 1, options.batch or options.max_batch)}
     if name != DECODE:
         axes[SEQ] = AxisRange(interface.fixed_len or interface.min_len, find_longest(interface, options))
+    lowering = LOWERINGS[config.model_type]
+    state = None if name == FORWARD else lowering.state
+    inputs, outputs = list(interface.inputs), list(interface.outputs)
+    carried = () if state is None else state.describe(config, BATCH, STATE_PREFIX, precision)
+    if any(PAST in spec.shape for spec in carried):
+        axes[PAST] = AxisRange(1, find_longest(interface, options))
     sizes = {axis: axis if bounds.min < bounds.max else bounds.max for axis, bounds in axes.items()}
     sizes.setdefault(SEQ, 1)  # decode takes one token
 
     def fill(spec: TensorSpec) -> TensorSpec:
         return replace(spec, shape=tuple(sizes[size] if isinstance(size, str) else size for size in spec.shape))
 
-    inputs, outputs = list(interface.inputs), list(interface.outputs)
     if name == FORWARD and interface.mask is not None:
         takes_mask = interface.needs_mask if options.mask is None else options.mask
         inputs += [interface.mask] if takes_mask else []
     if name == PREFILL:
         inputs.append(TensorSpec("lengths", "int64", (BATCH,), Lengths(sizes[SEQ])))
-    if name != FORWARD and (state := LOWERINGS[config.model_type].state) is not None:
-        inputs.extend(state.describe(config, BATCH, STATE_PREFIX, precision))
+    if state is not None:
+        inputs.extend(carried)
         outputs.extend(state.describe(config, BATCH, NEW_STATE_PREFIX, precision))
     return GraphSpec(
-        GRAPH_FILES[name], options.opset, precision.name, tuple(map(fill, inputs)), tuple(map(fill, outputs)), axes
+        GRAPH_FILES[name],
+        options.opset,
+        precision.name,
+        tuple(map(fill, inputs)),
+        tuple(map(fill, outputs)),
+        axes,
+        fused_attention=lowering.fuses_attention(options.opset, name),
     )

@@ -1,7 +1,8 @@
 """Optimisation profiles: ``MIN:OPT:MAX`` text, such as ``1x1:1x512:4x4096``, to shapes of every graph input.
 
 Each part gives one size for every symbolic axis of the inputs, in the order in which the inputs show them:
-``batch x seq`` for the forward graphs. All inputs share these axes.
+``batch x seq`` for the forward graphs, and ``batch x past`` for a ``decode`` whose state grows. All inputs share these
+axes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from flash_export.bundle.default_profile import build_profile, derive_profile, get_input_axes
 from flash_export.config import DEFAULT_PROFILE_BATCH
 from flash_export.errors import ProfileError
+from flash_export.interface import PAST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 BATCH_AXIS = "batch"
 SEQ_AXIS = "seq"
 
-_EXPORT_OPTIONS = {BATCH_AXIS: "--max-batch", SEQ_AXIS: "--max-seq-len"}
+_EXPORT_OPTIONS = {BATCH_AXIS: "--max-batch", SEQ_AXIS: "--max-seq-len", PAST: "--max-seq-len"}
 _PARTS = ("min", "opt", "max")
 
 

@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from onnxscript import opset18, opset20
+from onnxscript import opset18, opset20, opset23
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,8 +120,8 @@ def _spell_take_at(x: Any, index: Any) -> Any:
 
 @torch.library.custom_op("flash_export::put_at", mutates_args=())
 def put_at(x: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Return ``(b, m, ...)`` with ``x[row, i]`` replaced by the value of each pair (row, i) of ``(..., 2)``."""
-    return x.index_put((index[..., 0], index[..., 1]), values)
+    """Return x with ``x[row, i, ...]`` replaced by the value of each index (row, i, ...) of ``(..., k)``."""
+    return x.index_put(tuple(index.unbind(-1)), values)
 
 
 @put_at.register_fake
@@ -166,6 +166,38 @@ def _spell_gelu(x: Any) -> Any:
     return opset20.Gelu(x)
 
 
+@torch.library.custom_op("flash_export::attend", mutates_args=())
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor | None, is_causal: bool
+) -> torch.Tensor:
+    """Return ``softmax(q k^T + hidden) v``, as the one node that ONNX has for it from opset 23 on.
+
+    Args:
+        q: Queries that carry the scale, ``(b, h, i, s)``.
+        k: Keys, ``(b, h, j, s)``.
+        v: Values, ``(b, h, j, s)``.
+        hidden: What is added to the scores, ``(b or 1, 1, i or 1, j)``; None: nothing.
+        is_causal: Whether query i sees no key after i.
+    """
+    scores = q.float() @ k.float().mT
+    if hidden is not None:
+        scores = scores + hidden
+    if is_causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf)
+    return (scores.softmax(dim=-1) @ v.float()).to(q.dtype)
+
+
+@attend.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None, is_causal: bool) -> Tensor:
+    return torch.empty_like(q)
+
+
+def _spell_attend(q: Any, k: Any, v: Any, hidden: Any, is_causal: bool) -> Any:
+    # Without softmax_precision: TensorRT's parser refuses the attribute (TensorRT-RTX 1.7.1).
+    attended, *_ = opset23.Attention(q, k, v, hidden, is_causal=int(is_causal), scale=1.0)
+    return attended
+
+
 TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.flash_export.reshape.default: _spell_reshape,
     torch.ops.flash_export.shift_half_token.default: _spell_shift_half_token,
@@ -175,4 +207,5 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.flash_export.put_at.default: _spell_put_at,
     torch.ops.flash_export.find_largest.default: _spell_find_largest,
     torch.ops.flash_export.gelu.default: _spell_gelu,
+    torch.ops.flash_export.attend.default: _spell_attend,
 }

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flash_export.interface import BATCH, SEQ
+from flash_export.interface import BATCH, PAST, SEQ
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,13 +24,15 @@ class TracedSizes:
     Attributes:
         batch: Example batch.
         seq_len: Example length, no multiple of the window.
-        telltales: Batch, length, number of frames, of those with padding and of windows, less what the model's own
-            sizes explain.
+        telltales: Batch, length, past, number of frames, of those with padding and of windows, less what the model's
+            own sizes explain.
+        past: Example of the tokens that a growing state has room for.
     """
 
     batch: int
     seq_len: int
     telltales: frozenset[int]
+    past: int = 1
 
 
 def choose_traced_sizes(lowered: nn.Module, interface: Interface, graph: GraphSpec) -> TracedSizes:
@@ -45,7 +47,7 @@ def choose_traced_sizes(lowered: nn.Module, interface: Interface, graph: GraphSp
     fixed_sizes = {size for spec in (*graph.inputs, *graph.outputs) for size in spec.shape if isinstance(size, int)}
     explained = collect_model_sizes(lowered) | fixed_sizes | set(range(MIN_TELLTALE))
     free = (size for size in itertools.count(MIN_TELLTALE) if size not in explained)
-    batch, num_windows = min(next(free), limits[BATCH]), next(free)
+    batch, num_windows, past = min(next(free), limits[BATCH]), next(free), min(next(free), limits.get(PAST, 1))
     fixed = {bounds.max for bounds in graph.axes.values() if bounds.min == bounds.max}
     window = interface.window
     seq_len = interface.find_length((num_windows - 1) * window + (window + 1) // 2)
@@ -55,8 +57,10 @@ def choose_traced_sizes(lowered: nn.Module, interface: Interface, graph: GraphSp
     telltales = {batch}
     if any(SEQ in spec.shape for spec in graph.inputs):
         telltales |= {seq_len, num_frames, num_windows * window, num_windows}
+    if PAST in limits:
+        telltales.add(past)
     telltales -= explained | fixed
-    return TracedSizes(batch, seq_len, frozenset(telltales))
+    return TracedSizes(batch, seq_len, frozenset(telltales), past)
 
 
 def collect_model_sizes(lowered: nn.Module) -> set[int]:

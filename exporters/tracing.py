@@ -19,6 +19,7 @@ from flash_export.exporters.marks import MARK_TRANSLATIONS, set_marks_aside, tak
 from flash_export.exporters.scopes import GRAPH_SCOPE, read_scope
 from flash_export.exporters.simplification import simplify_graph
 from flash_export.exporters.spelling import TRANSLATIONS
+from flash_export.interface import BATCH, PAST, SEQ
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +56,7 @@ def trace_model(module: nn.Module, graph: GraphSpec, example: TracedSizes) -> Tr
     Returns:
         The graph, its nodes named after the submodule they come from (``layers.3.quadratic/MatMul_2``).
     """
-    sizes = {"batch": example.batch, "seq": example.seq_len}
+    sizes = {BATCH: example.batch, SEQ: example.seq_len, PAST: example.past}
     dims = {
         name: torch.export.Dim(name, min=bounds.min, max=bounds.max)
         for name, bounds in graph.axes.items()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Of a checkpoint in our format, and of a bundle.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 23, 20
+ATTENTION_OPSET = 23  # which brought ``Attention``
 DEFAULT_MAX_SEQ_LEN = 65536
 DEFAULT_MAX_SECONDS = 30  # of a waveform
 DEFAULT_MAX_BATCH = 64

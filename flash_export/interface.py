@@ -20,6 +20,8 @@ DTYPES = (
 )
 # Names of the axes that may have any size. ``seq`` may stand on any axis of a tensor, or on none.
 BATCH, SEQ = "batch", "seq"
+# Of the states of graphs that look back at every token: how many tokens there is room for.
+PAST = "past"
 
 Padding = Literal["exact", "counted", "refused"]
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from flash_export.config import ATTENTION_OPSET, FORWARD
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -56,6 +58,8 @@ class Lowering:
         bounded: Values that do not grow with the length, and that the weights bound. All others are at most sums over
             all positions, which grow in proportion.
         state: The graphs that carry a state; None: there are none, see ``state_refusal`` of the config.
+        fuse_attention: Makes the attention of an export form ONNX's one operator for it; None: it is none.
+        written_out: The graphs whose attention stays written out all the same.
     """
 
     model: Callable[[Any, Precision], LoweredModel]
@@ -63,6 +67,12 @@ class Lowering:
     growing_around: Callable[[Any], tuple[str, ...]]
     bounded: frozenset[str] = field(default_factory=frozenset)
     state: StateGraphs | None = None
+    fuse_attention: Callable[[Any], None] | None = None
+    written_out: frozenset[str] = frozenset()
+
+    def fuses_attention(self, opset: int, graph: str = FORWARD) -> bool:
+        """Tell whether the attention of a graph is one operator at an opset."""
+        return self.fuse_attention is not None and opset >= ATTENTION_OPSET and graph not in self.written_out
 
     def name_growing(self, config: ModelConfig) -> frozenset[str]:
         """Return the full names of all that may grow in a model."""

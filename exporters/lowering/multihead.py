@@ -136,8 +136,8 @@ class Turner(nn.Module):
         crossing[even + 1, even], crossing[even, even + 1] = -1, 1
         self.crossing = nn.Buffer(crossing.to(precision.get_dtype("heads")))
 
-    def compute_turns(self, positions: Float[Tensor, " p"]) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines, ``(p, 1, s)``; the angles are fp32."""
+    def compute_turns(self, positions: Float[Tensor, "*b p"]) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines, ``(*b, p, 1, s)``; the angles are fp32."""
         angles = positions.unsqueeze(-1).unsqueeze(-1) * self.freqs
         return self.precision.narrow(angles.cos(), "turns"), self.precision.narrow(angles.sin(), "turns")
 
@@ -227,6 +227,13 @@ class LoweredMultiheadLayer(nn.Module):
 
     def forward(self, x: Float[Tensor, "b p d"], layout: Layout) -> Float[Tensor, "b p d"]:
         """Mix the tokens, and then the channels of each."""
+        q, k, v = self.project(x, layout.turns)
+        return self.finish(x, self.attention(q, k, v, layout))
+
+    def project(
+        self, x: Float[Tensor, "b p d"], turns: tuple[Tensor, Tensor] | None
+    ) -> tuple[Float[Tensor, "b p h s"], ...]:
+        """Return queries, keys and values, the first two turned."""
         precision, attention = self.precision, self.attention
         normed = mark(precision.narrow(self.norm(x), "normed"), "normed", self.norm_gain)
         v = mark(self.value(normed), "value")
@@ -234,10 +241,13 @@ class LoweredMultiheadLayer(nn.Module):
             reshape(one, [0, -1, self.config.num_heads, self.config.head_dim])
             for one in (self.query(normed), self.key(normed), v)
         )
-        if self.turner is not None and layout.turns is not None:
-            q, k = self.turner(q, layout.turns), self.turner(k, layout.turns)
-        q, k = mark(q, "q", 1 / attention.query_scale), mark(k, "k", 1 / attention.key_scale)
-        mixed = mark(attention(q, k, v, layout), "mixed")
+        if self.turner is not None and turns is not None:
+            q, k = self.turner(q, turns), self.turner(k, turns)
+        return mark(q, "q", 1 / attention.query_scale), mark(k, "k", 1 / attention.key_scale), v
+
+    def finish(self, x: Float[Tensor, "b p d"], mixed: Float[Tensor, "b p d"]) -> Float[Tensor, "b p d"]:
+        """Add what was attended to, and then mix the channels of each token."""
+        precision, mixed = self.precision, mark(mixed, "mixed")
         x = mark(precision.narrow(widen(x) + self.out.update(mixed), RESIDUAL), "attended")
         normed = mark(precision.narrow(self.ff_norm(x), "normed"), "ff_normed", self.ff_norm_gain)
         return mark(precision.narrow(widen(x) + self.feed_forward(normed), RESIDUAL), "out")
@@ -254,7 +264,7 @@ class PositionTable(nn.Module):
         positions = model.pos_emb
         self.positions = None if positions is None else nn.Buffer(precision.narrow(positions.weight, TABLE).clone())
 
-    def forward(self, input_ids: Int[Tensor, "b p"], positions: Float[Tensor, "p 1"]) -> Float[Tensor, "b p d"]:
+    def forward(self, input_ids: Int[Tensor, "b p"], positions: Float[Tensor, "*b p 1"]) -> Float[Tensor, "b p d"]:
         """Embed each token at its position; those of padding to whole chunks stand at the last."""
         tokens = widen(F.embedding(input_ids, self.table))
         if self.positions is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flash_export.config import DEFAULT_OPSET
 from flash_export.exporters.lowering.bigbird import BIGBIRD
 from flash_export.exporters.lowering.flash_quad import FLASH_QUAD
 from flash_export.exporters.lowering.flash_state import FLASH
@@ -16,7 +17,7 @@ from flash_export.exporters.lowering.mossformer2 import MOSSFORMER2
 from flash_export.exporters.lowering.performer import PERFORMER
 from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.rtmpose_gau import RTMPOSE_GAU
-from flash_export.exporters.lowering.transformer import TRANSFORMER
+from flash_export.exporters.lowering.transformer_state import TRANSFORMER
 
 if TYPE_CHECKING:
     from flash_export.exporters.lowering.base import LoweredModel, Lowering
@@ -39,7 +40,16 @@ LOWERINGS: dict[str, Lowering] = {
 }
 
 
-def lower_model(model: ReferenceModel, precision: Precision = FP32) -> LoweredModel:
-    """Return the export form of a reference model in a precision, in evaluation mode and without gradients."""
+def lower_model(model: ReferenceModel, precision: Precision = FP32, opset: int = DEFAULT_OPSET) -> LoweredModel:
+    """Return the export form of a reference model, in evaluation mode and without gradients.
+
+    Args:
+        model: The reference model.
+        precision: What is computed in half precision.
+        opset: Opset of the graphs, which has one operator for more or less.
+    """
     lowering = LOWERINGS[model.config.model_type]
-    return lowering.model(model, precision).requires_grad_(requires_grad=False).eval()
+    lowered = lowering.model(model, precision)
+    if lowering.fuse_attention is not None and lowering.fuses_attention(opset):
+        lowering.fuse_attention(lowered)
+    return lowered.requires_grad_(requires_grad=False).eval()

@@ -56,7 +56,7 @@ class TrialGraph:
             model: The reference model.
             graph: Contract of its forward graph; its opset is the one to trace with.
         """
-        lowered = lower_model(model)
+        lowered = lower_model(model, opset=graph.opset)
         join_projections(lowered)
         module = build_graph_module(FORWARD, lowered)
         traced = trace_model(module, graph, choose_traced_sizes(module, model.config.interface, graph)).model

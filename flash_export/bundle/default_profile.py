@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.bundle.manifest import AxisRange, GraphSpec, ProfileShapes
 from flash_export.config import DEFAULT_PROFILE_BATCH
-from flash_export.interface import BATCH, SEQ
+from flash_export.interface import BATCH, PAST, SEQ
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,6 +38,8 @@ def derive_profile(
         most[BATCH] = max(min(bounds.max, max_batch), bounds.min)
     if SEQ in axes:
         least[SEQ], tuned[SEQ], most[SEQ] = lengths or _choose_lengths(axes[SEQ], chunk_size)
+    if PAST in axes:
+        least[PAST], tuned[PAST], most[PAST] = _choose_lengths(axes[PAST], chunk_size)
     return build_profile(graph, least, tuned, most)
 
 

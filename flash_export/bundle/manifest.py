@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 
 from flash_export.config import FORWARD, PRECISIONS, SCHEMES
-from flash_export.interface import BATCH, MAX_SIZE, SEQ, Interface, Mask, TensorSpec
+from flash_export.interface import BATCH, MAX_SIZE, PAST, SEQ, Interface, Mask, TensorSpec
 from flash_export.models.import_record import ImportRecord
 from flash_export.typed_json import show
 
@@ -42,7 +42,17 @@ class AxisRange:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One ONNX file of a bundle: its contract with whoever runs it."""
+    """One ONNX file of a bundle: its contract with whoever runs it.
+
+    Attributes:
+        file: Its name.
+        opset: Its ``ai.onnx`` opset.
+        precision: What it computes in, or the scheme that it is quantized by.
+        inputs: What it takes, in order.
+        outputs: What it returns, in order.
+        axes: Ranges of the symbolic axes of its inputs, by name.
+        fused_attention: Whether attention is the one operator that opset 23 brought for it, and not written out.
+    """
 
     file: str
     opset: int
@@ -50,6 +60,7 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     axes: dict[str, AxisRange]
+    fused_attention: bool = False
 
     def __post_init__(self) -> None:
         """Check that its parts fit each other."""
@@ -64,8 +75,8 @@ class GraphSpec:
         if unknown := sorted(named - self.axes.keys()):
             raise ValueError(f"axis {show(unknown[0])} has no range")
         for spec in self.state_inputs:
-            if any(isinstance(size, str) for size in spec.shape[1:]):
-                raise ValueError(f"{spec.name} has an axis of no fixed size beside the batch")
+            if any(isinstance(size, str) and size != PAST for size in spec.shape[1:]):
+                raise ValueError(f"{spec.name} has an axis of no fixed size beside {BATCH} and {PAST}")
 
     @property
     def is_half(self) -> bool:
@@ -92,7 +103,9 @@ class ModelFacts:
         num_parameters: Trained parameters of the reference model.
         num_blocks: Layers.
         flops_per_token: Floating-point operations of the matrix products, a token, by sequence length.
-        state_bytes: Size of the state that prefill and decode carry for one row; 0 without these graphs.
+        state_bytes: Size of the state that prefill and decode carry for one row, as far as it does not grow; 0 without
+            these graphs.
+        state_bytes_per_token: What each token of a row adds to it; 0 for a state of constant size.
     """
 
     model_type: str
@@ -100,6 +113,11 @@ class ModelFacts:
     num_blocks: int
     flops_per_token: dict[str, int]
     state_bytes: int = 0
+    state_bytes_per_token: int = 0
+
+    def count_state_bytes(self, seq_len: int) -> int:
+        """Return the size of the state of a row of so many tokens, without room for more."""
+        return self.state_bytes + seq_len * self.state_bytes_per_token
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import click
 
 from flash_export.cli.options import REPORT, Choice, output_options, parse_config
 from flash_export.config import (
+    ATTENTION_OPSET,
     DEFAULT_MAX_BATCH,
     DEFAULT_MAX_SECONDS,
     DEFAULT_MAX_SEQ_LEN,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     type=click.IntRange(MIN_OPSET, MAX_OPSET),
     default=DEFAULT_OPSET,
     show_default=True,
-    help="ai.onnx opset.",
+    help=f"ai.onnx opset; from {ATTENTION_OPSET} on, a Transformer's attention is one operator.",
 )
 @click.option(
     "--max-seq-len",
@@ -164,7 +165,15 @@ def onnx_command(
 
 def describe_export(bundle: Bundle, inspection: Inspection) -> Document:
     """Return the report of what an export made."""
-    from flash_export.cli.inspect_path import count_nodes, format_import, format_precision, format_ranges, join_values
+    from flash_export.cli.inspect_path import (
+        count_nodes,
+        format_attention,
+        format_import,
+        format_precision,
+        format_ranges,
+        format_state,
+        join_values,
+    )
 
     manifest, graph, analysis = bundle.manifest, bundle.get_graph(), inspection.graphs[FORWARD]
     size = sum((bundle.path / name).stat().st_size for name in manifest.files)
@@ -174,14 +183,14 @@ def describe_export(bundle: Bundle, inspection: Inspection) -> Document:
         *format_import(manifest.imported),
     ]
     if (facts := manifest.model) and facts.state_bytes:
-        state = f"with a state of {format_bytes(facts.state_bytes)} per row at any length"
+        state = f"with a state of {format_state(facts)}"
         pairs.append(("graphs", f"{', '.join(manifest.graphs)}, {state}"))
     pairs += [
         ("inputs", join_values(analysis.inputs)),
         ("outputs", join_values(analysis.outputs)),
         ("ranges", format_ranges(graph)),
         *(format_precision(manifest.precision, manifest.interface.unit) if manifest.precision else ()),
-        ("nodes", f"{count_nodes(analysis)}; opset {analysis.opset}, {graph.precision}"),
+        ("nodes", f"{count_nodes(analysis)}; opset {analysis.opset}, {graph.precision}{format_attention(graph)}"),
     ]
     return Document(
         f"Exported {manifest.checkpoint['source']} to {bundle.path} ({format_bytes(size)})",

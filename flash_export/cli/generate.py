@@ -67,7 +67,7 @@ class TokenWriter:
             click.echo(self._decoder.decode(b"", final=True) if self._decoder else "", err=self._to_stderr)
 
 
-@click.command("generate", short_help="Let a causal model write, in constant time per token.")
+@click.command("generate", short_help="Let a causal model write, token by token.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--prompt", metavar="TEXT", help="Text to go on from, for models whose tokens are the 256 bytes.")
 @click.option("--prompt-file", type=click.File("rb"), help="File with that text; - for stdin.")

@@ -17,7 +17,14 @@ from flash_export.report.terminal import NO_BREAK_SPACE
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from flash_export.bundle.manifest import EngineManifest, GraphSpec, Manifest, PrecisionFacts, ProfileShapes
+    from flash_export.bundle.manifest import (
+        EngineManifest,
+        GraphSpec,
+        Manifest,
+        ModelFacts,
+        PrecisionFacts,
+        ProfileShapes,
+    )
     from flash_export.bundle.quantization_record import QuantizationRecord
     from flash_export.cli.output import Output
     from flash_export.exporters.analysis import GraphAnalysis
@@ -80,9 +87,9 @@ def _list_manifest(manifest: Manifest, quantization: QuantizationRecord | None) 
         work = ", ".join(f"{flops:,} at {seq_len} {unit}" for seq_len, flops in model.flops_per_token.items())
         yield "FLOPs", f"per {unit.removesuffix('s')}: {work}"
         if model.state_bytes:
-            yield "state", f"{format_bytes(model.state_bytes)} per row, at any length"
+            yield "state", format_state(model)
     for name, graph in manifest.graphs.items():
-        yield name, f"{graph.precision}, {format_ranges(graph)}"
+        yield name, f"{graph.precision}, {format_ranges(graph)}{format_attention(graph)}"
     if manifest.precision:
         yield from format_precision(manifest.precision, manifest.interface.unit)
     if quantization:
@@ -98,6 +105,19 @@ def format_ranges(graph: GraphSpec) -> str:
         f"{axis} {bounds.min}" + ("" if bounds.min == bounds.max else f" to {bounds.max}")
         for axis, bounds in graph.axes.items()
     )
+
+
+def format_state(model: ModelFacts) -> str:
+    """Say how large the state of a row is: at any length, or by length where it grows."""
+    if not model.state_bytes_per_token:
+        return f"{format_bytes(model.state_bytes)} per row, at any length"
+    sizes = (f"{format_bytes(model.count_state_bytes(int(one)))} at {one} tokens" for one in model.flops_per_token)
+    return f"{format_bytes(model.state_bytes_per_token)} per row and token: {', '.join(sizes)}"
+
+
+def format_attention(graph: GraphSpec) -> str:
+    """Say that attention is one operator; nothing where it is written out, as in every graph before opset 23."""
+    return ", attention as one operator" if graph.fused_attention else ""
 
 
 def format_import(record: ImportRecord) -> Rows:

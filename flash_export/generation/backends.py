@@ -98,7 +98,7 @@ def open_decoder(bundle: Bundle, target: Target, *, threads: int | None = None, 
         from flash_export.runtime.trt_session import EngineOptions
 
         return TrtStateRunner(bundle.get_graph(DECODE), load_engine(bundle, target.engine, EngineOptions(True)))
-    return RunnerDecoder(target.open(threads=threads, rounds=rounds))
+    return RunnerDecoder(target.open(threads=threads, rounds=rounds), bundle.get_graph(DECODE))
 
 
 def _open_graphs(bundle: Bundle, threads: int | None, *, backend: str) -> StatePair:
@@ -121,7 +121,7 @@ def _open_eager(bundle: Bundle, threads: int | None) -> StatePair:
     graph = describe_eager_graph(int(forward.outputs[0].shape[-1]), forward.axes)
     model = bundle.load_model()
     prefill, decode = (EagerStateRunner(model, graph, threads=threads) for _ in range(2))
-    return StatePair(prefill, RunnerDecoder(decode), graph, 1, identify_model(bundle))
+    return StatePair(prefill, RunnerDecoder(decode, graph), graph, 1, identify_model(bundle))
 
 
 def _get_prefill_graph(bundle: Bundle) -> GraphSpec:

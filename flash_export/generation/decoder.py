@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
 from flash_export.errors import InputError
-from flash_export.generation.state import State
+from flash_export.generation.state import State, find_growing
 from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.inputs import check_content
 
@@ -56,22 +56,43 @@ class Decoder(Protocol):
         ...
 
 
+class Room:
+    """Counts the steps for which a state has room."""
+
+    def __init__(self, state: State) -> None:
+        """Take a state that was loaded."""
+        places = state.num_places
+        self._left = None if places is None else places - int(state.position.max())
+
+    def take(self) -> bool:
+        """Take the room of a token of every row; False: there is none, and the state has to grow."""
+        if self._left is None:
+            return True
+        self._left -= 1
+        return self._left >= 0
+
+
 class RunnerDecoder:
     """Any runner as a decoder: the state goes through host memory at every step."""
 
-    def __init__(self, runner: Runner) -> None:
+    _room: Room
+
+    def __init__(self, runner: Runner, graph: GraphSpec) -> None:
         """Wrap a runner of a decode graph; entering and leaving the decoder enters and leaves it."""
-        self._runner = runner
+        self._runner, self._graph = runner, graph
         self._state: dict[str, np.ndarray] = {}
         self._model_sha256 = ""
 
     def load_state(self, state: State) -> None:
         """Go on from a state."""
-        self._state, self._model_sha256 = state.to_inputs(), state.model_sha256
+        self._state, self._model_sha256, self._room = state.to_inputs(), state.model_sha256, Room(state)
 
     def step(self, tokens: Int[np.ndarray, " batch"]) -> Float[np.ndarray, "batch vocab"]:
         """Feed one token per row and return the logits of the next."""
         check_loaded(bool(self._state))
+        if not self._room.take():
+            self.load_state(self.read_state().reserve(self._graph, 1))
+            return self.step(tokens)
         outputs = self._runner.run({TOKENS: tokens[:, None], **self._state})
         logits = outputs.pop(LOGITS)
         self._state = {name.replace(NEW_STATE_PREFIX, STATE_PREFIX, 1): value for name, value in outputs.items()}
@@ -81,7 +102,7 @@ class RunnerDecoder:
         """Return the state after the last step."""
         check_loaded(bool(self._state))
         tensors = {name.removeprefix(STATE_PREFIX): value for name, value in self._state.items()}
-        return State(tensors, self._model_sha256)
+        return State(tensors, self._model_sha256, find_growing(self._graph))
 
     def __enter__(self) -> Self:
         """Enter the runner."""

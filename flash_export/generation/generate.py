@@ -6,7 +6,7 @@ with Generator.open(Bundle.open("bundle")) as generator:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,7 +89,8 @@ class Generator:
     ) -> tuple[Float[np.ndarray, "batch vocab"], State]:
         """Read prompts.
 
-        A row whose state lies inside a chunk goes through decode to the end of that chunk, then on in segments.
+        A row whose state lies inside a chunk goes through decode to the end of that chunk, then on in segments. Models
+        without chunks go on in segments from any position.
 
         Args:
             prompts: Token ids of each row, at least one; the lengths may differ.
@@ -114,7 +115,7 @@ class Generator:
         if state is None:
             state = State.zeros(self._graph, batch)
         check_state(state, self._graph, batch=batch, model_sha256=self._pair.model_sha256)
-        state = State(state.tensors, self._pair.model_sha256)
+        state = replace(state, model_sha256=self._pair.model_sha256)
         logits = np.zeros((batch, self._vocab_size), np.float32)
         lengths = np.array([prompt.size for prompt in prompts])
         fed = np.zeros_like(lengths)
@@ -197,9 +198,9 @@ class Generator:
         input_ids = np.zeros((lengths.size, lengths.max()), np.int64)
         for row, piece in enumerate(pieces):
             input_ids[row, : piece.size] = piece
-        inputs = self._fill_state(state).to_inputs()
+        inputs = self._fill_state(state).reserve(self._graph, int(ends.max())).to_inputs()
         outputs = self._pair.prefill.run({TOKENS: input_ids, "lengths": lengths, **inputs})
-        new_state = State.from_outputs(outputs, model_sha256=self._pair.model_sha256)
+        new_state = State.from_outputs(self._graph, outputs, model_sha256=self._pair.model_sha256)
         return outputs[LOGITS][np.arange(ends.size), ends - 1], self._cut_state(new_state, ends.size)
 
     def _load(self, state: State) -> None:

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
-from flash_export.generation.decoder import check_loaded, check_tokens
-from flash_export.generation.state import POSITION, State, check_state, is_updated_in_place, iterate_specs
+from flash_export.generation.decoder import Room, check_loaded, check_tokens
+from flash_export.generation.state import (
+    POSITION,
+    State,
+    check_state,
+    find_growing,
+    is_updated_in_place,
+    iterate_specs,
+)
 from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.inputs import check_axis
 from flash_export.runtime.ort import OrtRunner
@@ -32,6 +39,8 @@ class OrtStateRunner(OrtRunner):
 
     _batch: int
     _current: int
+    _shapes: dict[str, tuple[int, ...]]
+    _room: Room
     _input_ids: Any
     _logits: Any
 
@@ -52,11 +61,11 @@ class OrtStateRunner(OrtRunner):
         """
         check_state(state, self._graph, batch=state.batch, model_sha256=state.model_sha256)
         check_axis("batch", state.batch, self._graph.axes["batch"])
-        if state.batch != self._batch:
-            self._allocate(state.batch)
+        if self._shapes != (shapes := {name: value.shape for name, value in state.tensors.items()}):
+            self._allocate(shapes)
         for name, value in state.tensors.items():
             self._buffers[self._current][name].update_inplace(np.ascontiguousarray(value))
-        self._model_sha256 = state.model_sha256
+        self._model_sha256, self._room = state.model_sha256, Room(state)
 
     def step(self, tokens: Int[np.ndarray, " batch"]) -> Float[np.ndarray, "batch vocab"]:
         """Feed one token per row and return the logits of the next.
@@ -66,6 +75,9 @@ class OrtStateRunner(OrtRunner):
         """
         check_loaded(self._batch > 0)
         check_tokens(self._graph, tokens, self._batch)
+        if not self._room.take():
+            self.load_state(self.read_state().reserve(self._graph, 1))
+            return self.step(tokens)
         self._input_ids.update_inplace(np.ascontiguousarray(tokens[:, None], dtype=np.int64))
         binding = self._bindings[self._current]
         if self._provider is not CPU:
@@ -88,7 +100,7 @@ class OrtStateRunner(OrtRunner):
         """
         check_loaded(self._batch > 0)
         tensors = {name: copy_to_host(buffer) for name, buffer in self._buffers[self._current].items()}
-        return State(tensors, self._model_sha256)
+        return State(tensors, self._model_sha256, find_growing(self._graph))
 
     def __exit__(self, *error: Any) -> None:
         """Drop the bindings before the buffers, and these before the session."""
@@ -99,22 +111,24 @@ class OrtStateRunner(OrtRunner):
         self._batch = self._current = 0
         self._bindings: list[Any] = []
         self._buffers: list[dict[str, Any]] = []
+        self._shapes = {}
         self._input_ids = self._logits = None
 
-    def _allocate(self, batch: int) -> None:
-        """Make buffers and bindings for a batch; tokens and logits live on the host, the state on the device."""
+    def _allocate(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Make buffers and bindings for a state; tokens and logits live on the host, the state on the device."""
         self._forget_state()
+        (batch,), device = shapes[POSITION], self._provider.name
 
         def create(shape: tuple[int | str, ...], dtype: str, device: str) -> Any:
             return self._ort.OrtValue.ortvalue_from_shape_and_type([batch, *shape[1:]], np.dtype(dtype), device)
 
         self._input_ids = create((batch, 1), "int64", "cpu")
         self._logits = create(self._graph.outputs[0].shape, "float32", "cpu")
-        specs = dict(iterate_specs(self._graph))
-        first = {name: create(spec.shape, spec.dtype, self._provider.name) for name, spec in specs.items()}
+        dtypes = {name: spec.dtype for name, spec in iterate_specs(self._graph)}
+        first = {name: create(shapes[name], dtype, device) for name, dtype in dtypes.items()}
         second = {
-            name: first[name] if is_updated_in_place(name) else create(spec.shape, spec.dtype, self._provider.name)
-            for name, spec in specs.items()
+            name: first[name] if is_updated_in_place(name) else create(shapes[name], dtype, device)
+            for name, dtype in dtypes.items()
         }
         self._buffers = [first, second]
         for source, target in (self._buffers, reversed(self._buffers)):
@@ -125,4 +139,4 @@ class OrtStateRunner(OrtRunner):
                 binding.bind_ortvalue_input(f"{STATE_PREFIX}{name}", source[name])
                 binding.bind_ortvalue_output(f"{NEW_STATE_PREFIX}{name}", target[name])
             self._bindings.append(binding)
-        self._batch = batch
+        self._batch, self._shapes = batch, shapes

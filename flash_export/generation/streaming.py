@@ -97,10 +97,11 @@ class StreamingRunner:
             split = split_text(batch, seq_len, self._pair.chunk_size)
             for lengths in (*(np.full(batch, length) for length in split.segments), split.rests):
                 segment = input_ids[:, start : start + int(lengths.max())]
+                state = state.reserve(graph, int(lengths.max()))
                 outputs = self._pair.prefill.run({TOKENS: segment, "lengths": lengths, **state.to_inputs()})
                 for row, length in enumerate(lengths):
                     logits[row, start : start + length] = outputs[LOGITS][row, :length]
-                state = State.from_outputs(outputs)
+                state = State.from_outputs(graph, outputs)
                 ends, start = start + lengths, start + int(lengths.min())
         self._pair.decoder.load_state(state)
         for step in range(int((seq_len - ends).max())):

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
-from flash_export.generation.decoder import check_loaded, check_tokens
-from flash_export.generation.state import State, check_state, iterate_specs
+from flash_export.generation.decoder import Room, check_loaded, check_tokens
+from flash_export.generation.state import POSITION, State, check_state, find_growing, iterate_specs
 from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.inputs import check_axis
 
@@ -33,6 +33,8 @@ class TrtStateRunner:
 
     _batch: int
     _current: int
+    _shapes: dict[str, tuple[int, ...]]
+    _room: Room
 
     def __init__(self, graph: GraphSpec, engine: LoadedEngine) -> None:
         """Open a session of a loaded engine, which is freed at the end."""
@@ -49,12 +51,12 @@ class TrtStateRunner:
         """
         check_state(state, self._graph, batch=state.batch, model_sha256=state.model_sha256)
         check_axis("batch", state.batch, self._graph.axes["batch"])
-        if state.batch != self._batch:
-            self._allocate(state.batch)
+        if self._shapes != (shapes := {name: value.shape for name, value in state.tensors.items()}):
+            self._allocate(shapes)
         with self._session.use():
             for name, value in state.tensors.items():
                 self._buffers[self._current][name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
-        self._model_sha256 = state.model_sha256
+        self._model_sha256, self._room = state.model_sha256, Room(state)
 
     def step(self, tokens: Int[np.ndarray, " batch"]) -> Float[np.ndarray, "batch vocab"]:
         """Feed one token per row and return the logits of the next.
@@ -65,6 +67,9 @@ class TrtStateRunner:
         """
         check_loaded(self._batch > 0)
         check_tokens(self._graph, tokens, self._batch)
+        if not self._room.take():
+            self.load_state(self.read_state().reserve(self._graph, 1))
+            return self.step(tokens)
         binding = self._bindings[self._current]
         self._tokens.copy_(torch.from_numpy(np.ascontiguousarray(tokens[:, None], dtype=np.int64)))
         with self._session.use():
@@ -85,7 +90,7 @@ class TrtStateRunner:
         check_loaded(self._batch > 0)
         with self._session.use():
             tensors = {name: one.cpu().clone().numpy() for name, one in self._buffers[self._current].items()}
-        return State(tensors, self._model_sha256)
+        return State(tensors, self._model_sha256, find_growing(self._graph))
 
     def __enter__(self) -> Self:
         """Return the decoder."""
@@ -102,10 +107,12 @@ class TrtStateRunner:
         self._batch = self._current = 0
         self._bindings: list[Binding] = []
         self._buffers: list[dict[str, Tensor]] = []
+        self._shapes = {}
 
-    def _allocate(self, batch: int) -> None:
-        """Make buffers and bindings for a batch; what TensorRT reads on the host lies there."""
+    def _allocate(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Make buffers and bindings for a state; what TensorRT reads on the host lies there."""
         self._forget_state()
+        (batch,) = shapes[POSITION]
 
         def create(name: str, shape: tuple[int | str, ...], dtype: str) -> Tensor:
             on_host = name in self._engine.on_host
@@ -117,7 +124,7 @@ class TrtStateRunner:
             tokens = create(TOKENS, (batch, 1), "int64")
             shown = create(LOGITS, logits.shape, logits.dtype)
             self._buffers = [
-                {name: create(f"{STATE_PREFIX}{name}", spec.shape, spec.dtype) for name, spec in specs.items()}
+                {name: create(f"{STATE_PREFIX}{name}", shapes[name], spec.dtype) for name, spec in specs.items()}
                 for _ in range(2)
             ]
         self._tokens = self._engine.device.create((batch, 1), torch.int64, on_host=True)
@@ -126,4 +133,4 @@ class TrtStateRunner:
             inputs = {f"{STATE_PREFIX}{name}": tensor for name, tensor in source.items()}
             outputs = {f"{NEW_STATE_PREFIX}{name}": tensor for name, tensor in target.items()}
             self._bindings.append(self._session.bind({TOKENS: tokens, **inputs}, {LOGITS: shown, **outputs}))
-        self._batch = batch
+        self._batch, self._shapes = batch, shapes

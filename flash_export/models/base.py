@@ -99,7 +99,7 @@ class ModelConfig(ConfigFields):
 
     @property
     def state_refusal(self) -> str | None:
-        """Why the past of a sequence cannot be carried in a state of constant size; None if it can."""
+        """Why the past of a sequence cannot be carried from run to run; None if it can."""
         raise NotImplementedError
 
     @property

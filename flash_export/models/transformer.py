@@ -29,6 +29,11 @@ class TransformerConfig(MultiheadConfig):
 
     model_type: ClassVar[str] = "transformer"
 
+    @property
+    def state_refusal(self) -> str | None:
+        """Keys and values are carried where no token changes those before it."""
+        return None if self.causal else super().state_refusal
+
     def count_attention_macs(self, seq_len: int) -> int:
         """Count both products, over the whole square in causal models too."""
         return 2 * seq_len**2 * self.dim

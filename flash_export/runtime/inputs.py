@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from flash_export.errors import InputError
-from flash_export.interface import Lengths, TokenIds
+from flash_export.interface import PAST, SEQ, Lengths, TokenIds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,7 +71,7 @@ def check_axis(name: str, value: int, axis: AxisRange) -> None:
     if value > axis.max:
         raise InputError(
             f"{_label_axis(name)}={value} exceeds the graph's maximum {axis.max}; use at most {axis.max}, or export "
-            f"again with --max-{_label_axis(name).replace('_', '-')} {value}"
+            f"again with --max-{_name_option(name)} {value}"
         )
 
 
@@ -125,6 +125,11 @@ def _check_tensor(
             raise InputError(
                 f"{spec.name} has {_label_axis(axis)}={size} but {owner} has {known}; give them the same shape"
             )
+
+
+def _name_option(axis: str) -> str:
+    """Return the end of the option that an axis is as long as."""
+    return _label_axis(SEQ if axis == PAST else axis).replace("_", "-")
 
 
 def _label_axis(name: str) -> str:

@@ -332,6 +332,31 @@ def _compute_softmax(layer: Any, inputs: Inputs) -> Tensor:
     return x.softmax(dim=axis)
 
 
+def _attend(layer: Any, inputs: Inputs) -> Tensor:
+    """Compute an attention, which enters the network by one layer and leaves it by another that does nothing.
+
+    Queries carry the scale already. Scores and weights are fp32, as in the fused kernels, which keep neither.
+    """
+    attention = layer.attention
+    q, k, v = (_widen(_pick(x)) for x in inputs[:3])
+    for form in (attention.query_form.name, attention.key_value_form.name):
+        if form != "PADDED_BHND":
+            raise UnknownLayerError(f"attends to {form}")
+    if attention.key_value_lengths is not None or attention.normalization_quantize_scale is not None:
+        raise UnknownLayerError("attends with lengths or scales of quantization")
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    scores = q @ k.mT
+    if attention.mask is not None:
+        mask = _pick(inputs[3])
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    if (kind := attention.causal_kind.name) != "NONE":
+        first = 1 if kind == "UPPER_LEFT" else 1 + k.shape[2] - q.shape[2]
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(first)
+        scores = scores.masked_fill(later, -torch.inf)
+    weights = scores.softmax(dim=-1) if attention.norm_op.name == "SOFTMAX" else scores
+    return weights @ v
+
+
 def _select(layer: Any, inputs: Inputs) -> Tensor:
     return torch.where(_pick(inputs[0]), _pick(inputs[1]), _pick(inputs[2]))
 
@@ -454,6 +479,8 @@ LAYERS: dict[str, tuple[str, Callable[[Any, Inputs], Tensor]]] = {
     "UNSQUEEZE": ("IUnsqueezeLayer", _unsqueeze),
     "NORMALIZATION": ("INormalizationLayer", _normalise),
     "SOFTMAX": ("ISoftMaxLayer", _compute_softmax),
+    "ATTENTION_INPUT": ("IAttentionInputLayer", _attend),
+    "ATTENTION_OUTPUT": ("IAttentionOutputLayer", _keep),
     "SELECT": ("ISelectLayer", _select),
     "PARAMETRIC_RELU": ("IParametricReLULayer", _apply_prelu),
     "PADDING": ("IPaddingLayer", _pad),

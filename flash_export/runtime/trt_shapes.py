@@ -127,6 +127,8 @@ def _count_flops(step: Step, inputs: Sequence[Tensor | None], output: Tensor) ->
     if step.kind == "MATRIX_MULTIPLY":
         summed = x.shape[-2] if layer.op0.name == "TRANSPOSE" else x.shape[-1]
         return 2 * output.numel() * summed
+    if step.kind == "ATTENTION_INPUT" and (keys := inputs[1]) is not None:
+        return 4 * output.numel() * keys.shape[2]  # both products
     if step.kind == "CONVOLUTION":
         return 2 * output.numel() * (x.shape[1] // layer.num_groups) * math.prod(layer.kernel_size_nd)
     if step.kind == "DECONVOLUTION":

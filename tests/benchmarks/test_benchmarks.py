@@ -83,6 +83,13 @@ def test_compare(run_quick: Callable[..., dict[str, Any]], capsys: pytest.Captur
 
 
 @pytest.mark.slow
+def test_attention(run_quick: Callable[..., dict[str, Any]]) -> None:
+    (row,) = run_quick("attention", "--causal", "--lengths", "20")["attentions"]
+    assert set(row["median_ms"]) == {"written out", "operator"}
+    assert row["ratio"] > 0
+
+
+@pytest.mark.slow
 def test_bisection(run_quick: Callable[..., dict[str, Any]]) -> None:
     (finding,) = run_quick("bisection")["findings"]
     assert (finding["found"], finding["verdict"]) == ("layers.3.value", "in place")

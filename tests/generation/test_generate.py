@@ -57,7 +57,7 @@ def check_close(actual: np.ndarray, expected: np.ndarray) -> None:
 
 def open_decoders(bundle: Bundle) -> tuple[Decoder, Decoder]:
     graph, path = bundle.get_graph("decode"), bundle.get_graph_path("decode")
-    return OrtStateRunner(graph, path, threads=1), RunnerDecoder(OrtRunner(graph, path, threads=1))
+    return OrtStateRunner(graph, path, threads=1), RunnerDecoder(OrtRunner(graph, path, threads=1), graph)
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +345,7 @@ def test_model_that_computes_nan_is_one_clear_error(causal_bundle: Bundle) -> No
     model.get_parameter("to_logits.1.bias").fill_(float("nan"))
     graph = describe_eager_graph(VOCAB_SIZE, causal_bundle.get_graph().axes)
     runner = EagerStateRunner(model, graph)
-    broken = Generator(StatePair(runner, RunnerDecoder(runner), graph, chunk_size=1, model_sha256="x"))
+    broken = Generator(StatePair(runner, RunnerDecoder(runner, graph), graph, chunk_size=1, model_sha256="x"))
     with pytest.raises(InputError, match="logits hold NaN or infinite values"):
         broken.generate(make_ids(3))
 
@@ -455,7 +455,7 @@ def make_strict(bundle: Bundle, batch: AxisRange, max_segment_len: int = 200) ->
     model = bundle.load_model()
     prefill = StrictPrefill(model, graph)
     prefill.lengths = []
-    decoder = RunnerDecoder(EagerStateRunner(model, graph))
+    decoder = RunnerDecoder(EagerStateRunner(model, graph), graph)
     return Generator(StatePair(prefill, decoder, graph, CHUNK_SIZE, "model")), prefill.lengths
 
 

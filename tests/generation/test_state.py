@@ -61,7 +61,7 @@ def test_inputs_and_outputs_carry_their_prefixes() -> None:
     inputs = state.to_inputs()
     assert list(inputs) == ["state.position", "state.0.kv"]
     outputs = {"logits": np.zeros(1), **{f"new_{name}": value for name, value in inputs.items()}}
-    assert get_values(State.from_outputs(outputs)) == get_values(state)
+    assert get_values(State.from_outputs(GRAPH, outputs)) == get_values(state)
 
 
 def test_select_replace_and_fork() -> None:

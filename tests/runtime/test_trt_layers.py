@@ -23,7 +23,8 @@ pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
 
 # What our graphs are made of, and some that are near to it.
 OPERATORS = {
-    *("Add", "And", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose", "Cos", "CumSum"),
+    *("Add", "And", "Attention", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose"),
+    *("Cos", "CumSum"),
     *("DequantizeLinear", "Div", "Equal", "Erf", "Exp", "Expand", "Gather", "GatherND", "Gelu", "Gemm", "Greater"),
     *("LayerNormalization", "LeakyRelu", "Less", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "PRelu"),
     *("Pad", "Pow", "QuantizeLinear", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd"),
@@ -35,8 +36,11 @@ MISREAD = "test_triu"
 NOT_COMPUTED = {
     *("test_conv_with_autopad_same", "test_convtranspose_autopad_same", "test_gathernd_example_int32_batch_dim1"),
 }
+# The parser drops what later opsets added to Attention: lengths of the keys (24) and windows (25).
+ATTENTION_OPSET = 23
+HIDES_ALL = {"test_attention_23_boolmask_fullymasked_row_nan_robustness"}  # TensorRT does not say what is left then
 EMPTY = {"test_reduce_max_empty_set", "test_reduce_min_empty_set"}  # PyTorch has no largest of nothing
-MIN_CASES = 300
+MIN_CASES, MIN_ATTENTIONS = 300, 20
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +48,12 @@ def cases() -> list[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = collect_testcases(None)
-    return [
-        case
-        for case in found
-        if case.data_sets and case.model and {node.op_type for node in case.model.graph.node} <= OPERATORS
-    ]
+    return [case for case in found if case.data_sets and case.model and _is_read(case.model)]
+
+
+def _is_read(model: onnx.ModelProto) -> bool:
+    operators = {node.op_type for node in model.graph.node}
+    return operators <= OPERATORS and ("Attention" not in operators or model.opset_import[0].version <= ATTENTION_OPSET)
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +78,8 @@ def test_layers_compute_what_the_standard_says(cases: list[Any], tmp_path: Path)
         arrays = dict(zip((one.name for one in case.model.graph.input), map(np.asarray, inputs), strict=True))
         if any(values.dtype.kind not in "biuf" or values.dtype == np.float64 for values in arrays.values()):
             continue
+        if any(values.dtype.isbuiltin != 1 for values in arrays.values()):
+            continue
         model = onnx.ModelProto()
         model.CopyFrom(case.model)
         for one in list(model.graph.input)[1:]:
@@ -94,7 +101,8 @@ def test_layers_compute_what_the_standard_says(cases: list[Any], tmp_path: Path)
             for name, values in wanted.items()
         )
         (right if is_right else wrong).add(case.name)
-    assert {name for name in wrong if not name.startswith(MISREAD)} == set()
+    assert {name for name in wrong if not name.startswith(MISREAD)} == HIDES_ALL
+    assert sum(name.startswith("test_attention_") for name in right) >= MIN_ATTENTIONS
     assert len(wrong) >= 5  # see MISREAD
     assert unknown == NOT_COMPUTED
     assert failed <= EMPTY

@@ -84,7 +84,7 @@ def time_decode(
     backend: str,
     threads: int | None,
 ) -> list[Timing]:
-    """Time decode steps, from the beginning of a text on; the state, and so a step, does not grow with it.
+    """Time decode steps, from the beginning of a text on; a state that grows does so on the way.
 
     Args:
         candidates: The bundles, the one that the others are compared with first.
