@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flash_export.strict_json import format_json
 from flash_export.study.config import StudyConfig  # noqa: TC001 (its fields are read as a schema)
 from flash_export.study.systems import SYSTEMS
-from flash_export.study.tasks import Task
+from flash_export.study.tasks import WRITTEN_OUT, Task
 from flash_export.typed_json import build
 from flash_export.validators.environment import describe_machine
 from flash_export.validators.latency import Percentiles  # noqa: TC001
@@ -59,6 +59,7 @@ class LengthTime:
         seq_len: Tokens.
         latency_ms: Of a run; None: not measured.
         memory_bytes: Opening the graph and running it, in a fresh process.
+        form: Which of the forms of the graph was the fastest: attention written out, or fused into one operator.
         random_weights: Whether the weights were not trained, because the length is beyond what the trained model takes.
         reason: Why it was not measured.
     """
@@ -68,6 +69,7 @@ class LengthTime:
     latency_ms: Percentiles | None = None
     memory_bytes: int | None = None
     random_weights: bool = False
+    form: str = WRITTEN_OUT
     reason: str | None = None
 
     @property

@@ -6,16 +6,20 @@ is returned, and kept by whoever runs the tasks.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flash_export.config import ExportOptions
+from flash_export.config import ATTENTION_OPSET, DEFAULT_OPSET, ExportOptions
+from flash_export.models.checkpoint import load_pretrained
 from flash_export.study.config import CAUSAL, StudyConfig
 from flash_export.study.objective import VOCAB_SIZES
 from flash_export.study.systems import build_config
+from flash_export.study.trained import TRAINING_FILE
 from flash_export.version import __version__
 
 if TYPE_CHECKING:
@@ -23,10 +27,14 @@ if TYPE_CHECKING:
 
     from flash_export.models.base import ModelConfig
     from flash_export.study.config import ModelEntry
+    from flash_export.validators.trade_off.results import Timing
 
 # Of a study, and then of tuning.
 Kind = Literal["train", "export", "export-long", "validate", "score", "time", "make", "judge"]
 FOOTPRINT_S = 60.0
+FUSED, WRITTEN_OUT = "-fused", "written out"
+# Backends without ONNX's operator for attention.
+KNOW_NO_ATTENTION = ("openvino",)
 CHECKPOINT, BUNDLE, LONG_BUNDLE = "checkpoint", "bundle", "bundle-long"
 
 
@@ -166,12 +174,12 @@ def run_task(config: StudyConfig, folder: Path, source: Path, task: Task, progre
     if task.kind == "export-long":
         return _export_long(config, entry, models)
     if task.kind == "validate":
-        arguments = config.plan, config.max_seq_len, config.threads
-        return validate_bundle_on(models / BUNDLE, task.backend, *arguments, progress)
+        return _validate(config, models / BUNDLE, task.backend, progress)
     if task.kind == "score":
         return _score(config, entry, models / BUNDLE, task.backend)
     is_long = task.seq_len > config.max_seq_len
-    found = time_bundle(models / (LONG_BUNDLE if is_long else BUNDLE), task, 1, config.threads, config.budget_s)
+    bundles = _list_bundles(models / (LONG_BUNDLE if is_long else BUNDLE), task.backend)
+    found = time_bundles(bundles, task, 1, config.threads, config.budget_s)
     return {**found, "random_weights": is_long}
 
 
@@ -208,16 +216,34 @@ def _train(config: StudyConfig, entry: ModelEntry, models: Path, progress: Calla
     )
 
 
+def list_forms(model_type: str) -> dict[str, int]:
+    """Return the forms of a family's graph, by what is added to the name of a bundle, and the opset of each.
+
+    An attention that is one operator from some opset on is faster on some backends: the faster form is what counts.
+    """
+    from flash_export.exporters.lowering.registry import LOWERINGS
+
+    forms = {"": DEFAULT_OPSET}
+    return forms if LOWERINGS[model_type].fuse_attention is None else {**forms, FUSED: ATTENTION_OPSET}
+
+
+def _list_bundles(path: Path, backend: str) -> dict[str, Path]:
+    """Return the bundles of all forms that were exported and that a backend knows, by form."""
+    fused = path.with_name(path.name + FUSED)
+    return {WRITTEN_OUT: path, **({"fused": fused} if fused.exists() and backend not in KNOW_NO_ATTENTION else {})}
+
+
 def _export(checkpoint: Path, target: Path, max_seq_len: int) -> dict[str, Any]:
     from flash_export.exporters.export import export_onnx
     from flash_export.study.systems import count_parameters
     from flash_export.validators.trade_off.candidates import measure_graph_bytes
 
-    options = ExportOptions(max_seq_len=max_seq_len, graphs=("forward",))
-    bundle = export_onnx(checkpoint, target, options=options, force=True)
-    model = bundle.load_model()
+    model = load_pretrained(checkpoint)
     count = count_parameters(model.config)
-    training = checkpoint / "training.json"
+    for form, opset in list_forms(model.config.model_type).items():
+        options = ExportOptions(opset=opset, max_seq_len=max_seq_len, graphs=("forward",))
+        bundle = export_onnx(checkpoint, target.with_name(target.name + form), options=options, force=True)
+    training = checkpoint / TRAINING_FILE
     told = json.loads(training.read_text(encoding="utf-8")) if training.exists() else {}
     return {
         "parameters": count.constant,
@@ -243,6 +269,24 @@ def _export_long(config: StudyConfig, entry: ModelEntry, models: Path) -> dict[s
         return _export(checkpoint, models / LONG_BUNDLE, longest)
     finally:
         shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _validate(config: StudyConfig, path: Path, backend: str, progress: Callable[[float], None]) -> dict[str, Any]:
+    """Validate every form of a model, and add up their checks."""
+    bundles = _list_bundles(path, backend)
+    found = [
+        validate_bundle_on(one, backend, config.plan, config.max_seq_len, config.threads, progress)
+        for one in bundles.values()
+    ]
+    multiples = [one["largest_multiple"] for one in found if one["largest_multiple"] is not None]
+    reasons = (f"{name}: {one['reason']}" for name, one in zip(bundles, found, strict=True) if one["reason"])
+    return {
+        **{name: sum(one[name] for one in found) for name in ("passed", "failed", "skipped")},
+        "is_right": all(one["is_right"] for one in found),
+        "largest_multiple": max(multiples, default=None),
+        "reason": next(reasons, None),
+        "longest": min(one["longest"] for one in found),
+    }
 
 
 def validate_bundle_on(
@@ -307,15 +351,17 @@ def _score(config: StudyConfig, entry: ModelEntry, path: Path, backend: str) -> 
     return {"bits_per_byte": scores}
 
 
-def time_bundle(path: Path, task: Task, batch: int, threads: int | None, budget_s: float) -> dict[str, Any]:
-    """Time a bundle as a task says, and measure its memory in a fresh process.
+def time_bundles(
+    bundles: Mapping[str, Path], task: Task, batch: int, threads: int | None, budget_s: float
+) -> dict[str, Any]:
+    """Time bundles of one model in turn as a task says, and measure the memory of the fastest in a fresh process.
 
     Args:
-        path: The bundle.
+        bundles: The bundles, by the name of their form.
         task: Where, and at which length.
         batch: Rows.
         threads: Threads of one operator; None: what the backend chooses.
-        budget_s: Seconds to time it.
+        budget_s: Seconds to time each.
     """
     from flash_export.bundle.bundle import Bundle
     from flash_export.data.sources import RandomSource
@@ -325,20 +371,29 @@ def time_bundle(path: Path, task: Task, batch: int, threads: int | None, budget_
     from flash_export.validators.trade_off.candidates import Candidate
     from flash_export.validators.trade_off.speed import time_forward
 
-    bundle = Bundle.open(path)
-    source, cell = RandomSource(bundle.manifest.interface), Cell(batch, task.seq_len, masked=False)
-    candidate = Candidate(bundle, task.model)
-    with find_target(bundle, task.backend, "forward").open(threads=threads) as runner:
-        candidate.runner = runner
-        (timing,) = time_forward([candidate], cell, source, budget_s, backend=task.backend, threads=threads)
+    candidates = [Candidate(Bundle.open(path), name) for name, path in bundles.items()]
+    source, cell = RandomSource(candidates[0].bundle.manifest.interface), Cell(batch, task.seq_len, masked=False)
+    with contextlib.ExitStack() as stack:
+        for candidate in candidates:
+            target = find_target(candidate.bundle, task.backend, "forward")
+            candidate.runner = stack.enter_context(target.open(threads=threads))
+        timings = time_forward(candidates, cell, source, budget_s, backend=task.backend, threads=threads)
+    best = min(range(len(timings)), key=lambda index: _get_median(timings[index]))
+    path = candidates[best].bundle.path.resolve()
     footprint = measure_footprint(
-        FootprintRequest(str(path.resolve()), task.backend, (), threads, batch, (task.seq_len,), FOOTPRINT_S)
+        FootprintRequest(str(path), task.backend, (), threads, batch, (task.seq_len,), FOOTPRINT_S)
     )
     memory = None
     if footprint.session_bytes is not None and footprint.peak_bytes is not None:
         memory = footprint.session_bytes + footprint.peak_bytes
+    latency = timings[best].latency_ms
     return {
-        "reason": timing.reason,
-        "latency_ms": None if timing.latency_ms is None else asdict(timing.latency_ms),
+        "form": candidates[best].name,
+        "reason": timings[best].reason,
+        "latency_ms": None if latency is None else asdict(latency),
         "memory_bytes": memory,
     }
+
+
+def _get_median(timing: Timing) -> float:
+    return math.inf if timing.latency_ms is None else timing.latency_ms.p50

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flash_export.config import CONFIG_FILE, MAX_THREADS, SCHEMES, ExportOptions, QuantizeOptions, check_count
 from flash_export.errors import CheckpointError, ConfigError
 from flash_export.runtime.backends import ORT_CPU, get_backend
-from flash_export.study.tasks import Planner, Task, time_bundle, validate_bundle_on
+from flash_export.study.tasks import Planner, Task, time_bundles, validate_bundle_on
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def run_tuning(config: TuneConfig, folder: Path, source: Path, task: Task, progr
         return validate_bundle_on(bundle, task.backend, config.plan, config.max_seq_len, None, progress)
     if task.kind == "judge":
         return _judge(config, folder, task, progress)
-    return time_bundle(bundle, task, config.batch, task.threads or None, config.budget_s)
+    return time_bundles({task.model: bundle}, task, config.batch, task.threads or None, config.budget_s)
 
 
 def _make(config: TuneConfig, folder: Path, variant: str, progress: Callable[[float], None]) -> dict[str, Any]:
