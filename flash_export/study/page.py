@@ -20,6 +20,7 @@ from flash_export.report.document import (
     tabulate,
     text,
 )
+from flash_export.study.tasks import WRITTEN_OUT
 from flash_export.validators.report.rows import format_median
 
 if TYPE_CHECKING:
@@ -62,7 +63,9 @@ def describe_study(study: Study, folder: str) -> Document:
             ),
             *(
                 Section(
-                    f"Time of one sequence on {backend}", _tabulate_times(study, backend), "Median of a batch of one."
+                    f"Time of one sequence on {backend}",
+                    _tabulate_times(study, backend),
+                    "Median of a batch of one; * attention is one operator of ONNX, which is faster here.",
                 )
                 for backend in study.config.backends
             ),
@@ -218,7 +221,8 @@ def _tabulate_times(study: Study, backend: str) -> Table:
 
 def _format_time(entry: StudyEntry, backend: str, seq_len: int) -> str | None:
     time = entry.find_time(backend, seq_len)
-    return None if time is None else format_median(time.latency_ms)
+    median = None if time is None else format_median(time.latency_ms)
+    return f"{median} *" if median is not None and time is not None and time.form != WRITTEN_OUT else median
 
 
 def _format_memory(entry: StudyEntry, backend: str) -> str | None:
