@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ VOCAB_SIZE, CHUNK_SIZE = 19, 4
 
 def build_model(branch: str, seed: int = 0, *, causal: bool, attention_fn: str = "relu2") -> FlashModel:
     torch.manual_seed(seed)
-    sizes = {"dim": 8, "depth": 2, "hidden_dim": 12, "qk_dim": 6, "chunk_size": CHUNK_SIZE}
+    sizes: dict[str, Any] = {"dim": 8, "depth": 2, "hidden_dim": 12, "qk_dim": 6, "chunk_size": CHUNK_SIZE}
     model = FlashModel(FlashConfig(VOCAB_SIZE, **sizes, causal=causal, attention_fn=attention_fn, branches=branch))
     model.requires_grad_(requires_grad=False).eval()
     for name, parameter in model.named_parameters():  # attention is to matter
