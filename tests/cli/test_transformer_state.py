@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,6 +73,14 @@ def test_a_text_of_more_tokens_than_positions_is_one_line(bundle: Path) -> None:
     assert result.exit_code == 2
     assert "the text has 161 tokens, decode.onnx takes 160 at most" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_compare_times_more_steps_than_a_text_has_tokens(bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    result = check("compare", bundle, copy, "--seq-len", "16", "--windows", "1", "--json", "-")
+    for entry in json.loads(result.stdout)["entries"]:
+        assert entry["decode"]["reason"] is None
+        assert entry["decode"]["latency_ms"]["runs"] > 0
 
 
 def test_the_opset_is_told(checkpoint: Path, tmp_path: Path) -> None:
