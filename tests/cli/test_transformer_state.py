@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -73,6 +74,14 @@ def test_a_text_of_more_tokens_than_positions_is_one_line(bundle: Path) -> None:
     assert result.exit_code == 2
     assert "the text has 161 tokens, decode.onnx takes 160 at most" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+def test_quantities_of_the_graph_are_those_of_a_model_that_turns(opset: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    TransformerModel(replace(CONFIG, positions="rotary")).save_pretrained(tmp_path / "model")
+    check("onnx", tmp_path / "model", "-o", tmp_path / "bundle", "--opset", opset, "--graphs", "forward")
+    assert json.loads(check("bisect", tmp_path / "bundle", "--json", "-").stdout)["clean"]
 
 
 def test_compare_times_more_steps_than_a_text_has_tokens(bundle: Path, tmp_path: Path) -> None:
