@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,6 +74,22 @@ def test_a_text_of_more_tokens_than_positions_is_one_line(bundle: Path) -> None:
     assert result.exit_code == 2
     assert "the text has 161 tokens, decode.onnx takes 160 at most" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+def test_quantities_of_the_graph_are_those_of_a_model_that_turns(opset: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    TransformerModel(replace(CONFIG, positions="rotary")).save_pretrained(tmp_path / "model")
+    check("onnx", tmp_path / "model", "-o", tmp_path / "bundle", "--opset", opset, "--graphs", "forward")
+    assert json.loads(check("bisect", tmp_path / "bundle", "--json", "-").stdout)["clean"]
+
+
+def test_compare_times_more_steps_than_a_text_has_tokens(bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    result = check("compare", bundle, copy, "--seq-len", "16", "--windows", "1", "--json", "-")
+    for entry in json.loads(result.stdout)["entries"]:
+        assert entry["decode"]["reason"] is None
+        assert entry["decode"]["latency_ms"]["runs"] > 0
 
 
 def test_the_opset_is_told(checkpoint: Path, tmp_path: Path) -> None:

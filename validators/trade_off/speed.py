@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.config import DECODE
 from flash_export.errors import InputError
+from flash_export.interface import PAST
 from flash_export.runtime.backends import find_target
 from flash_export.runtime.inputs import check_axis
 from flash_export.validators.backends import GRAPH
@@ -84,7 +86,7 @@ def time_decode(
     backend: str,
     threads: int | None,
 ) -> list[Timing]:
-    """Time decode steps, from the beginning of a text on; a state that grows does so on the way.
+    """Time decode steps, from the beginning of a text on; a state that grows does so on the way, to the longest text.
 
     Args:
         candidates: The bundles, the one that the others are compared with first.
@@ -105,8 +107,18 @@ def time_decode(
             raise InputError(f"the bundle has no {DECODE} graph")
         target = find_target(bundle, backend, DECODE)
         decoder = stack.enter_context(open_decoder(bundle, target, threads=threads, rounds=False))
-        decoder.load_state(State.zeros(bundle.get_graph(DECODE), batch))
-        return partial(decoder.step, tokens[:, 0])
+        graph = bundle.get_graph(DECODE)
+        empty, steps = State.zeros(graph, batch), itertools.count(1)
+        longest = graph.axes[PAST].max if PAST in graph.axes else None
+        decoder.load_state(empty)
+
+        def step() -> object:
+            logits = decoder.step(tokens[:, 0])
+            if longest is not None and next(steps) % longest == 0:
+                decoder.load_state(empty)
+            return logits
+
+        return step
 
     with contextlib.ExitStack() as stack:
         return _time(candidates, prepare, None, budget_s)

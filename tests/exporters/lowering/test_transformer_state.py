@@ -7,11 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
 from flash_export.config import ATTENTION_OPSET, DECODE, FORWARD, PREFILL, BuildOptions, ExportOptions
 from flash_export.errors import ConfigError
@@ -220,6 +223,26 @@ def test_blocks_are_alike_and_write_into_their_state(stateful: StatefulModel) ->
         assert graph.fused_attention == (graph.opset >= ATTENTION_OPSET and name == PREFILL)
         assert operators.get("Attention", 0) == (SIZES["depth"] if graph.fused_attention else 0)
         assert max(graphs[name].nodes_by_block.values()) <= NODES_PER_BLOCK
+
+
+def test_other_readers_of_onnx_take_both_graphs(stateful: StatefulModel) -> None:
+    """ONNX's reference evaluator, and onnxruntime's symbolic shapes where no operator is called as one of its own."""
+    input_ids, lengths = draw_tokens(2, 9), np.array([8, 5])
+    expected, state = stateful.compute_expected(input_ids), stateful.make_state(2, 13)
+    inputs = {PREFILL: {"input_ids": input_ids[:, :8], "lengths": lengths}}
+    inputs[DECODE] = {"input_ids": input_ids[[0, 1], lengths][:, None]}
+    found = {}
+    for name in (PREFILL, DECODE):
+        graph = onnx.load(stateful.bundle.get_graph_path(name))
+        if not stateful.bundle.get_graph(name).fused_attention:
+            SymbolicShapeInference.infer_shapes(graph, auto_merge=False, guess_output_rank=False)
+        evaluator: Any = ReferenceEvaluator(graph)
+        names = [output.name for output in graph.graph.output]
+        outputs = dict(zip(names, evaluator.run(None, {**inputs[name], **state}), strict=True))
+        found[name] = outputs.pop("logits")
+        state = {key.removeprefix("new_"): value for key, value in outputs.items()}
+    assert compute_error(found[PREFILL][1, :5], expected[1, :5]) < TOLERANCE
+    assert compute_error(found[DECODE][:, 0], expected[[0, 1], lengths]) < TOLERANCE
 
 
 def test_tensorrt_reads_both_graphs_as_they_are_meant(stateful: StatefulModel) -> None:
