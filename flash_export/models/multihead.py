@@ -230,9 +230,8 @@ class MultiheadLayer(nn.Module):
         """Mix the tokens, and then the channels of each."""
         tap = self.tap
         normed = tap("normed", self.norm(x))
-        q, k, v = tap("q", self.to_q(normed)), tap("k", self.to_k(normed)), tap("value", self.to_v(normed))
-        q, k = (self._turn(one, rotary, tokens.positions) for one in (q, k))
-        heads = (self._split(values) for values in (q, k, v))
+        q, k = (self._turn(project(normed), rotary, tokens.positions) for project in (self.to_q, self.to_k))
+        heads = (self._split(values) for values in (tap("q", q), tap("k", k), tap("value", self.to_v(normed))))
         mixed = tap("mixed", self.attention(*heads, tokens).transpose(1, 2).flatten(2))
         x = tap("attended", x + self.to_out(mixed))
         hidden = tap("hidden", self.feed_forward.compute_hidden(tap("ff_normed", self.ff_norm(x))))
