@@ -198,7 +198,7 @@ class Generator:
         input_ids = np.zeros((lengths.size, lengths.max()), np.int64)
         for row, piece in enumerate(pieces):
             input_ids[row, : piece.size] = piece
-        inputs = self._fill_state(state).reserve(self._graph, int(ends.max())).to_inputs()
+        inputs = self._fill_state(state).reserve(self._graph, lengths).to_inputs()
         outputs = self._pair.prefill.run({TOKENS: input_ids, "lengths": lengths, **inputs})
         new_state = State.from_outputs(self._graph, outputs, model_sha256=self._pair.model_sha256)
         return outputs[LOGITS][np.arange(ends.size), ends - 1], self._cut_state(new_state, ends.size)

@@ -126,19 +126,19 @@ class State:
         """Number of tokens of a row that there is room for; None: any."""
         return next((self.tensors[name].shape[axis] for name, axis in self.growing.items()), None)
 
-    def reserve(self, graph: GraphSpec, num_tokens: int) -> State:
+    def reserve(self, graph: GraphSpec, num_tokens: int | Int[np.ndarray, " batch"]) -> State:
         """Return a state that has room for further tokens in every row; itself if it has.
 
         Room is doubled, so that a text that grows token by token is copied a few times alone.
 
         Args:
             graph: Contract of the graph that will be run.
-            num_tokens: How many are about to be read.
+            num_tokens: How many are about to be read, of every row or of each.
 
         Raises:
             StateError: The text becomes longer than the graph takes.
         """
-        num_places, needed = self.num_places, int(self.position.max()) + num_tokens
+        num_places, needed = self.num_places, int((self.position + num_tokens).max())
         if num_places is None or needed <= num_places:
             return self
         most = graph.axes[PAST].max

@@ -97,7 +97,7 @@ class StreamingRunner:
             split = split_text(batch, seq_len, self._pair.chunk_size)
             for lengths in (*(np.full(batch, length) for length in split.segments), split.rests):
                 segment = input_ids[:, start : start + int(lengths.max())]
-                state = state.reserve(graph, int(lengths.max()))
+                state = state.reserve(graph, lengths)
                 outputs = self._pair.prefill.run({TOKENS: segment, "lengths": lengths, **state.to_inputs()})
                 for row, length in enumerate(lengths):
                     logits[row, start : start + length] = outputs[LOGITS][row, :length]
@@ -105,11 +105,19 @@ class StreamingRunner:
                 ends, start = start + lengths, start + int(lengths.min())
         self._pair.decoder.load_state(state)
         for step in range(int((seq_len - ends).max())):
+            through = np.flatnonzero(ends + step == seq_len)
+            if through.size and state.growing:  # there may be no room for what is not read
+                self._empty(through)
             positions = np.minimum(ends + step, seq_len - 1)  # a row that is through repeats its last token, unread
             stepped = self._pair.decoder.step(input_ids[rows, positions])
             going_on = ends + step < seq_len
             logits[rows[going_on], positions[going_on]] = stepped[going_on]
         return {LOGITS: logits}
+
+    def _empty(self, rows: Int[np.ndarray, " rows"]) -> None:
+        """Let rows begin again from nothing."""
+        decoder = self._pair.decoder
+        decoder.load_state(decoder.read_state().replace(rows, State.zeros(self._pair.graph, rows.size)))
 
     def __enter__(self) -> Self:
         """Enter both graphs."""

@@ -53,7 +53,7 @@ def test_a_system_is_what_it_is_called(name: str, fields: dict[str, object]) -> 
     assert fields.items() <= build(name).items()
 
 
-@settings(max_examples=25)
+@settings(max_examples=8)
 @given(
     st.builds(
         Size,

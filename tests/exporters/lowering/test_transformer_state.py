@@ -101,7 +101,7 @@ def export(config: TransformerConfig, folder: Path, options: ExportOptions) -> S
     return StatefulModel(export_onnx(folder / "checkpoint", folder / "bundle", options=options), model)
 
 
-SLOW = {"sinusoid"}
+SLOW = {"sinusoid", "learnt"}
 
 
 @pytest.fixture(
@@ -259,7 +259,9 @@ def test_tensorrt_reads_both_graphs_as_they_are_meant(stateful: StatefulModel) -
     assert compute_error(outputs["logits"][:, 0], expected[[0, 1], lengths]) < TOLERANCE
 
 
-@pytest.mark.parametrize(("opset", "precision"), [(20, "fp32"), (ATTENTION_OPSET, "fp16")])
+@pytest.mark.parametrize(
+    ("opset", "precision"), [(20, "fp32"), pytest.param(ATTENTION_OPSET, "fp16", marks=pytest.mark.slow)]
+)
 def test_engines_are_built(opset: int, precision: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     config = replace(CASES["rotary"][0], depth=1)
