@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flash_export.locks import lock_folder
 from flash_export.study.objective import EVALUATION_SEQ_LEN, describe_heldout
 from flash_export.study.systems import count_parameters
 from flash_export.study.training import TrainingRun, hash_text
@@ -52,6 +53,9 @@ def train_model(
 
     Returns:
         What ``training.json`` says.
+
+    Raises:
+        BundleError: Another process trains in the same folder.
     """
     run = TrainingRun(config, plan, output.with_name(f"{output.name}.run"), device)
     count = count_parameters(config)
@@ -77,8 +81,9 @@ def train_model(
         if progress is not None:
             progress(run, bits)
 
-    run.train(corpus.training, corpus.validation, progress=show)
-    return written or write_checkpoint(run, corpus, output, record, heldout_len)
+    with lock_folder(run.folder, timeout_s=0):
+        run.train(corpus.training, corpus.validation, progress=show)
+        return written or write_checkpoint(run, corpus, output, record, heldout_len)
 
 
 def write_checkpoint(

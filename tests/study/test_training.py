@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from flash_export.errors import CheckpointError, ConfigError, InputError
+from flash_export.errors import BundleError, CheckpointError, ConfigError, InputError
+from flash_export.locks import lock_folder
 from flash_export.study.corpus import Corpus, read_corpus
 from flash_export.study.systems import SYSTEMS, Size, build_config
 from flash_export.study.trained import train_model
@@ -118,6 +119,14 @@ def test_record_says_what_was_seen_and_the_checkpoint_is_what_was_scored(tmp_pat
     assert bits == pytest.approx(told["heldout_bits_per_byte"]["512"], abs=1e-4)
     again = train_model(build(), PLAN, corpus, tmp_path / "model", heldout_len=32)
     assert again["heldout_bits_per_byte"] == told["heldout_bits_per_byte"]
+
+
+def test_run_that_another_process_goes_on_with_is_left_alone(tmp_path: Path) -> None:
+    corpus = Corpus(TEXT, TEXT[:512], TEXT[:1024], "")
+    run = TrainingRun(build(), PLAN, tmp_path / "model.run")
+    with lock_folder(run.folder), pytest.raises(BundleError, match="has been changed by another process"):
+        train_model(build(), PLAN, corpus, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_end_of_a_text_file_is_held_out(tmp_path: Path) -> None:
