@@ -18,9 +18,9 @@ from flash_export import BuildOptions, build_engine, export_onnx
 from flash_export.config import TENSORRT_RTX, ExportOptions
 from flash_export.exporters.analysis import analyse_graph
 from flash_export.study.config import ModelEntry, list_default_models
+from flash_export.study.measuring import validate_bundle_on
 from flash_export.study.objective import VOCAB_SIZES
 from flash_export.study.systems import SYSTEMS, Size, build_config, count_parameters
-from flash_export.study.tasks import validate_bundle_on
 from flash_export.study.training import build_model
 from harness.report import make_parser
 

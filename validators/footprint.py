@@ -72,6 +72,13 @@ class Footprint:
     peak_bytes: int | None = None
     peak_seq_len: int | None = None
 
+    @property
+    def total_bytes(self) -> int | None:
+        """What the open session and its longest run take; None if one is not known."""
+        if self.session_bytes is None or self.peak_bytes is None:
+            return None
+        return self.session_bytes + self.peak_bytes
+
 
 @dataclass(frozen=True)
 class FootprintRequest:

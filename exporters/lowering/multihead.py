@@ -62,7 +62,7 @@ class Layout(NamedTuple):
     chunks: Float[Tensor, " g"]
     num_chunks: int
 
-    def hide(self, precision: Precision = FP32) -> Float[Tensor, "#b p"] | None:
+    def hide(self) -> Float[Tensor, "#b p"] | None:
         """Return what is added to the scores of each key; None: nothing."""
         return None if self.valid is None else (1 - widen(self.valid)) * HIDDEN_SCORE
 

@@ -71,7 +71,7 @@ class Training:
         batch_tokens: Tokens of a step.
         lengths: Lengths of windows, each with its share of the tokens.
         learning_rate: Peak of the schedule.
-        text: A text file, of which the last twentieth is held out; None: the sources of Python's standard library.
+        text: A text file, from the folder of the config, whose end is held out; None: Python's standard library.
         heldout_bytes: Size of the text that quality is measured on.
     """
 

@@ -20,7 +20,7 @@ from flash_export.report.document import (
     tabulate,
     text,
 )
-from flash_export.study.tasks import WRITTEN_OUT
+from flash_export.study.comparing import WRITTEN_OUT
 from flash_export.validators.report.rows import format_median
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import FlashExportError
+from flash_export.study.comparing import run_study
 from flash_export.study.config import StudyConfig
-from flash_export.study.tasks import Task, run_task
+from flash_export.study.tasks import Task  # noqa: TC001
 from flash_export.study.tuning import TuneConfig, run_tuning
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Request:
         folder, source = Path(self.folder), Path(self.source)
         try:
             if isinstance(self.config, StudyConfig):
-                return {"value": run_task(self.config, folder, source, self.task, progress)}
+                return {"value": run_study(self.config, folder, source, self.task, progress)}
             return {"value": run_tuning(self.config, folder, source, self.task, progress)}
         except FlashExportError as error:
             return {"error": str(error)}

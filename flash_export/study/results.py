@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from flash_export.strict_json import format_json
+from flash_export.study.comparing import WRITTEN_OUT
 from flash_export.study.config import StudyConfig  # noqa: TC001 (its fields are read as a schema)
 from flash_export.study.systems import SYSTEMS
-from flash_export.study.tasks import WRITTEN_OUT, Task
+from flash_export.study.tasks import Task
 from flash_export.typed_json import build
 from flash_export.validators.environment import describe_machine
 from flash_export.validators.latency import Percentiles  # noqa: TC001
@@ -177,9 +178,7 @@ class Study:
 
     def to_json(self) -> str:
         """Return strict JSON."""
-        return format_json(
-            {**{name: getattr(self, name) for name in self.__dataclass_fields__}, "complete": self.complete}
-        )
+        return format_json({"complete": self.complete, **asdict(self)})
 
 
 def collect_study(config: StudyConfig, found: Mapping[str, Found]) -> Study:

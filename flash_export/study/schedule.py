@@ -11,9 +11,9 @@ from flash_export.errors import BundleError
 from flash_export.files import write_file
 from flash_export.reading import MAX_JSON_BYTES, parse_json, read_bytes
 from flash_export.strict_json import format_json
+from flash_export.study.comparing import plan_study
 from flash_export.study.config import StudyConfig
 from flash_export.study.request import Request
-from flash_export.study.tasks import plan_tasks
 from flash_export.study.tuning import plan_tuning
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def run_tasks(
     Returns:
         What each task found, by its name.
     """
-    planned_tasks = plan_tasks(config, source) if isinstance(config, StudyConfig) else plan_tuning(config, source)
+    planned_tasks = plan_study(config, source) if isinstance(config, StudyConfig) else plan_tuning(config, source)
     schedule = Schedule(planned_tasks, ResultFolder(folder / RESULTS))
     shown: tuple[int, int, str] | None = None
     try:

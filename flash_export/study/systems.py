@@ -90,11 +90,11 @@ class System:
 
 
 SYSTEMS: dict[str, System] = {
-    "transformer": System("Transformer", "transformer"),
-    "transformer-glu": System("Transformer with GLU", "transformer", {"ff_type": "swiglu"}),
+    "transformer": System("Transformer", "transformer", {"ff_type": "mlp", "positions": "sinusoid"}),
+    "transformer-glu": System("Transformer with GLU", "transformer", {"ff_type": "swiglu", "positions": "sinusoid"}),
     "transformer++": System("Transformer++", "transformer", {"ff_type": "swiglu", "positions": "rotary"}),
     "gau": System("GAU (FLASH-Quad)", "gau", {"norm_type": "scalenorm"}),
-    "flash": System("FLASH", "flash"),
+    "flash": System("FLASH", "flash", {"branches": "both"}),
     "mc-tfm++": System("MC-TFM++", "mc_tfm", {"ff_type": "swiglu", "positions": "rotary"}),
     "flash-local": System("FLASH, local only", "flash", {"branches": "local"}),
     "flash-global": System("FLASH, global only", "flash", {"branches": "global"}),
@@ -131,6 +131,18 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
         parameter.numel() for name, parameter in model.named_parameters() if name.endswith(GROWING_PARAMETERS)
     )
     return ParameterCount(model.count_parameters() - growing, growing)
+
+
+def describe_difference(config: ModelConfig, name: str, *, causal: bool) -> str | None:
+    """Say in what a model is not a system, whatever its size; None if it is one."""
+    system, values = get_system(name), config.to_dict()
+    wanted = {"model_type": system.family, **system.fields}
+    if not system.is_bidirectional_only:
+        wanted["causal"] = causal
+    for field_name, value in wanted.items():
+        if values.get(field_name) != value:
+            return f"{field_name} is {values.get(field_name)!r}, wanted {value!r}"
+    return None
 
 
 def build_config(name: str, size: Size, *, vocab_size: int, causal: bool) -> ModelConfig:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from flash_export.config import CONFIG_FILE, MAX_THREADS, SCHEMES, ExportOptions, QuantizeOptions, check_count
 from flash_export.errors import CheckpointError, ConfigError
 from flash_export.runtime.backends import ORT_CPU, get_backend
-from flash_export.study.tasks import Planner, Task, time_bundles, validate_bundle_on
+from flash_export.study.measuring import time_bundles, validate_bundle_on
+from flash_export.study.tasks import Planner, Task
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:

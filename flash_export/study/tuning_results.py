@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from flash_export.formatting import format_bytes, format_known
@@ -121,8 +121,7 @@ def collect_tuning(config: TuneConfig, found: Mapping[str, Found]) -> Tuning:
         reason = way.reason
         if reason is None and way is not best and best is not None and mean is not None:
             reason = f"takes {mean / (best.compute_mean_ms() or math.nan):.2f} times as long as {best.name}"
-        values = {name: getattr(way, name) for name in way.__dataclass_fields__}
-        finished.append(Way(**{**values, "speedup": speedup, "reason": reason}))
+        finished.append(replace(way, speedup=speedup, reason=reason))
     judged = [one.value["data"] for name, one in found.items() if name.startswith("judge~") and one.value is not None]
     return Tuning(
         config.checkpoint,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from flash_export.study.comparing import plan_study
 from flash_export.study.config import ModelEntry, StudyConfig, Training
 from flash_export.study.executors import Outcome
 from flash_export.study.schedule import run_tasks
-from flash_export.study.tasks import plan_tasks
 
 if TYPE_CHECKING:
     from flash_export.study.request import Request
@@ -23,7 +23,7 @@ CONFIG = StudyConfig(
     latency_lens=(512, 8192),
     validated_on=("trt-network",),
 )
-TASKS = {planned.task.name: planned for planned in plan_tasks(CONFIG, Path())}
+TASKS = {planned.task.name: planned for planned in plan_study(CONFIG, Path())}
 
 
 class FakeExecutor:

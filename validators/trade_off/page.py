@@ -134,10 +134,7 @@ def _tabulate_quality(trade: TradeOff) -> Table:
 
 def _format_memory(entry: Entry) -> str | None:
     """Format what the session and its longest run take: ``29 MiB``."""
-    footprint = entry.footprint
-    if footprint is None or footprint.session_bytes is None or footprint.peak_bytes is None:
-        return None
-    return format_bytes(footprint.session_bytes + footprint.peak_bytes)
+    return None if entry.footprint is None else format_known(format_bytes, entry.footprint.total_bytes)
 
 
 def _tabulate_times(trade: TradeOff) -> Table:
