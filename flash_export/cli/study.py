@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the study; resumed."
 )
-@click.option("--jobs", type=int, default=1, show_default=True, help="Tasks side by side; those that time run alone.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Tasks side by side; those that time run alone.",
+)
 @click.option("--ray", metavar="ADDRESS", help="Run on this Ray cluster in place of --jobs; local starts one.")
 @output_options(*REPORT, verdict=lambda study: study.complete)
 def study_command(output: Output, config: Path, folder: Path, jobs: int, ray: str | None) -> Study:
@@ -37,26 +43,24 @@ def study_command(output: Output, config: Path, folder: Path, jobs: int, ray: st
       flash-export study study.json -o /shared/study/ --ray 10.0.0.7:6379
       flash-export study study.json -o study/ --json - | jq '.crossings'
     """
-    from flash_export.errors import BundleError, describe_reason
     from flash_export.files import write_file
     from flash_export.locks import lock_folder
     from flash_export.printable import encode_text
     from flash_export.report.html import render_html
+    from flash_export.study.comparing import plan_study
     from flash_export.study.config import read_config
     from flash_export.study.executors import LocalExecutor, RayExecutor
     from flash_export.study.page import describe_study
     from flash_export.study.results import collect_study
-    from flash_export.study.schedule import run_tasks
+    from flash_export.study.schedule import prepare_folder, run_tasks
 
     study_config = read_config(config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BundleError(f"{folder} cannot be made ({describe_reason(error)}); give another folder") from error
+    planned = plan_study(study_config, config.parent)
+    prepare_folder(folder, study_config)
     with lock_folder(folder, timeout_s=0):
         executor = RayExecutor(ray) if ray is not None else LocalExecutor(jobs, folder / "logs")
         with output.show_progress("Study") as progress:
-            found = run_tasks(study_config, folder, config.parent, executor, progress)
+            found = run_tasks(study_config, planned, folder, config.parent, executor, progress)
         study = collect_study(study_config, found)
         document = describe_study(study, str(folder))
         write_file(folder / "report.json", study.to_json().encode())

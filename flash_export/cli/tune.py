@@ -57,7 +57,13 @@ class Share(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.option("--max-seq-len", type=int, help="Longest length of the graphs.  [default: that of onnx]")
 @click.option("--plan", type=click.Choice(["quick", "full"]), default="quick", show_default=True, help="See validate.")
 @click.option("--data", type=click.Path(path_type=Path), metavar="FILE", help="Data to judge and calibrate with.")
-@click.option("--jobs", type=int, default=1, show_default=True, help="Tasks side by side; those that time run alone.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Tasks side by side; those that time run alone.",
+)
 @output_options(*REPORT, verdict=lambda tuning: tuning.best is not None)
 def tune_command(
     output: Output,
@@ -95,8 +101,8 @@ def tune_command(
     from flash_export.printable import encode_text
     from flash_export.report.html import render_html
     from flash_export.study.executors import LocalExecutor
-    from flash_export.study.schedule import run_tasks
-    from flash_export.study.tuning import make_config
+    from flash_export.study.schedule import prepare_folder, run_tasks
+    from flash_export.study.tuning import make_config, plan_tuning
     from flash_export.study.tuning_results import collect_tuning, describe_tuning
 
     config = make_config(
@@ -111,11 +117,12 @@ def tune_command(
         plan=plan,
         data=data,
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    planned = plan_tuning(config)
+    prepare_folder(folder, config)
     with lock_folder(folder, timeout_s=0):
         with output.show_progress("Tuning") as progress:
             executor = LocalExecutor(jobs, folder / "logs")
-            found = run_tasks(config, folder, folder, executor, progress)
+            found = run_tasks(config, planned, folder, folder, executor, progress)
         tuning = collect_tuning(config, found)
         document = describe_tuning(tuning, str(folder))
         write_file(folder / "report.json", tuning.to_json().encode())

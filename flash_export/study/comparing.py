@@ -63,6 +63,7 @@ def plan_study(config: StudyConfig, source: Path) -> tuple[Planned, ...]:
         name = entry.name
         trained = () if entry.checkpoint is not None else (Task("train", name),)
         for task in trained:
+            choose_model_config(config, entry)  # refuses sizes that cannot be, before anything is done
             add(task, (), {"size": asdict(config.size), "training": asdict(config.training), "text": text})
         read = {"max_seq_len": config.max_seq_len, "checkpoint": _identify(entry, source)}
         export = add(Task("export", name), trained, read)

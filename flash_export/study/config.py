@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from flash_export.errors import ConfigError
-from flash_export.reading import build_record, read_json_object
+from flash_export.reading import read_json_object
 from flash_export.runtime.backends import ORT_CPU, get_backend
 from flash_export.study.systems import SYSTEMS, Size, get_system
 from flash_export.study.training import TrainingPlan
+from flash_export.typed_json import build
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -192,4 +193,7 @@ def read_config(path: Path) -> StudyConfig:
     Raises:
         ConfigError: It cannot be read, or says what cannot be.
     """
-    return build_record(path, read_json_object(path, ConfigError, _CURE), StudyConfig, ConfigError, _CURE)
+    try:
+        return build(read_json_object(path, ConfigError, _CURE), StudyConfig)
+    except ValueError as mismatch:
+        raise ConfigError(f"{path} is not usable: {mismatch}; {_CURE}") from mismatch

@@ -43,6 +43,6 @@ class Request:
         try:
             if isinstance(self.config, StudyConfig):
                 return {"value": run_study(self.config, folder, source, self.task, progress)}
-            return {"value": run_tuning(self.config, folder, source, self.task, progress)}
+            return {"value": run_tuning(self.config, folder, self.task, progress)}
         except FlashExportError as error:
             return {"error": str(error)}

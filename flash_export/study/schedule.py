@@ -7,20 +7,18 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flash_export.errors import BundleError
+from flash_export.errors import BundleError, describe_reason
 from flash_export.files import write_file
 from flash_export.reading import MAX_JSON_BYTES, parse_json, read_bytes
 from flash_export.strict_json import format_json
-from flash_export.study.comparing import plan_study
-from flash_export.study.config import StudyConfig
 from flash_export.study.request import Request
-from flash_export.study.tuning import plan_tuning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from flash_export.progress import ProgressCallback
+    from flash_export.study.config import StudyConfig
     from flash_export.study.executors import Executor, Outcome
     from flash_export.study.tasks import Planned
     from flash_export.study.tuning import TuneConfig
@@ -136,8 +134,27 @@ class Schedule:
         return None
 
 
+def prepare_folder(folder: Path, config: StudyConfig | TuneConfig) -> None:
+    """Make the folder of a study or a tuning, with its config in it; one that is there is gone on with.
+
+    Raises:
+        BundleError: It is a file or holds something else, or cannot be made.
+    """
+    marker = folder / f"{config.kind}.json"
+    if folder.exists() and not folder.is_dir():
+        raise BundleError(f"{folder} is a file; give the name of a folder to create")
+    if folder.is_dir() and not marker.is_file() and any(folder.iterdir()):
+        raise BundleError(f"{folder} holds other files and nothing of a {config.kind}; choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be made ({describe_reason(error)}); give another folder") from error
+    write_file(marker, format_json(config).encode("utf-8"))
+
+
 def run_tasks(
     config: StudyConfig | TuneConfig,
+    planned: Sequence[Planned],
     folder: Path,
     source: Path,
     executor: Executor,
@@ -147,6 +164,7 @@ def run_tasks(
 
     Args:
         config: What is to be done.
+        planned: Its tasks.
         folder: Its folder.
         source: The folder that checkpoints are relative to.
         executor: Where tasks run; it is closed.
@@ -155,13 +173,12 @@ def run_tasks(
     Returns:
         What each task found, by its name.
     """
-    planned_tasks = plan_study(config, source) if isinstance(config, StudyConfig) else plan_tuning(config, source)
-    schedule = Schedule(planned_tasks, ResultFolder(folder / RESULTS))
+    schedule = Schedule(planned, ResultFolder(folder / RESULTS))
     shown: tuple[int, int, str] | None = None
     try:
         while not schedule.is_done:
-            while (planned := schedule.take_ready(executor)) is not None:
-                executor.submit(Request(config, str(folder.resolve()), str(source.resolve()), planned.task))
+            while (ready := schedule.take_ready(executor)) is not None:
+                executor.submit(Request(config, str(folder.resolve()), str(source.resolve()), ready.task))
             state = len(schedule.found), len(schedule.planned), schedule.describe()
             if progress is not None and state != shown:
                 progress(*state)

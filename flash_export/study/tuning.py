@@ -74,8 +74,8 @@ def find_reason_against(variant: str, backend: str) -> str | None:
     return None
 
 
-def plan_tuning(config: TuneConfig, source: Path) -> tuple[Planned, ...]:
-    """Return the tasks in an order in which they can be done; ``source`` is of no meaning, as paths are absolute."""
+def plan_tuning(config: TuneConfig) -> tuple[Planned, ...]:
+    """Return the tasks in an order in which they can be done."""
     planner = Planner()
     made: dict[str, Task] = {}
     common = {"max_seq_len": config.max_seq_len, "identity": config.identity, "data": config.data}
@@ -102,13 +102,12 @@ def plan_tuning(config: TuneConfig, source: Path) -> tuple[Planned, ...]:
     return tuple(planner.planned.values())
 
 
-def run_tuning(config: TuneConfig, folder: Path, source: Path, task: Task, progress: Callable[[float], None]) -> Any:
+def run_tuning(config: TuneConfig, folder: Path, task: Task, progress: Callable[[float], None]) -> Any:
     """Do a task and return what it finds, as plain JSON.
 
     Args:
         config: What is tried.
         folder: Where it is kept.
-        source: Of no meaning, as paths are absolute.
         task: The task; those that it needs are done.
         progress: Called now and then with the share that is done.
 

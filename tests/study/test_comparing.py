@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from flash_export.cli.main import main
 from flash_export.study.comparing import plan_study
 from flash_export.study.config import ModelEntry, StudyConfig, Training
 from flash_export.study.objective import measure_bits_per_byte
 from flash_export.study.request import Request
+from flash_export.study.schedule import prepare_folder
 from flash_export.study.systems import SYSTEMS, Size, build_config, describe_difference
 from flash_export.study.tasks import Task
 from flash_export.study.training import build_model
@@ -97,3 +100,46 @@ def test_config_of_a_study_survives_json() -> None:
     from flash_export.typed_json import build
 
     assert build(json.loads(json.dumps(asdict(CONFIG))), StudyConfig) == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"models": [{"system": "flsh"}]}, "unknown system 'flsh'"),
+        ({"models": [{"system": "linformer"}]}, "system linformer has no causal form"),
+        ({"models": [{"system": "flash", "checkpoint": "nowhere"}]}, "nowhere"),
+        ({"training": {"text": "none.txt"}}, "none.txt"),
+        ({"models": [{"system": "transformer"}], "size": {"dim": 100, "num_heads": 3}}, "dim=100 cannot be shared"),
+        ({"modles": []}, "unknown field 'modles'"),
+        ({"backends": ["orc-cpu"]}, "unknown backend 'orc-cpu'"),
+    ],
+)
+def test_study_that_cannot_be_is_one_line_and_leaves_nothing(
+    config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "study.json").write_text(json.dumps(config))
+    result = CliRunner().invoke(main, ["study", str(tmp_path / "study.json"), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+
+
+@pytest.mark.parametrize("command", ["study", "tune"])
+def test_folder_of_something_else_is_left_alone(command: str, source: Path) -> None:
+    save("flash", source / "given")
+    (source / "study.json").write_text("{}")
+    arguments = {"study": source / "study.json", "tune": source / "given"}
+    for target, message in ((source / "given", "holds other files"), (source / "text.txt", "is a file")):
+        before = sorted(path.name for path in source.rglob("*"))
+        result = CliRunner().invoke(main, [command, str(arguments[command]), "-o", str(target)])
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert sorted(path.name for path in source.rglob("*")) == before
+
+
+def test_folder_of_the_same_kind_is_gone_on_with(tmp_path: Path) -> None:
+    prepare_folder(tmp_path / "new", CONFIG)
+    (tmp_path / "new" / "results").mkdir()
+    prepare_folder(tmp_path / "new", CONFIG)
+    assert json.loads((tmp_path / "new" / "study.json").read_text())["max_seq_len"] == 64

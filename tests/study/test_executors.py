@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flash_export.errors import BackendUnavailableError, ConfigError
+from flash_export.study.comparing import plan_study
 from flash_export.study.config import ModelEntry, StudyConfig, Training
 from flash_export.study.executors import LocalExecutor, RayExecutor
 from flash_export.study.request import Request
@@ -111,7 +112,7 @@ def test_jobs_and_addresses_that_cannot_be_are_refused(tmp_path: Path, monkeypat
 
 
 def collect(config: StudyConfig, folder: Path, executor: Executor) -> Study:
-    return collect_study(config, run_tasks(config, folder, folder, executor))
+    return collect_study(config, run_tasks(config, plan_study(config, folder), folder, folder, executor))
 
 
 @pytest.mark.slow

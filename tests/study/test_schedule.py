@@ -59,7 +59,7 @@ class FakeExecutor:
 
 
 def run(folder: Path, executor: FakeExecutor, config: StudyConfig = CONFIG) -> dict[str, Any]:
-    found = run_tasks(config, folder, Path(), executor)
+    found = run_tasks(config, plan_study(config, Path()), folder, Path(), executor)
     assert executor.is_closed
     return found
 
@@ -147,7 +147,7 @@ def test_interrupt_closes_the_executor_and_keeps_what_was_found(tmp_path: Path, 
 
     executor = Interrupted(jobs)
     with pytest.raises(KeyboardInterrupt):
-        run_tasks(CONFIG, tmp_path, Path(), executor)
+        run_tasks(CONFIG, tuple(TASKS.values()), tmp_path, Path(), executor)
     assert executor.is_closed
     kept = {path.stem for path in (tmp_path / "results").iterdir()}
     again = FakeExecutor()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
@@ -16,13 +15,16 @@ from flash_export.study.schedule import Found
 from flash_export.study.tuning import TuneConfig, make_config, plan_tuning
 from flash_export.study.tuning_results import collect_tuning, describe_tuning
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 CPU = TuneConfig("/model", "id", threads=(1, 2), variants=("fp32", "int8", "fp16"))
 
 
 def find(config: TuneConfig, losses: dict[str, float], times: dict[tuple[str, int], float]) -> dict[str, Found]:
     """Return what tuning found, given losses by variant and milliseconds by variant and threads."""
     found = {}
-    for planned in plan_tuning(config, Path()):
+    for planned in plan_tuning(config):
         task = planned.task
         if task.kind == "make":
             value: dict[str, Any] = {"bytes": 100}
@@ -83,7 +85,7 @@ def test_way_that_did_not_work_says_why(task: str, value: Found, reason: str) ->
 
 
 def test_nothing_is_made_that_no_backend_would_run() -> None:
-    made = {planned.task.model for planned in plan_tuning(CPU, Path()) if planned.task.kind == "make"}
+    made = {planned.task.model for planned in plan_tuning(CPU) if planned.task.kind == "make"}
     assert made == {"fp32", "int8"}
 
 
