@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from flash_export.config import FLAVOURS, TENSORRT_RTX, Flavour
 from flash_export.formatting import format_bytes
 from flash_export.install import get_install_command
+from flash_export.processor import BF16_FLAGS, INT8_FLAGS, list_instructions, read_cpu_name
 from flash_export.strict_json import format_json
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def diagnose(folder: str | Path = ".") -> Diagnosis:
         *((name, lambda name=name: _check_package(name, "audio"), False) for name in ("soundfile", "soxr")),
         *((name, lambda flavour=flavour: _check_tensorrt(flavour), False) for name, flavour in FLAVOURS.items()),
         ("gpu", _check_gpu, False),
+        ("cpu", _check_cpu, False),
         ("disk", lambda: _check_disk(Path(folder)), False),
         ("memory", _check_memory, False),
     )
@@ -212,6 +214,16 @@ def _check_gpu() -> Finding:
         capability = f"{properties.major}.{properties.minor}"
         devices.append(f"{properties.name}, compute capability {capability}, {format_bytes(properties.total_memory)}")
     return Finding("gpu", Status.OK, detail="; ".join(devices))
+
+
+def _check_cpu() -> Finding:
+    """Say what the processor does with few bits; not knowing it is no fault."""
+    found = {kind: list_instructions(flags) for kind, flags in (("bf16", BF16_FLAGS), ("int8", INT8_FLAGS))}
+    if found["bf16"] is None or found["int8"] is None:
+        return Finding("cpu", Status.OK, detail=f"{read_cpu_name()}; this system does not tell its instructions")
+    bf16 = f"bf16 by {', '.join(found['bf16'])}" if found["bf16"] else "no bf16: OpenVINO computes bf16 in fp32"
+    int8 = f"int8 by {', '.join(found['int8'])}" if found["int8"] else "no int8 dot products: int8 gains little"
+    return Finding("cpu", Status.OK, detail=f"{read_cpu_name()}; {bf16}; {int8}")
 
 
 def _check_disk(folder: Path) -> Finding:

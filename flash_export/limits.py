@@ -158,7 +158,7 @@ class QuantizationBudget:
 ERROR_BUDGETS = {
     "fp32": ErrorBudget(noise_ratio=8.0, floor=2.0**-22, score_change=0.0005),
     "fp16": ErrorBudget(noise_ratio=4.0, floor=2.0**-9, score_change=0.001),
-    "bf16": ErrorBudget(noise_ratio=4.0, floor=2.0**-6, score_change=0.005),
+    "bf16": ErrorBudget(noise_ratio=3.0, floor=2.0**-7, score_change=0.005),
 }
 # By scheme: all that is known of it to those who must not import exporters.
 QUANTIZATION_BUDGETS = {

@@ -47,6 +47,7 @@ class Backend:
         open_static: Make a runner for one fixed shape, given the sizes of ``batch`` and ``seq``; None: it cannot be.
         reload_state: Save a state and load it again; None: it carries none.
         onnx_path: The ONNX file that it runs; None: it runs several, or something else.
+        describe_arithmetic: Say in what it computes, where that is not what the graph says; None where it is.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Backend:
     open_static: Callable[[Mapping[str, int]], Runner] | None = None
     reload_state: Callable[[State], State] | None = None
     onnx_path: Path | None = None
+    describe_arithmetic: Callable[[], str | None] = lambda: None
 
     def describe_misfit(self, cell: Cell) -> str | None:
         """Say why the engine was not built for a shape, or None when it was."""
@@ -94,7 +96,7 @@ def list_backends(
     """
     groups, streams, defaults = {}, {}, []
     for name, runtime in BACKENDS.items():
-        found = [_describe_target(runtime, target, threads) for target in runtime.find(bundle, GRAPH)]
+        found = [_describe_target(bundle, runtime, target, threads) for target in runtime.find(bundle, GRAPH)]
         groups[name] = found or [_describe_missing(bundle, runtime)]
         groups |= {one.name: [one] for one in found}
         if _has_stream(bundle, runtime):
@@ -111,7 +113,7 @@ def list_backends(
     return [*chosen.values(), *(_describe_foreign(bundle, path, threads) for path in onnx_files)]
 
 
-def _describe_target(runtime: Runtime, target: Target, threads: int | None) -> Backend:
+def _describe_target(bundle: Bundle, runtime: Runtime, target: Target, threads: int | None) -> Backend:
     opener = partial(target.open, threads=threads)
     return Backend(
         target.name,
@@ -124,6 +126,7 @@ def _describe_target(runtime: Runtime, target: Target, threads: int | None) -> B
         is_timed=runtime.is_timed,
         open_static=None if target.path is None else partial(_open_fixed, opener),
         onnx_path=target.path,
+        describe_arithmetic=partial(runtime.describe_arithmetic, bundle.get_graph(GRAPH).precision),
     )
 
 
@@ -165,6 +168,7 @@ def _describe_stream(bundle: Bundle, runtime: Runtime, threads: int | None) -> B
         partial(_open_stream, bundle, runtime.name, threads),
         is_timed=False,
         reload_state=partial(_reload_state, bundle),
+        describe_arithmetic=partial(runtime.describe_arithmetic, bundle.get_graph(GRAPH).precision),
     )
 
 

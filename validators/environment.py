@@ -7,9 +7,9 @@ import importlib.metadata
 import os
 import platform
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flash_export.processor import read_cpu_name
 from flash_export.version import __version__
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def describe_machine(threads: int | None) -> dict[str, str | int]:
     facts: dict[str, str | int] = {"flash_export": __version__, "python": platform.python_version()}
     facts |= {name.replace("-", "_"): version for name in _PACKAGES if (version := _find_version(name))}
     facts["platform"] = platform.platform()
-    facts["cpu"] = _read_cpu_name()
+    facts["cpu"] = read_cpu_name()
     facts["cpu_cores"] = os.cpu_count() or 1
     facts["threads"] = threads if threads is not None else f"default ({torch.get_num_threads()} in the eager model)"
     if torch.cuda.is_available():
@@ -63,13 +63,3 @@ def _find_version(package: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
-
-
-def _read_cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()

@@ -162,12 +162,16 @@ class ValidationReport:
         return self.passed
 
     @property
-    def caveat(self) -> str | None:
-        """What both sides of the comparison share, so that no check can find it wrong; None if nothing was assumed."""
-        assumed = self.environment.get("assumed")
-        if not assumed:
-            return None
-        return f"Assumed: {assumed}. Original and exported model share this, so that no check can find it wrong."
+    def caveats(self) -> tuple[str, ...]:
+        """What no check can find wrong: what both sides share, and what was computed in another way than in use."""
+        found = []
+        if assumed := self.environment.get("assumed"):
+            found.append(
+                f"Assumed: {assumed}. Original and exported model share this, so that no check can find it wrong."
+            )
+        if computed := self.environment.get("computed"):
+            found.append(str(computed))
+        return tuple(found)
 
     def count(self, status: Status) -> int:
         """Return the number of rows with this status."""

@@ -217,6 +217,8 @@ def validate_bundle(
             _check_promised(options.checks, results)
         environment = describe_environment(bundle, model, options.threads) | facts
         environment |= {"plan": plan.name} | limit.describe()
+        if computed := dict.fromkeys(said for one in opened if (said := one.backend.describe_arithmetic())):
+            environment["computed"] = " ".join(computed)
         if quantization is not None:
             environment["loss_when_quantized"] = f"{quantization.loss:.2%} on {quantization.data}"
     order = {backend.name: index for index, backend in enumerate(backends)}

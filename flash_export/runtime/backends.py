@@ -90,6 +90,8 @@ class Backend:
         is_default: Whether a graph of a bundle is validated on it without being asked for.
         shows_inside: Whether inner values of a graph can be read.
         is_timed: Whether its latency says anything.
+        describe_arithmetic: Say in what it computes a graph of a precision, where that is not what the graph says; None
+            where it is.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Backend:
     is_default: Callable[[Bundle, str], bool]
     shows_inside: bool = True
     is_timed: bool = True
+    describe_arithmetic: Callable[[str], str | None] = lambda _: None
 
 
 def find_target(bundle: Bundle, name: str, graph: str) -> Target:
@@ -147,6 +150,7 @@ def _reads_graphs(
     *,
     is_default: Callable[[Bundle, str], bool],
     shows_inside: bool = True,
+    describe_arithmetic: Callable[[str], str | None] = lambda _: None,
 ) -> Backend:
     """Describe a runtime that reads the ONNX files as they are, so that every graph is one target."""
 
@@ -154,7 +158,7 @@ def _reads_graphs(
         spec, path = bundle.get_graph(graph), bundle.get_graph_path(graph)
         return (Target(name, partial(open_graph, spec, path), spec.inputs, spec.outputs, path=path),)
 
-    return Backend(name, device, find, is_default, shows_inside)
+    return Backend(name, device, find, is_default, shows_inside, describe_arithmetic=describe_arithmetic)
 
 
 def _open_ort(
@@ -195,6 +199,18 @@ def _open_openvino(graph: GraphSpec, path: Path, **options: Unpack[OpenOptions])
 
     assert not options.get("inner_values")  # see shows_inside
     return OpenVinoRunner(graph, path, threads=options.get("threads"), fixed_axes=options.get("fixed_axes"))
+
+
+def _describe_openvino_arithmetic(precision: str) -> str | None:
+    from flash_export.runtime.openvino import describe_openvino_arithmetic
+
+    return describe_openvino_arithmetic(precision)
+
+
+def _describe_rounding(precision: str) -> str | None:
+    from flash_export.runtime.half_on_cpu import describe_rounding
+
+    return describe_rounding(precision)
 
 
 def _always(bundle: Bundle, graph: str) -> bool:
@@ -256,11 +272,24 @@ ORT_CPU, TRT, TRT_NETWORK = "ort-cpu", "trt", "trt-network"
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        _reads_graphs(ORT_CPU, "cpu", partial(_open_ort, provider="cpu"), is_default=_always),
+        _reads_graphs(
+            ORT_CPU,
+            "cpu",
+            partial(_open_ort, provider="cpu"),
+            is_default=_always,
+            describe_arithmetic=_describe_rounding,
+        ),
         _reads_graphs("ort-cuda", "cuda", partial(_open_ort, provider="cuda"), is_default=_always),
         _builds_engines("ort-tensorrt", "tensorrt"),
         _builds_engines("ort-tensorrt-rtx", "tensorrt-rtx"),
-        _reads_graphs("openvino", "cpu", _open_openvino, is_default=_never, shows_inside=False),
+        _reads_graphs(
+            "openvino",
+            "cpu",
+            _open_openvino,
+            is_default=_never,
+            shows_inside=False,
+            describe_arithmetic=_describe_openvino_arithmetic,
+        ),
         Backend(TRT_NETWORK, "cpu", _find_network, is_default=_has_forward_engine, is_timed=False),
         Backend(TRT, "cuda", _find_engines, is_default=_has_engine, shows_inside=False),
     )

@@ -46,6 +46,13 @@ EXACT_OPS = frozenset(
 _SOURCES = frozenset({"Constant", "ConstantOfShape"})  # their dtype is in an attribute
 
 
+def describe_rounding(precision: str) -> str | None:
+    """Say what onnxruntime's CPU provider is made to do with a graph of this precision; None: what the graph says."""
+    if precision not in ("fp16", "bf16"):
+        return None
+    return f"onnxruntime on a CPU computes {precision} in fp32 and rounds every result as a GPU does, which takes time."
+
+
 def spell_rounding(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a graph of fp32 operators that rounds every value of a half-precision graph as that does.
 

@@ -326,6 +326,13 @@ def test_peak_memory_is_that_of_the_process(load_module: Callable[[str], Any]) -
 
 
 @pytest.mark.slow
+def test_bf16_on_cpu(run_quick: Callable[..., dict[str, Any]]) -> None:
+    (model,) = run_quick("bf16_on_cpu")["models"]
+    for found in model["accuracy"].values():
+        assert found["fp32"]["error"] < 1e-5 < found["islands"]["error"] < found["own bf16"]["error"] < 0.1
+
+
+@pytest.mark.slow
 def test_islands(run_quick: Callable[..., dict[str, Any]]) -> None:
     taken_back, provoked, texts = run_quick("islands").values()
     assert all(ratio > 0 for *_, ratio in texts)

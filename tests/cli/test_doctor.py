@@ -32,7 +32,7 @@ NAMES = [
         "tensorrt",
         "tensorrt-rtx",
     ),
-    *("gpu", "disk", "memory"),
+    *("gpu", "cpu", "disk", "memory"),
 ]
 PACKAGES = {
     "torch": "",

@@ -11,11 +11,12 @@ import pytest
 
 from flash_export.errors import BackendUnavailableError, BundleError, InputError
 from flash_export.generation.generate import Generator
-from flash_export.runtime.backends import find_target
+from flash_export.runtime.backends import find_target, get_backend
 from flash_export.runtime.openvino import OpenVinoRunner
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from flash_export.bundle.bundle import Bundle
@@ -71,3 +72,46 @@ def test_it_is_validated_only_when_asked_for(causal_byte_bundle: Bundle) -> None
     assert names == {"ort-cpu", "ort-cuda", "stream:ort-cpu", "stream:ort-cuda"}
     (asked,) = list_backends(causal_byte_bundle, ["openvino"])
     assert (asked.name, asked.device, asked.graph) == ("openvino", "cpu", "forward")
+
+
+@needs_openvino
+def test_a_hint_that_is_not_kept_is_an_error(causal_byte_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = importlib.import_module("openvino")
+
+    class Compiled:
+        """A model that was compiled for another precision than was asked for."""
+
+        def create_infer_request(self) -> None:
+            return None
+
+        def get_property(self, name: str) -> object:
+            return openvino.Type.bf16
+
+    monkeypatch.setattr(openvino.Core, "compile_model", lambda *_: Compiled())
+    with pytest.raises(BundleError, match=r"answers INFERENCE_PRECISION_HINT=.*bf.* where .*float32.* was asked for"):
+        find_target(causal_byte_bundle, "openvino", "forward").open()
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    ("precision", "capabilities", "is_told"),
+    [("bf16", ["FP32", "INT8"], True), ("bf16", ["FP32", "BF16"], False), ("fp32", ["FP32"], False)],
+)
+def test_it_says_where_the_processor_has_no_bf16(
+    monkeypatch: pytest.MonkeyPatch, precision: str, capabilities: list[str], *, is_told: bool
+) -> None:
+    openvino = importlib.import_module("openvino")
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: capabilities)
+    said = get_backend("openvino").describe_arithmetic(precision)
+    assert (said is not None) == is_told
+    assert said is None or "this processor has no instructions for it" in said
+
+
+@needs_openvino
+def test_a_bf16_bundle_is_valid_on_it_whole_and_in_pieces(export_half: Callable[[str], Bundle]) -> None:
+    options = ValidationOptions(backends=("openvino", "stream:openvino"), max_seq_len=96, threads=1, latency_budget_s=0)
+    report = validate_bundle(export_half("bf16"), options)
+    assert report, [row.reason for row in report.rows if not row]
+    assert not report.count("skipped")
+    native = "BF16" in importlib.import_module("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert ("computed" in report.environment) == (not native)

@@ -73,7 +73,7 @@ def describe_validation(report: ValidationReport) -> Document:
         counts=count_statuses(report.rows),
         alarms=report.diagnosis,
         lead=_phrase_lead(report, backends),
-        caveats=(report.caveat,) if report.caveat else (),
+        caveats=report.caveats,
         facts=tuple(_list_facts(report, backends)),
         notes=tuple(_list_notes(report)),
         sections=tuple(_list_sections(report, backends)),
