@@ -102,7 +102,7 @@ def describe_state(
         for layer in range(config.depth)
         for name, (shape, value) in tensors.items()
     )
-    return (TensorSpec(f"{prefix}position", "int64", (batch,)), *layers)
+    return (TensorSpec(f"{prefix}position", "int64", (batch, 1)), *layers)
 
 
 class StatefulLayer(GatedOutput):
@@ -252,7 +252,7 @@ class PrefillFlash(StatefulFlash):
         seq_len, chunk_size = input_ids.shape[1], self.config.chunk_size
         chunks = cut_into_chunks(seq_len, chunk_size)
         places = count_half_tokens(chunks.positions.unsqueeze(-1))
-        positions = reshape(state[0].float().unsqueeze(1) + chunks.positions, [0, -1, 1, chunk_size, 1])
+        positions = reshape(state[0].float() + chunks.positions, [0, -1, 1, chunk_size, 1])
         ids = gather(input_ids, reshape(chunks.tokens, [-1, 1, chunk_size]), axis=1)
         x = self.embedding(ids, positions)
         turns, end, layers = self.rotary(positions, x), self._find_ends(lengths), []
@@ -260,7 +260,7 @@ class PrefillFlash(StatefulFlash):
             x, new = layer(x, turns, places, end, past)
             layers.append(new)
         x = cut_end(reshape(x, [0, -1, self.config.dim]), seq_len)
-        return self.head(x), self.join_state(state[0] + lengths, layers)
+        return self.head(x), self.join_state(state[0] + lengths.unsqueeze(1), layers)
 
     def _find_ends(self, lengths: Int[Tensor, " b"]) -> SegmentEnd:
         chunk_size = self.config.chunk_size
@@ -284,7 +284,7 @@ class DecodeFlash(StatefulFlash):
 
     def forward(self, input_ids: Int[Tensor, "b 1"], state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the logits of the token, and the state with it."""
-        positions = state[0].float().unsqueeze(-1)
+        positions = state[0].float()
         x = self.embedding(input_ids.squeeze(1), positions)
         turns = self.rotary.turn_token(positions.unsqueeze(-1), x.unsqueeze(1))
         slot, layers = self._find_slot(state[0]), []
@@ -293,8 +293,8 @@ class DecodeFlash(StatefulFlash):
             layers.append(new)
         return self.head(x).unsqueeze(1), self.join_state(state[0] + 1, layers)
 
-    def _find_slot(self, position: Int[Tensor, " b"]) -> Slot:
-        number = (position % self.config.chunk_size).unsqueeze(1)
+    def _find_slot(self, position: Int[Tensor, "b 1"]) -> Slot:
+        number = position % self.config.chunk_size
         rows = torch.arange(position.shape[0]).unsqueeze(1)
         is_earlier = (torch.arange(self.config.chunk_size) > number).float().unsqueeze(1)
         is_earlier = self.precision.narrow(is_earlier, "valid")

@@ -332,7 +332,7 @@ def test_step_of_another_batch_is_refused(causal_bundle: Bundle) -> None:
         with pytest.raises(InputError, match="batch=65 exceeds the graph's maximum 64"):
             decoder.load_state(State.zeros(graph, 65))
         with pytest.raises(StateError, match="other tensors than the graph takes"):
-            decoder.load_state(State({"position": np.zeros(2, np.int64)}))
+            decoder.load_state(State({"position": np.zeros((2, 1), np.int64)}))
 
 
 def test_text_too_long_for_the_eager_backend_is_refused(eager: Generator) -> None:

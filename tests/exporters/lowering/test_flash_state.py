@@ -121,7 +121,7 @@ def test_any_split_of_a_text_says_what_one_pass_says(stateful: StatefulModel, da
         assert compute_error(logits[row, :length], expected[row, start : start + length], scale) < 1e-5
     positions = start + lengths
     for _ in range(num_steps):
-        np.testing.assert_array_equal(state["state.position"], positions)
+        np.testing.assert_array_equal(state["state.position"][:, 0], positions)
         logits, state = stateful.run("decode", state, input_ids=input_ids[rows, positions][:, None])
         assert compute_error(logits[:, 0], expected[rows, positions], scale) < 1e-5
         positions += 1
