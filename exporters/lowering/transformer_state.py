@@ -24,7 +24,7 @@ from flash_export.exporters.lowering.multihead import LoweredMultiheadLayer
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.lowering.transformer import TRANSFORMER_FORWARD, LoweredFullAttention
 from flash_export.exporters.spelling import put_at, take_at
-from flash_export.interface import PAST, TensorSpec
+from flash_export.interface import PAST, Positions, TensorSpec
 from flash_export.models.multihead import HIDDEN_SCORE
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def describe_state(
         for layer in range(config.depth)
         for name, value in _TENSORS.items()
     )
-    return (TensorSpec(f"{prefix}position", "int64", (batch, 1)), *layers)
+    return (TensorSpec(f"{prefix}position", "int64", (batch, 1), Positions()), *layers)
 
 
 class StatefulLayer(LoweredMultiheadLayer):
