@@ -43,8 +43,8 @@ def describe_graphs(config: ModelConfig, options: ExportOptions, precision: Prec
     known = (FORWARD, *(state.modules if state is not None and refusal is None else ()))
     if unneeded := [name for name in options.graphs if name not in known]:
         raise ConfigError(
-            f"no graph {', '.join(unneeded)} for this model: it has no chunks, and {PREFILL} reads on from any position; "
-            f"export {', '.join(known)}"
+            f"no graph {', '.join(unneeded)} for this model: it has no chunks, and {PREFILL} reads on from any "
+            f"position; export {', '.join(known)}"
         )
     names = options.graphs or known
     return {name: _describe_graph(name, config, options, precision) for name in GRAPH_FILES if name in names}
