@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from flash_export.exporters.lowering.flash_state import LayerState, StatefulFlash, StatefulLayer
 from flash_export.exporters.lowering.precision import widen
 from flash_export.exporters.lowering.shared_modules import WEIGHTS
+from flash_export.exporters.marks import mark
 from flash_export.exporters.spelling import put_at, take_at
 
 if TYPE_CHECKING:
@@ -57,9 +58,11 @@ class DecodeLayer(StatefulLayer):
             passing, shift = normed.chunk(2, dim=-1)
             normed = torch.cat((precision.narrow(past.shift, "normed"), passing), dim=-1)
             shift = self.store(shift, "normed")
-        value, gate, z = self.projection.project_token(normed)
+        value, gate, z = self.projection.project_token(mark(normed, "normed", self.norm_gain))
+        value = mark(value, "value")
         entering = self.store(self.heads.rotate_token(z, turns), "heads")  # (b, 4, s)
-        quad_q, lin_q, quad_k, lin_k, leaving_k = _order(entering, take_at(past.lin_k, slot.place))
+        *entered, leaving_k = _order(entering, take_at(past.lin_k, slot.place))
+        quad_q, lin_q, quad_k, lin_k = self.mark_heads(entered)
         value, leaving_v = _order(self.store(value, "value"), take_at(past.v, slot.place))
         new = LayerState(
             kv=past.kv + widen(leaving_k).mT * widen(leaving_v),
@@ -78,7 +81,7 @@ class DecodeLayer(StatefulLayer):
         # One row times an fp32 matrix that has to be read anyway: narrowing it first would read it twice.
         linear = precision.narrow(widen(lin_q) @ new.kv, "linear")
         mixed = precision.combine(torch.add, quadratic, linear, "mixed")
-        return self.project_out(x, self.apply_gate(gate, mixed).squeeze(1)), new
+        return self.finish(x, self.gate_mixed(gate, mixed).squeeze(1)), self.mark_state(new)
 
 
 def _order(entering: Float[Tensor, "b m w"], leaving: Float[Tensor, "b 1 w"]) -> tuple[Tensor, ...]:
@@ -99,7 +102,7 @@ class DecodeFlash(StatefulFlash):
     def forward(self, input_ids: Int[Tensor, "b 1"], state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the logits of the token, and the state with it."""
         positions = state[0].float()
-        x = self.embedding(input_ids.squeeze(1), positions)
+        x = mark(self.embedding(input_ids.squeeze(1), positions), "embedding", order="channels")
         turns = self.rotary.turn_token(positions.unsqueeze(-1), x.unsqueeze(1))
         slot, layers = self._find_slot(state[0]), []
         for layer, past in zip(self.layers, self.split_state(state), strict=True):

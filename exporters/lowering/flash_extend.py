@@ -23,6 +23,7 @@ from flash_export.exporters.lowering.chunks import count_half_tokens, count_toke
 from flash_export.exporters.lowering.flash_state import LayerState, StatefulFlash, StatefulLayer
 from flash_export.exporters.lowering.precision import widen
 from flash_export.exporters.lowering.shared_modules import WEIGHTS
+from flash_export.exporters.marks import mark
 from flash_export.exporters.spelling import gather, put_at, reshape, take_at
 
 if TYPE_CHECKING:
@@ -72,12 +73,13 @@ class ExtendLayer(StatefulLayer):
         normed, shift = self.precision.narrow(self.norm(x), "normed"), None
         if past.shift is not None:
             normed, shift = self._shift(normed, block, past.shift)
-        v, gate, z = self.projection(normed)
+        v, gate, z = self.projection(mark(normed, "normed", self.norm_gain))
         heads = self.heads(z.unsqueeze(1), turns).split(1, dim=1)
-        quad_q, lin_q, quad_k, lin_k = (head.squeeze(1) for head in heads)
+        quad_q, lin_q, quad_k, lin_k = self.mark_heads([head.squeeze(1) for head in heads])
+        v = mark(v, "value")
         new = LayerState(past.kv, self.store(quad_k, "heads"), self.store(lin_k, "heads"), self.store(v, "value"))
         mixed = self._attend(quad_q, lin_q, new, block, past)
-        return self.project_out(x, self.apply_gate(gate, mixed)), self._keep(new, block, past, shift)
+        return self.finish(x, self.gate_mixed(gate, mixed)), self.mark_state(self._keep(new, block, past, shift))
 
     def _shift(
         self, normed: Float[Tensor, "b n d"], block: Block, before: Float[Tensor, "b d/2"]
@@ -143,7 +145,7 @@ class ExtendFlash(StatefulFlash):
         """Return the logits of every token, and the state after as many of each row as ``lengths`` says, 0 to n."""
         position, numbers = state[0], count_tokens(input_ids.shape[1])
         positions = (position.float() + numbers).unsqueeze(-1)  # (b, n, 1)
-        x, layers = self.embedding(input_ids, positions), []
+        x, layers = mark(self.embedding(input_ids, positions), "embedding", order="channels"), []
         turns = self.rotary(positions.unsqueeze(1), x.unsqueeze(1))
         block = self._find_block(position % self.config.chunk_size, numbers, lengths.unsqueeze(1))
         for layer, past in zip(self.layers, self.split_state(state), strict=True):

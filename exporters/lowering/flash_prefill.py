@@ -12,6 +12,7 @@ import torch
 
 from flash_export.exporters.lowering.chunks import count_half_tokens, cut_end, cut_into_chunks
 from flash_export.exporters.lowering.flash_state import LayerState, StatefulFlash, StatefulLayer
+from flash_export.exporters.marks import mark
 from flash_export.exporters.spelling import gather, reshape, shift_half_token, sum_earlier_chunks, take_at
 
 if TYPE_CHECKING:
@@ -56,12 +57,13 @@ class PrefillLayer(StatefulLayer):
             halves = reshape(normed, [0, -1, normed.shape[-1] // 2])
             shift = self.store(take_at(halves, end.half), "normed")
             normed = shift_half_token(normed, places, precision.narrow(past.shift, "normed").unsqueeze(1))
-        v, gate, z = self.projection(normed)
-        quad_q, lin_q, quad_k, lin_k = self.heads(z, turns).split(1, dim=2)
+        v, gate, z = self.projection(mark(normed, "normed", self.norm_gain))
+        quad_q, lin_q, quad_k, lin_k = self.mark_heads(self.heads(z, turns).split(1, dim=2))
+        v = mark(v, "value")
         kv = self.multiply_chunks(lin_k, v)  # (b, g, 1, s, e)
         before = sum_earlier_chunks(kv) + (past.kv + self.sum_cached(past)).unsqueeze(1).unsqueeze(1)
-        quadratic = self.quadratic(quad_q, quad_k, v)
-        linear = precision.multiply(lin_q, precision.narrow(before, "kv"), "linear")
+        quadratic = mark(self.quadratic(quad_q, quad_k, v), "quadratic", self.factor)
+        linear = mark(precision.multiply(lin_q, precision.narrow(before, "kv"), "linear"), "linear", self.factor)
         mixed = precision.combine(torch.add, quadratic, linear, "mixed")
         new = LayerState(
             kv=take_at(before, end.chunk) + take_at(kv, end.chunk) * end.closes,
@@ -70,7 +72,7 @@ class PrefillLayer(StatefulLayer):
             v=self.store(precision.combine(torch.mul, take_at(v, end.chunk), end.is_open, "value"), "value"),
             shift=shift,
         )
-        return self.project_out(x, self.apply_gate(gate, mixed)), new
+        return self.finish(x, self.gate_mixed(gate, mixed)), self.mark_state(new)
 
     def sum_cached(self, past: LayerState) -> Float[Tensor, "b s e"]:
         """Return what the cached tokens add to the sum."""
@@ -97,7 +99,7 @@ class PrefillFlash(StatefulFlash):
         places = count_half_tokens(chunks.positions.unsqueeze(-1))
         positions = reshape(state[0].float() + chunks.positions, [0, -1, 1, chunk_size, 1])
         ids = gather(input_ids, reshape(chunks.tokens, [-1, 1, chunk_size]), axis=1)
-        x = self.embedding(ids, positions)
+        x = mark(self.embedding(ids, positions), "embedding", order="channels")
         turns, end, layers = self.rotary(positions, x), self._find_ends(lengths), []
         for layer, past in zip(self.layers, self.split_state(state), strict=True):
             x, new = layer(x, turns, places, end, past)

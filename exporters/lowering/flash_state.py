@@ -16,10 +16,11 @@ from torch import nn
 
 from flash_export.exporters.lowering.flash import GatedOutput
 from flash_export.exporters.lowering.precision import FP32, widen
+from flash_export.exporters.marks import mark
 from flash_export.interface import Positions, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -76,6 +77,33 @@ class StatefulLayer(GatedOutput):
         self.norm, self.projection, self.heads = layer.norm, layer.projection, layer.heads
         self.quadratic, self.precision = layer.quadratic, layer.precision
         self.out_weight, self.out_bias = layer.out_weight, layer.out_bias
+        self.norm_gain, self.head_factors, self.factor = layer.norm_gain, layer.head_factors, layer.factor
+
+    def mark_heads(self, heads: Sequence[Tensor]) -> list[Tensor]:
+        """Mark queries and keys, which are in the order of the factors."""
+        factors = self.head_factors.items()
+        return [
+            mark(head, name, 1 / factor, order="heads") for head, (name, factor) in zip(heads, factors, strict=True)
+        ]
+
+    def mark_state(self, state: LayerState) -> LayerState:
+        """Mark what is carried on."""
+        quad_scale, lin_scale = (1 / self.head_factors[name] for name in ("quad_k", "lin_k"))
+        return LayerState(
+            kv=mark(state.kv, "state_kv", lin_scale, order="heads", axis=-2),
+            quad_k=mark(state.quad_k, "state_quad_k", quad_scale, order="heads"),
+            lin_k=mark(state.lin_k, "state_lin_k", lin_scale, order="heads"),
+            v=mark(state.v, "state_v"),
+            shift=None if state.shift is None else mark(state.shift, "state_shift", self.norm_gain),
+        )
+
+    def gate_mixed(self, gate: Float[Tensor, "*b e"], mixed: Float[Tensor, "*b e"]) -> Float[Tensor, "*b e"]:
+        """Gate what was attended to."""
+        return self.apply_gate(mark(gate, "gate"), mark(mixed, "mixed", self.factor))
+
+    def finish(self, x: Float[Tensor, "*b d"], gated: Float[Tensor, "*b e"]) -> Float[Tensor, "*b d"]:
+        """Project what passed the gate, and add the residual."""
+        return mark(self.project_out(x, gated), "out", order="channels")
 
     def multiply_chunks(self, k: Float[Tensor, "*b c s"], v: Float[Tensor, "*b c e"]) -> Float[Tensor, "*b s e"]:
         """Return ``k^T v`` of each chunk in fp32, in which they are summed."""

@@ -390,9 +390,7 @@ def test_bundles_that_cannot_generate_say_why(tmp_path: Path, config: str, backe
 
 
 def test_missing_engines_are_named(causal_bundle: Bundle) -> None:
-    with pytest.raises(
-        BundleError, match="has no engine of prefill, extend, decode; build it with 'flash-export trt"
-    ):
+    with pytest.raises(BundleError, match="has no engine of prefill, extend, decode; build it with 'flash-export trt"):
         Generator.open(causal_bundle, "trt")
 
 
