@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -38,7 +38,7 @@ def find_node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
     return next(node for node in model.graph.node if node.name == name)
 
 
-def pass_on(model: onnx.ModelProto, name: str, op_type: str, *others: str, **attributes: int) -> None:
+def pass_on(model: onnx.ModelProto, name: str, op_type: str, *others: str, **attributes: Any) -> None:
     """Let a value pass through another node, which has its name from now on."""
     maker = find_maker(model, name)
     place = list(model.graph.node).index(maker) + 1
