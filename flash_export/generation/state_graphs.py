@@ -28,10 +28,13 @@ def check_state_graphs(bundle: Bundle) -> None:
     missing = [name for name in list_state_graphs(bundle) if name not in graphs]
     if not missing:
         return
-    lacking = f"{bundle.path} has no graph {', '.join(missing)}"
     values = bundle.read_config()
     if refusal := get_family(values["model_type"]).config_class.from_dict(values).state_refusal:
-        raise BundleError(f"{lacking}: {refusal}; use --backend eager, which reads the text again for every token")
+        raise BundleError(
+            f"{bundle.path} has no graph {', '.join(missing)}: {refusal}; use --backend eager, which reads the text "
+            "again for every token"
+        )
     raise BundleError(
-        f"{lacking}, but {', '.join(graphs)}; export it again with 'flash-export onnx', which writes all of them"
+        f"{bundle.path} has no graph {', '.join(missing)}, but {', '.join(graphs)}; export it again with "
+        "'flash-export onnx', which writes all of them"
     )
