@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flash_export.bundle.bundle import GRAPH_FILE, MANIFEST_FILE, SETTINGS_FILE, Bundle
+from flash_export.bundle.bundle import GRAPH_FILE, MANIFEST_FILE, SETTINGS_FILE, Bundle, name_probes_file
 from flash_export.bundle.manifest import Manifest, ModelFacts
 from flash_export.bundle.origin import read_origin
 from flash_export.config import FORWARD, ExportOptions
@@ -26,7 +26,7 @@ from flash_export.exporters.variants import choose_variant
 from flash_export.files import hash_file, hash_files, replace_folder
 from flash_export.models.checkpoint import load_checkpoint
 from flash_export.models.registry import get_family
-from flash_export.probes import PROBES_FILE, Probe, ProbeMap
+from flash_export.probes import Point, Probe, ProbeMap
 from flash_export.progress import Steps
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def export_onnx(
         variant.prepare(lowered)
         del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
         steps.begin("tracing")
-        models = SplitModels(f"{GRAPH_FILE}.data")
+        models, probes = SplitModels(f"{GRAPH_FILE}.data"), {}
         for name, graph in graphs.items():
             module = build_graph_module(name, lowered)
             sizes = choose_traced_sizes(module, interface, graph)
@@ -128,8 +128,7 @@ def export_onnx(
             check_traced_sizes(traced.model, sizes)
             variant.rewrite(traced.model)
             models.add(graph.file, traced.model)
-            if name == FORWARD:
-                probes = _describe_probes(lowered, traced.probes)
+            probes[name] = _describe_probes(name, lowered, traced.probes)
         steps.begin("checking the promises")
         for graph in graphs.values():
             skeleton = models.skeletons[graph.file]
@@ -139,7 +138,9 @@ def export_onnx(
             del skeleton.graph.value_info[:]
         steps.begin("writing")
         write_models(models, staging)
-        (staging / PROBES_FILE).write_text(probes.to_json(), encoding="utf-8")
+        for name, known in probes.items():
+            if known.probes:
+                (staging / name_probes_file(name)).write_text(known.to_json(), encoding="utf-8")
         for name, text in variant.files.items():
             (staging / name).write_text(text, encoding="utf-8")
         steps.begin("hashing")
@@ -219,11 +220,17 @@ def _write_heldout(heldout: Heldout | None, staging: Path) -> None:
             raise InputError(f"{heldout.path} was changed while it was read; export again")
 
 
-def _describe_probes(lowered: LoweredModel, probes: tuple[Probe, ...]) -> ProbeMap:
-    """Return where the forward graph can be read; its outputs are quantities of the model too."""
+def _describe_probes(name: str, lowered: LoweredModel, probes: tuple[Probe, ...]) -> ProbeMap:
+    """Return where a graph can be read; the outputs of the model are quantities too."""
+    if name != FORWARD:
+        carried = lowered.config.carried_state
+        if carried is None:
+            return ProbeMap(name, {}, ())
+        kinds = {one: quantity.kind for one, quantity in carried.quantities.items()}
+        probes = tuple(probe for probe in probes if kinds[Point.parse(probe.name).quantity] != "pairs")
     orders = {name: tuple(order) for name, order in lowered.orders.items()}
     outputs = (Probe(spec.name, spec.name) for spec in lowered.config.interface.outputs)
-    return ProbeMap(FORWARD, orders, (*probes, *outputs))
+    return ProbeMap(name, orders, (*probes, *outputs))
 
 
 def _read_versions() -> dict[str, str]:

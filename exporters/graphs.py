@@ -10,11 +10,11 @@ import numpy as np
 
 from flash_export.bundle.bundle import GRAPH_FILE
 from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec
-from flash_export.config import DECODE, DEFAULT_MAX_SECONDS, DEFAULT_MAX_SEQ_LEN, FORWARD, PREFILL
+from flash_export.config import DECODE, DEFAULT_MAX_SECONDS, DEFAULT_MAX_SEQ_LEN, EXTEND, FORWARD, PREFILL
 from flash_export.errors import ConfigError
 from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.registry import LOWERINGS
-from flash_export.interface import BATCH, PAST, SEQ, Lengths, TensorSpec, Waveform
+from flash_export.interface import BATCH, PAST, SEQ, Lengths, Positions, TensorSpec, Waveform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,21 +25,28 @@ if TYPE_CHECKING:
     from flash_export.interface import Interface
     from flash_export.models.base import ModelConfig
 
-GRAPH_FILES = {FORWARD: GRAPH_FILE, PREFILL: "prefill.onnx", DECODE: "decode.onnx"}
+GRAPH_FILES = {FORWARD: GRAPH_FILE, PREFILL: "prefill.onnx", EXTEND: "extend.onnx", DECODE: "decode.onnx"}
 
 
 def describe_graphs(config: ModelConfig, options: ExportOptions, precision: Precision = FP32) -> dict[str, GraphSpec]:
     """Return the contracts of the graphs that are asked for; of all that the model can have if none was named.
 
     Raises:
-        ConfigError: The model has no state that prefill and decode would carry; or it does not
-            take the longest sequence.
+        ConfigError: The model has no state that a graph would carry, or needs no such graph; or it does not take the
+            longest sequence.
     """
     refusal = config.state_refusal
     stateful = tuple(name for name in options.graphs if name != FORWARD)
     if refusal is not None and stateful:
         raise ConfigError(f"no graph {', '.join(stateful)} for this model: {refusal}; export the graph {FORWARD} alone")
-    names = options.graphs or (tuple(GRAPH_FILES) if refusal is None else (FORWARD,))
+    state = LOWERINGS[config.model_type].state
+    known = (FORWARD, *(state.modules if state is not None and refusal is None else ()))
+    if unneeded := [name for name in options.graphs if name not in known]:
+        raise ConfigError(
+            f"no graph {', '.join(unneeded)} for this model: it has no chunks, and {PREFILL} reads on from any "
+            f"position; export {', '.join(known)}"
+        )
+    names = options.graphs or known
     return {name: _describe_graph(name, config, options, precision) for name in GRAPH_FILES if name in names}
 
 
@@ -92,7 +99,8 @@ def _describe_graph(name: str, config: ModelConfig, options: ExportOptions, prec
     interface = config.interface
     axes = {BATCH: AxisRange(options.batch or 1, options.batch or options.max_batch)}
     if name != DECODE:
-        axes[SEQ] = AxisRange(interface.fixed_len or interface.min_len, find_longest(interface, options))
+        longest = interface.window if name == EXTEND else find_longest(interface, options)
+        axes[SEQ] = AxisRange(interface.fixed_len or interface.min_len, longest)
     lowering = LOWERINGS[config.model_type]
     state = None if name == FORWARD else lowering.state
     inputs, outputs = list(interface.inputs), list(interface.outputs)
@@ -108,10 +116,11 @@ def _describe_graph(name: str, config: ModelConfig, options: ExportOptions, prec
     if name == FORWARD and interface.mask is not None:
         takes_mask = interface.needs_mask if options.mask is None else options.mask
         inputs += [interface.mask] if takes_mask else []
-    if name == PREFILL:
-        inputs.append(TensorSpec("lengths", "int64", (BATCH,), Lengths(sizes[SEQ])))
+    if name in (PREFILL, EXTEND):
+        inputs.append(TensorSpec("lengths", "int64", (BATCH,), Lengths(sizes[SEQ], min=int(name == PREFILL))))
     if state is not None:
-        inputs.extend(carried)
+        starts = Positions(interface.window if name == PREFILL else 1)
+        inputs.extend(replace(spec, content=starts) if spec.content == Positions() else spec for spec in carried)
         outputs.extend(state.describe(config, BATCH, NEW_STATE_PREFIX, precision))
     return GraphSpec(
         GRAPH_FILES[name],

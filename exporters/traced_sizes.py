@@ -51,6 +51,8 @@ def choose_traced_sizes(lowered: nn.Module, interface: Interface, graph: GraphSp
     fixed = {bounds.max for bounds in graph.axes.values() if bounds.min == bounds.max}
     window = interface.window
     seq_len = interface.find_length((num_windows - 1) * window + (window + 1) // 2)
+    if limits.get(SEQ, window + 1) <= window:
+        seq_len = max(next(free), graph.axes[SEQ].min)  # of a block that is no longer than a chunk
     seq_len = min(seq_len, limits.get(SEQ, 1))
     num_frames = interface.count_frames(seq_len)
     num_windows = -(-num_frames // window)

@@ -24,7 +24,7 @@ DEFAULT_MAX_BATCH = 64
 PRECISIONS = ("fp32", "fp16", "bf16")
 REFERENCE, ORIGINAL = "reference", "original"  # what a bundle is compared with: our model, or the library's
 ISLAND_MODES = ("auto", "minimal", "all")
-GRAPHS = FORWARD, PREFILL, DECODE = "forward", "prefill", "decode"
+GRAPHS = FORWARD, PREFILL, EXTEND, DECODE = "forward", "prefill", "extend", "decode"
 # Positions are fp32, which tells no two whole numbers apart beyond.
 MAX_SEQ_LEN = 1 << 24
 MAX_BATCH = (1 << 31) - 1
@@ -57,7 +57,8 @@ class ExportOptions:
         mask: Whether the graph takes ``attention_mask``; None: only where padding would change the answer, which
             is for non-causal models.
         batch: The one batch that the graphs take; None: any up to ``max_batch``.
-        graphs: ``forward``, and ``prefill`` and ``decode`` for causal models; none: all that the model can have.
+        graphs: ``forward``, and ``prefill``, ``extend`` and ``decode`` for causal models; none: all that the model can
+            have.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         islands: What stays fp32 in half precision: ``minimal``: what has to in every model; ``auto``: also what would
             leave the range of fp16 within ``max_seq_len``, by measurement; ``all``: everything that may grow.

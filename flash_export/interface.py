@@ -48,10 +48,24 @@ class Mask:
 
 @dataclass(frozen=True)
 class Lengths:
-    """How much of each row is real: whole numbers from 1 to ``max``, a size or the name of an axis."""
+    """How much of each row is real: whole numbers from ``min`` to ``max``, a size or the name of an axis."""
 
     max: int | str
+    min: int = 1
     kind: Literal["lengths"] = "lengths"
+
+
+@dataclass(frozen=True)
+class Positions:
+    """How many tokens of each row came before: whole numbers from 0 on, in multiples of ``step``."""
+
+    step: int = 1
+    kind: Literal["positions"] = "positions"
+
+    def __post_init__(self) -> None:
+        """Check the step."""
+        if not 1 <= self.step <= MAX_SIZE:
+            raise ValueError(f"step is {self.step}, wanted 1 to {MAX_SIZE}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,7 @@ def _check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} is {value}, wanted a finite number above 0")
 
 
-Content = TokenIds | Mask | Lengths | Features | Waveform | Logits | Bins
+Content = TokenIds | Mask | Lengths | Positions | Features | Waveform | Logits | Bins
 
 
 @dataclass(frozen=True)

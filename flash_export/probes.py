@@ -14,10 +14,11 @@ from typing import Literal
 
 from flash_export.typed_json import show
 
-PROBES_FILE = "probes.json"
+PROBES_FILE = "probes.json"  # of the forward graph
 
-# What an array is indexed by: a token; a query and a key; or a channel of the keys and one of the values.
-Kind = Literal["tokens", "pairs", "sums"]
+# What an array is indexed by: a token; a query and a key; a channel of the keys and one of the values; or a slot of a
+# cache.
+Kind = Literal["tokens", "pairs", "sums", "slots"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeMap:
-    """``probes.json``: the probes of a graph, and the permutations that they name."""
+    """``probes.json``, ``probes.extend.json`` and so on: the probes of a graph, and the permutations that they name."""
 
     graph: str
     orders: dict[str, tuple[int, ...]]

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flash_export.config import DECODE, PREFILL
+from flash_export.config import PREFILL
 from flash_export.errors import BackendUnavailableError, ConfigError
+from flash_export.generation.state_graphs import list_state_graphs
 from flash_export.interface import BATCH, SEQ, TensorSpec
 from flash_export.runtime.backends import BACKENDS, describe_missing_engine
 from flash_export.suggest import describe_unknown
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 GRAPH = "forward"
 STREAM_PREFIX = "stream:"
 ONNX_PREFIX = "onnx:"
-STREAM_GRAPHS = PREFILL, DECODE
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def list_backends(
         bundle: The bundle.
         requested: ``ort-cpu``, ``ort-cuda``, ``ort-tensorrt``, ``ort-tensorrt-rtx``, ``openvino``, ``trt-network``,
             ``trt`` (every engine of the forward graph) or ``trt:NAME``; for causal models ``stream:ort-cpu`` and so on:
-            the prefill and decode graphs, the text in pieces.
+            the graphs that carry a state, the text in pieces.
         onnx_files: Graphs of other exporters that should compute the same; each becomes ``onnx:NAME``.
         threads: Threads of one operator on the CPU; None: what the backend chooses.
 
@@ -149,19 +149,19 @@ def _open_fixed(opener: Callable[..., Runner], sizes: Mapping[str, int]) -> Runn
 
 
 def _has_stream(bundle: Bundle, runtime: Runtime) -> bool:
-    """Whether there is something to run prefill and decode with."""
-    has_graphs = set(STREAM_GRAPHS) <= bundle.manifest.graphs.keys()
-    return has_graphs and all(runtime.find(bundle, graph) for graph in STREAM_GRAPHS)
+    """Whether there is something to run all graphs with that carry a state."""
+    graphs = list_state_graphs(bundle)
+    return set(graphs) <= bundle.manifest.graphs.keys() and all(runtime.find(bundle, graph) for graph in graphs)
 
 
 def _is_default_stream(bundle: Bundle, name: str) -> bool:
-    return all(BACKENDS[name].is_default(bundle, graph) for graph in STREAM_GRAPHS)
+    return all(BACKENDS[name].is_default(bundle, graph) for graph in list_state_graphs(bundle))
 
 
 def _describe_stream(bundle: Bundle, runtime: Runtime, threads: int | None) -> Backend:
     return Backend(
         f"{STREAM_PREFIX}{runtime.name}",
-        "+".join(STREAM_GRAPHS),
+        "+".join(list_state_graphs(bundle)),
         runtime.device,
         bundle.get_graph(PREFILL).inputs[:1],
         bundle.get_graph(GRAPH).outputs,
@@ -173,10 +173,10 @@ def _describe_stream(bundle: Bundle, runtime: Runtime, threads: int | None) -> B
 
 
 def _open_stream(bundle: Bundle, runtime: str, threads: int | None) -> Runner:
-    from flash_export.generation.backends import open_pair
+    from flash_export.generation.backends import open_runners
     from flash_export.generation.streaming import StreamingRunner
 
-    return StreamingRunner(open_pair(bundle, runtime, threads=threads))
+    return StreamingRunner(open_runners(bundle, runtime, threads=threads), partial(_reload_state, bundle))
 
 
 def _reload_state(bundle: Bundle, state: State) -> State:

@@ -188,7 +188,7 @@ def _reload_state(opened: OpenBackend, inputs: Batch, other: Batch) -> Pair:
     assert reload_state is not None  # see _carries_state
     name = opened.backend.outputs[0].name
     (tokens,) = inputs.arrays.values()
-    generator, middle = Generator(runner.pair), inputs.seq_len // 2
+    generator, middle = Generator(runner.runners), inputs.seq_len // 2
     _, state = generator.prefill(list(tokens[:, :middle]))
     rest = list(tokens[:, middle:])
     return {name: generator.prefill(rest, state)[0]}, {name: generator.prefill(rest, reload_state(state))[0]}

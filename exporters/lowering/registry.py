@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from flash_export.config import DEFAULT_OPSET
 from flash_export.exporters.lowering.bigbird import BIGBIRD
+from flash_export.exporters.lowering.flash_graphs import FLASH
 from flash_export.exporters.lowering.flash_quad import FLASH_QUAD
-from flash_export.exporters.lowering.flash_state import FLASH
 from flash_export.exporters.lowering.gau import GAU
 from flash_export.exporters.lowering.gau_alpha import GAU_ALPHA
 from flash_export.exporters.lowering.linformer import LINFORMER

@@ -24,7 +24,7 @@ from flash_export.exporters.lowering.multihead import LoweredMultiheadLayer
 from flash_export.exporters.lowering.precision import FP32, widen
 from flash_export.exporters.lowering.transformer import TRANSFORMER_FORWARD, LoweredFullAttention
 from flash_export.exporters.spelling import put_at, take_at
-from flash_export.interface import PAST, TensorSpec
+from flash_export.interface import PAST, Positions, TensorSpec
 from flash_export.models.multihead import HIDDEN_SCORE
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def describe_state(
         for layer in range(config.depth)
         for name, value in _TENSORS.items()
     )
-    return (TensorSpec(f"{prefix}position", "int64", (batch,)), *layers)
+    return (TensorSpec(f"{prefix}position", "int64", (batch, 1), Positions()), *layers)
 
 
 class StatefulLayer(LoweredMultiheadLayer):
@@ -149,8 +149,8 @@ class PrefillTransformer(StatefulTransformer):
         tokens = torch.minimum(torch.arange(input_ids.shape[1]), lengths.unsqueeze(-1) - 1)  # (b, n)
         rows = torch.arange(input_ids.shape[0]).unsqueeze(-1).expand_as(tokens)
         ids = take_at(input_ids, torch.stack((rows, tokens), dim=-1))
-        logits, carried = self.read(ids, state[0].unsqueeze(-1) + tokens, state)
-        return logits, (state[0] + lengths, *carried)
+        logits, carried = self.read(ids, state[0] + tokens, state)
+        return logits, (state[0] + lengths.unsqueeze(-1), *carried)
 
 
 class DecodeTransformer(StatefulTransformer):
@@ -163,7 +163,7 @@ class DecodeTransformer(StatefulTransformer):
 
     def forward(self, input_ids: Int[Tensor, "b 1"], state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the logits of the token, and the state with it."""
-        logits, carried = self.read(input_ids, state[0].unsqueeze(-1), state)
+        logits, carried = self.read(input_ids, state[0], state)
         return logits, (state[0] + 1, *carried)
 
 

@@ -19,7 +19,7 @@ from flash_export.bundle.manifest import FORMAT_VERSION, OLD_FORMAT_VERSIONS, En
 from flash_export.bundle.plain_tree import check_plain_tree
 from flash_export.bundle.quantization_record import QuantizationRecord
 from flash_export.bundle.stamp import Stamp, check_stamp, take_stamp
-from flash_export.config import CONFIG_FILE, SCHEMES, WEIGHTS_FILE
+from flash_export.config import CONFIG_FILE, FORWARD, GRAPHS, SCHEMES, WEIGHTS_FILE
 from flash_export.errors import BundleError
 from flash_export.files import check_utf8, hash_file, hash_files, link_folder, replace_folder
 from flash_export.locks import lock_folder
@@ -44,11 +44,18 @@ HELDOUT_FILES = ("heldout.txt", "heldout.npy", "heldout.npz")  # one of them, as
 SETTINGS_FILE = "heldout.json"
 ENGINE_FOLDER = "engines"
 REPORT_FOLDER = "reports"
+
+
+def name_probes_file(graph: str) -> str:
+    """Return the name of the file that says where a graph can be read."""
+    return PROBES_FILE if graph == FORWARD else f"probes.{graph}.json"
+
+
 # What is read of a bundle besides its graphs; one that the manifest does not name was added later.
 _KNOWN_FILES = (
     CONFIG_FILE,
     WEIGHTS_FILE,
-    PROBES_FILE,
+    *(name_probes_file(graph) for graph in GRAPHS),
     QUANTIZATION_FILE,
     *HELDOUT_FILES,
     SETTINGS_FILE,
@@ -191,17 +198,21 @@ class Bundle:
         build_record(path, asked, _ConfigFields, BundleError, _EXPORT_AGAIN)
         return values
 
-    def read_probes(self) -> ProbeMap:
-        """Return where the forward graph computes which quantity of the model.
+    def read_probes(self, graph: str = FORWARD) -> ProbeMap:
+        """Return where a graph computes which quantity of the model.
+
+        Args:
+            graph: Name of a graph that the bundle has.
 
         Raises:
             BundleError: The bundle was exported by a version that did not write this down, or the file is damaged.
         """
-        path = self.path / PROBES_FILE
-        if PROBES_FILE not in self.manifest.files:
+        name = name_probes_file(graph)
+        path = self.path / name
+        if name not in self.manifest.files:
             raise BundleError(
-                f"{self.path} has no {PROBES_FILE}, which says where the graph can be read, because an older version "
-                "exported it; export it again"
+                f"{self.path} has no {name}, which says where the graph can be read: this family has none for {graph}, "
+                "or an older version exported it; export it again"
             )
         return read_record(path, ProbeMap, BundleError, _EXPORT_AGAIN)
 

@@ -15,8 +15,8 @@ from flash_export.interface import BATCH, MAX_SIZE, PAST, SEQ, Interface, Mask, 
 from flash_export.models.import_record import ImportRecord
 from flash_export.typed_json import show
 
-FORMAT_VERSION = 2
-OLD_FORMAT_VERSIONS = (1,)  # of which the weights can be exported again
+FORMAT_VERSION = 3
+OLD_FORMAT_VERSIONS = (1, 2)  # of which the weights can be exported again
 HALF_PRECISIONS = ("fp16", "bf16")
 PROVENANCE = ("source", "format", "sha256")
 # Names of what a graph carries from run to run: as its input, and as its output.

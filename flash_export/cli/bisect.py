@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import CHECKS, output_options
+from flash_export.cli.options import CHECKS, Choice, output_options
+from flash_export.config import FORWARD, GRAPHS
 
 if TYPE_CHECKING:
     from flash_export.cli.output import Output
@@ -34,6 +35,13 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Read the inputs.npz of a check that 'flash-export validate --save-failures' kept, in place of random inputs.",
 )
+@click.option(
+    "--graph",
+    type=Choice(GRAPHS),
+    default=FORWARD,
+    show_default=True,
+    help="Graph to read. Of those that carry a state, --seq-len is the number of tokens of a run.",
+)
 @click.option("--backend", default="ort-cpu", show_default=True, help="What runs it: ort-cpu, ort-cuda or trt-network.")
 @click.option("--threads", type=int, help="CPU threads of one operator, for both.")
 @output_options(*CHECKS, verdict=bool)
@@ -44,6 +52,7 @@ def bisect_command(
     batch: int | None,
     against: Path | None,
     inputs: Path | None,
+    graph: str,
     backend: str,
     threads: int | None,
 ) -> BisectReport:
@@ -56,6 +65,7 @@ def bisect_command(
     Examples:
       flash-export bisect BUNDLE
       flash-export bisect BUNDLE --seq-len 300 --batch 1 --html fault.html
+      flash-export bisect BUNDLE --graph extend
       flash-export bisect quantized/ --against BUNDLE
       flash-export bisect BUNDLE --inputs failures/ort-cpu_3x300-masked/inputs.npz
       flash-export bisect BUNDLE --json - | jq .finding
@@ -64,7 +74,7 @@ def bisect_command(
     from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
     from flash_export.validators.bisect.page import describe_bisection
 
-    options = BisectOptions(seq_len=seq_len, batch=batch, backend=backend, threads=threads, inputs=inputs)
+    options = BisectOptions(seq_len, batch, backend, threads, inputs, graph)
     opened, other = Bundle.open(bundle), Bundle.open(against) if against is not None else None
     with output.show_progress("Bisecting") as progress:
         report = bisect_bundle(opened, options, against=other, progress=progress)
@@ -74,5 +84,6 @@ def bisect_command(
     elif opened.get_graph().is_half:
         output.suggest_next("profile-ranges", bundle)
     else:
-        output.suggest_next("validate", bundle, "--seq-lens", str(report.shown_run.seq_len))
+        lengths = ("--seq-lens", str(report.shown_run.seq_len)) if graph == FORWARD else ()
+        output.suggest_next("validate", bundle, *lengths)
     return report

@@ -13,12 +13,10 @@ from flash_export.cli.engine_document import Engines, describe_check, describe_e
 from flash_export.cli.options import REPORT, Choice, output_options
 from flash_export.config import (
     AUTO_FLAVOUR,
-    DECODE,
     DEFAULT_PROFILE_BATCH,
     FLAVOURS,
     FORWARD,
     MAX_PROFILES,
-    PREFILL,
     BuildOptions,
 )
 from flash_export.errors import BundleError, ConfigError
@@ -211,10 +209,12 @@ def _refuse_others_than(option: str, *companions: str) -> None:
 
 
 def _choose_next(bundle: Bundle, engine: EngineManifest) -> tuple[str | Path, ...]:
-    """Return what comes next: to validate the engine, or, with a state, to build the other graph and to generate."""
+    """Return what comes next: to validate the engine, or, with a state, to build the other graphs and to generate."""
     if engine.graph == FORWARD:
         return ("validate", bundle.path, "--backend", f"trt:{engine.name}")
+    from flash_export.generation.state_graphs import list_state_graphs
+
     built = {other.graph for other in bundle.list_engines()}
-    if missing := [graph for graph in (PREFILL, DECODE) if graph not in built]:
+    if missing := [graph for graph in list_state_graphs(bundle) if graph not in built]:
         return ("trt", bundle.path, "--graph", missing[0])
     return ("generate", bundle.path, "--backend", "trt", "--prompt", "TEXT")

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 @click.option(
     "--graphs",
     metavar="NAME,...",
-    help="forward, and for causal models prefill and decode, which carry the past in a state.  [default: all]",
+    help="forward, and for causal models prefill, extend and decode, which carry the past in a state.  [default: all]",
 )
 @click.option("--mask/--no-mask", default=None, help="Take attention_mask. Default: only if padding would matter.")
 @click.option("--waveform", is_flag=True, help="From waveform to waveform, where the model takes features of one.")

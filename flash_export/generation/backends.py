@@ -1,4 +1,4 @@
-"""Opening the prefill and decode graphs of a bundle on a backend."""
+"""Opening the graphs of a bundle that carry a state on a backend."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from flash_export.config import DECODE, MAX_THREADS, PREFILL, check_count
+from flash_export.config import DECODE, EXTEND, MAX_THREADS, PREFILL, check_count
 from flash_export.errors import BundleError, ConfigError
 from flash_export.generation.decoder import RunnerDecoder
 from flash_export.generation.state import identify_model
+from flash_export.generation.state_graphs import check_state_graphs, list_state_graphs
 from flash_export.runtime.backends import BACKENDS
 from flash_export.suggest import describe_unknown
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class StatePair:
-    """A prefill runner and a decoder of one model; a context manager that enters and leaves both.
+class StateRunners:
+    """What runs the graphs of one model that carry a state; a context manager that enters and leaves all.
 
     Attributes:
         prefill: Runner of the prefill graph.
@@ -37,6 +38,7 @@ class StatePair:
         graph: Contract of the prefill graph.
         chunk_size: Prefill takes positions that are multiples of this.
         model_sha256: See :func:`identify_model`.
+        extend: Runner of the extend graph; None where prefill takes any position.
     """
 
     prefill: Runner
@@ -44,12 +46,13 @@ class StatePair:
     graph: GraphSpec
     chunk_size: int
     model_sha256: str
+    extend: Runner | None = None
 
     def __enter__(self) -> Self:
-        """Enter both."""
+        """Enter all."""
         with ExitStack() as stack:
-            stack.enter_context(self.prefill)
-            stack.enter_context(self.decoder)
+            for one in self._list():
+                stack.enter_context(one)
             stack.pop_all()
         return self
 
@@ -58,11 +61,14 @@ class StatePair:
     ) -> None:
         """Free sessions, engines and states."""
         with ExitStack() as stack:
-            stack.push(self.prefill)
-            stack.push(self.decoder)
+            for one in self._list():
+                stack.push(one)
+
+    def _list(self) -> list[Runner | Decoder]:
+        return [self.prefill, *([self.extend] if self.extend else []), self.decoder]
 
 
-def open_pair(bundle: Bundle, backend: str, *, threads: int | None = None) -> StatePair:
+def open_runners(bundle: Bundle, backend: str, *, threads: int | None = None) -> StateRunners:
     """Open what generation needs; see :meth:`Generator.open`.
 
     Raises:
@@ -101,50 +107,34 @@ def open_decoder(bundle: Bundle, target: Target, *, threads: int | None = None, 
     return RunnerDecoder(target.open(threads=threads, rounds=rounds), bundle.get_graph(DECODE))
 
 
-def _open_graphs(bundle: Bundle, threads: int | None, *, backend: str) -> StatePair:
-    graph = _get_prefill_graph(bundle)
-    found = {name: BACKENDS[backend].find(bundle, name) for name in (PREFILL, DECODE)}
+def _open_graphs(bundle: Bundle, threads: int | None, *, backend: str) -> StateRunners:
+    check_state_graphs(bundle)
+    found = {name: BACKENDS[backend].find(bundle, name) for name in list_state_graphs(bundle)}
     if missing := [name for name, targets in found.items() if not targets]:
         raise BundleError(
-            f"{bundle.path} has no engine of {' and '.join(missing)}; build it with 'flash-export trt --graph NAME'"
+            f"{bundle.path} has no engine of {', '.join(missing)}; build it with 'flash-export trt --graph NAME'"
         )
     # Of several engines the last by name, so that one that is built for more can be put behind the others.
     prefill = found[PREFILL][-1].open(threads=threads)
+    extend = found[EXTEND][-1].open(threads=threads) if EXTEND in found else None
     decoder = open_decoder(bundle, found[DECODE][-1], threads=threads)
-    return StatePair(prefill, decoder, graph, bundle.manifest.interface.window, identify_model(bundle))
+    chunk_size = bundle.manifest.interface.window
+    return StateRunners(prefill, decoder, bundle.get_graph(PREFILL), chunk_size, identify_model(bundle), extend)
 
 
-def _open_eager(bundle: Bundle, threads: int | None) -> StatePair:
+def _open_eager(bundle: Bundle, threads: int | None) -> StateRunners:
     from flash_export.generation.eager_state import EagerStateRunner, describe_eager_graph
 
     forward = bundle.get_graph()
     graph = describe_eager_graph(int(forward.outputs[0].shape[-1]), forward.axes)
     model = bundle.load_model()
     prefill, decode = (EagerStateRunner(model, graph, threads=threads) for _ in range(2))
-    return StatePair(prefill, RunnerDecoder(decode, graph), graph, 1, identify_model(bundle))
-
-
-def _get_prefill_graph(bundle: Bundle) -> GraphSpec:
-    from flash_export.models.registry import get_family
-
-    graphs = bundle.manifest.graphs
-    if PREFILL in graphs and DECODE in graphs:
-        return graphs[PREFILL]
-    values = bundle.read_config()
-    if refusal := get_family(values["model_type"]).config_class.from_dict(values).state_refusal:
-        raise BundleError(
-            f"{bundle.path} has no prefill and decode graphs: {refusal}; use --backend eager, which reads the text "
-            "again for every token"
-        )
-    raise BundleError(
-        f"{bundle.path} has no prefill and decode graphs, only {', '.join(graphs)}; export it again with "
-        "'flash-export onnx', which writes them"
-    )
+    return StateRunners(prefill, RunnerDecoder(decode, graph), graph, 1, identify_model(bundle))
 
 
 # Backends by their provider of onnxruntime.
 _ORT_PROVIDERS = {"ort-cpu": "cpu", "ort-cuda": "cuda"}
-_OPENERS: dict[str, Callable[[Bundle, int | None], StatePair]] = {
+_OPENERS: dict[str, Callable[[Bundle, int | None], StateRunners]] = {
     **{name: partial(_open_graphs, backend=name) for name in BACKENDS},
     "eager": _open_eager,
 }

@@ -11,7 +11,7 @@ import numpy as np
 
 from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX, AxisRange, GraphSpec
 from flash_export.errors import InputError
-from flash_export.interface import SEQ, Lengths, TensorSpec, TokenIds
+from flash_export.interface import SEQ, Lengths, Positions, TensorSpec, TokenIds
 from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.eager import EagerRunner
 from flash_export.runtime.inputs import check_inputs
@@ -26,7 +26,7 @@ def describe_eager_graph(vocab_size: int, axes: Mapping[str, AxisRange]) -> Grap
     """Return the contract of a prefill graph whose state is ``position`` and ``tokens``, as long as a text may be."""
     max_seq_len = axes["seq"].max
     ids = TokenIds(vocab_size)
-    state = (("position", ("batch",), None), ("tokens", ("batch", max_seq_len), ids))
+    state = (("position", ("batch", 1), Positions()), ("tokens", ("batch", max_seq_len), ids))
     return GraphSpec(
         file="",
         opset=0,
@@ -61,7 +61,7 @@ class EagerStateRunner(EagerRunner):
         batch, seq_len = inputs[TOKENS].shape
         feeds = {"lengths": np.full(batch, seq_len), **inputs}
         check_inputs(self._graph, feeds)
-        position, tokens = feeds["state.position"], feeds["state.tokens"].copy()
+        position, tokens = feeds["state.position"][:, 0], feeds["state.tokens"].copy()
         ends = position + feeds["lengths"]
         if ends.max() > tokens.shape[1]:
             raise InputError(
@@ -72,4 +72,4 @@ class EagerStateRunner(EagerRunner):
         for row, (start, end) in enumerate(zip(position, ends, strict=True)):
             tokens[row, start:end] = feeds[TOKENS][row, : end - start]
             logits[row, : end - start] = super().run({TOKENS: tokens[row : row + 1, :end]})[LOGITS][0, start:]
-        return {LOGITS: logits, "new_state.position": ends, "new_state.tokens": tokens}
+        return {LOGITS: logits, "new_state.position": ends[:, None], "new_state.tokens": tokens}

@@ -1,4 +1,6 @@
-"""Generating text with carried state: prompts go through ``prefill`` in segments, new tokens through ``decode``.
+"""Generating text with carried state.
+
+Prompts go through ``prefill`` in segments, from inside of a chunk on through ``extend``, new tokens through ``decode``.
 
 with Generator.open(Bundle.open("bundle")) as generator:
     tokens = generator.generate([prompt_ids], SamplingOptions(max_tokens=100)).tokens[0]
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from flash_export.bundle.bundle import Bundle
-    from flash_export.generation.backends import StatePair
+    from flash_export.generation.backends import StateRunners
+    from flash_export.runtime.runner import Runner
 
 DEFAULT_SEGMENT_LEN = 2048
 
@@ -46,14 +49,14 @@ class Generation:
 
 
 class Generator:
-    """Prefill and decode graphs of one model, driven for batches of prompts of any lengths."""
+    """The graphs of one model that carry a state, driven for batches of prompts of any lengths."""
 
-    def __init__(self, pair: StatePair) -> None:
-        """Wrap a pair, which is entered and left with the generator; :meth:`open` makes it from a bundle."""
-        self._pair = pair
-        self._graph = pair.graph
-        self._vocab_size = int(pair.graph.outputs[0].shape[-1])
-        self._min_batch = pair.graph.axes["batch"].min  # more than 1 in graphs of one fixed batch
+    def __init__(self, runners: StateRunners) -> None:
+        """Wrap open graphs, which are entered and left with the generator; :meth:`open` makes it from a bundle."""
+        self._runners = runners
+        self._graph = runners.graph
+        self._vocab_size = int(runners.graph.outputs[0].shape[-1])
+        self._min_batch = runners.graph.axes["batch"].min  # more than 1 in graphs of one fixed batch
 
     @classmethod
     @reads_bundles
@@ -71,9 +74,9 @@ class Generator:
             BackendUnavailableError: The backend cannot be used here.
             ConfigError: There is no such backend, or ``threads`` is below 1.
         """
-        from flash_export.generation.backends import open_pair
+        from flash_export.generation.backends import open_runners
 
-        return cls(open_pair(bundle, backend, threads=threads))
+        return cls(open_runners(bundle, backend, threads=threads))
 
     @property
     def vocab_size(self) -> int:
@@ -89,8 +92,9 @@ class Generator:
     ) -> tuple[Float[np.ndarray, "batch vocab"], State]:
         """Read prompts.
 
-        A row whose state lies inside a chunk goes through decode to the end of that chunk, then on in segments. Models
-        without chunks go on in segments from any position.
+        Where the rest of a row is no longer than a chunk, one run of extend reads it from any position; a longer one
+        that begins inside a chunk is read to the end of that chunk, and then in segments by prefill. Models without
+        chunks go on in segments from any position.
 
         Args:
             prompts: Token ids of each row, at least one; the lengths may differ.
@@ -114,22 +118,15 @@ class Generator:
         segment_len = self._round_segment(segment_len)
         if state is None:
             state = State.zeros(self._graph, batch)
-        check_state(state, self._graph, batch=batch, model_sha256=self._pair.model_sha256)
-        state = replace(state, model_sha256=self._pair.model_sha256)
+        check_state(state, self._graph, batch=batch, model_sha256=self._runners.model_sha256)
+        state = replace(state, model_sha256=self._runners.model_sha256)
         logits = np.zeros((batch, self._vocab_size), np.float32)
         lengths = np.array([prompt.size for prompt in prompts])
         fed = np.zeros_like(lengths)
         while (remaining := lengths - fed).any():
-            to_boundary = -state.position % self._pair.chunk_size
-            inside = np.flatnonzero((remaining > 0) & (to_boundary > 0))
-            rows = inside if inside.size else np.flatnonzero(remaining)
-            if inside.size:
-                count = int(np.minimum(remaining, to_boundary)[rows].min())
-                counts, feed = np.full(rows.size, count), self._feed_decode
-            else:
-                counts, feed = np.minimum(remaining[rows], segment_len), self._feed_prefill
+            rows, counts, runner = self._choose_run(state.position, remaining, segment_len)
             pieces = [prompts[row][fed[row] : fed[row] + count] for row, count in zip(rows, counts, strict=True)]
-            logits[rows], new_state = feed(pieces, state.select(rows))
+            logits[rows], new_state = self._feed(runner, pieces, state.select(rows))
             state = state.replace(rows, new_state)
             fed[rows] += counts
         return logits, state
@@ -180,37 +177,45 @@ class Generator:
             state = state.replace(rows, self._read(rows.size))
         return Generation(tuple(np.array(tokens, np.int64) for tokens in written), state)
 
-    def _feed_decode(
-        self, pieces: list[Int[np.ndarray, " seq"]], state: State
-    ) -> tuple[Float[np.ndarray, "rows vocab"], State]:
-        """Feed pieces of one length token by token."""
-        self._load(state)
-        for tokens in np.stack(pieces, axis=1):
-            logits = self._step(tokens)
-        return logits, self._read(len(pieces))
+    def _choose_run(
+        self, position: Int[np.ndarray, " batch"], remaining: Int[np.ndarray, " batch"], segment_len: int
+    ) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"], Runner | None]:
+        """Return which rows are read next, how many tokens of each, and by what; None: by decode, one of each."""
+        runners, chunk_size = self._runners, self._runners.chunk_size
+        if runners.extend is not None:
+            to_boundary = -position % chunk_size
+            rows = np.flatnonzero((remaining > 0) & ((to_boundary > 0) | (remaining <= chunk_size)))
+            counts = np.where(remaining <= chunk_size, remaining, to_boundary)[rows]
+            if rows.size:
+                return rows, counts, None if counts.max() == 1 else runners.extend
+        rows = np.flatnonzero(remaining)
+        return rows, np.minimum(remaining[rows], segment_len), runners.prefill
 
-    def _feed_prefill(
-        self, pieces: list[Int[np.ndarray, " seq"]], state: State
+    def _feed(
+        self, runner: Runner | None, pieces: list[Int[np.ndarray, " seq"]], state: State
     ) -> tuple[Float[np.ndarray, "rows vocab"], State]:
-        """Feed pieces of any lengths at once, padded on the right."""
+        """Feed pieces of any lengths at once, padded on the right; return the logits after each, and the state."""
         ends = np.array([piece.size for piece in pieces])
+        if runner is None:
+            self._load(state)
+            return self._step(np.concatenate(pieces)), self._read(ends.size)
         lengths = self._fill(ends)
         input_ids = np.zeros((lengths.size, lengths.max()), np.int64)
         for row, piece in enumerate(pieces):
             input_ids[row, : piece.size] = piece
         inputs = self._fill_state(state).reserve(self._graph, lengths).to_inputs()
-        outputs = self._pair.prefill.run({TOKENS: input_ids, "lengths": lengths, **inputs})
-        new_state = State.from_outputs(self._graph, outputs, model_sha256=self._pair.model_sha256)
+        outputs = runner.run({TOKENS: input_ids, "lengths": lengths, **inputs})
+        new_state = State.from_outputs(self._graph, outputs, model_sha256=self._runners.model_sha256)
         return outputs[LOGITS][np.arange(ends.size), ends - 1], self._cut_state(new_state, ends.size)
 
     def _load(self, state: State) -> None:
-        self._pair.decoder.load_state(self._fill_state(state))
+        self._runners.decoder.load_state(self._fill_state(state))
 
     def _step(self, tokens: Int[np.ndarray, " rows"]) -> Float[np.ndarray, "rows vocab"]:
-        return self._pair.decoder.step(self._fill(tokens))[: tokens.size]
+        return self._runners.decoder.step(self._fill(tokens))[: tokens.size]
 
     def _read(self, num_rows: int) -> State:
-        return self._cut_state(self._pair.decoder.read_state(), num_rows)
+        return self._cut_state(self._runners.decoder.read_state(), num_rows)
 
     def _fill(self, values: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " batch"]:
         """Repeat the last row until there are as many as the graph takes."""
@@ -227,8 +232,8 @@ class Generator:
         if segment_len < 1:
             raise InputError(f"segment_len={segment_len} is not usable; use a whole number of at least 1")
         longest = self._graph.axes["seq"].max
-        chunks = min(max(segment_len // self._pair.chunk_size, 1), longest // self._pair.chunk_size)
-        return chunks * self._pair.chunk_size or longest
+        chunks = min(max(segment_len // self._runners.chunk_size, 1), longest // self._runners.chunk_size)
+        return chunks * self._runners.chunk_size or longest
 
     def _check_prompt(self, row: int, prompt: Int[np.ndarray, " seq"]) -> Int[np.ndarray, " seq"]:
         if prompt.ndim != 1 or prompt.dtype != np.int64:
@@ -243,11 +248,11 @@ class Generator:
 
     def __enter__(self) -> Self:
         """Enter both runners."""
-        self._pair.__enter__()
+        self._runners.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Free sessions, engines and states."""
-        self._pair.__exit__(kind, error, trace)
+        self._runners.__exit__(kind, error, trace)

@@ -117,7 +117,7 @@ class OrtStateRunner(OrtRunner):
     def _allocate(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Make buffers and bindings for a state; tokens and logits live on the host, the state on the device."""
         self._forget_state()
-        (batch,), device = shapes[POSITION], self._provider.name
+        (batch, _), device = shapes[POSITION], self._provider.name
 
         def create(shape: tuple[int | str, ...], dtype: str, device: str) -> Any:
             return self._ort.OrtValue.ortvalue_from_shape_and_type([batch, *shape[1:]], np.dtype(dtype), device)

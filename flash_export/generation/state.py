@@ -38,7 +38,7 @@ POSITION = "position"
 # Decode reads what it needs of these before it writes them, so that input and output may be the same memory.
 _IN_PLACE = frozenset({"kv", "quad_k", "lin_k", "k", "v"})
 FILE_FORMAT = "flash-export-state"
-FILE_FORMAT_VERSION = "1"
+FILE_FORMAT_VERSION = "2"
 # The weights alone are not the model: the same file gives another one with another attention_fn.
 _MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 
@@ -65,13 +65,13 @@ class State:
                 infinite, or growing tensors differ in their places or have fewer than there are tokens.
         """
         position = self.tensors.get(POSITION)
-        if position is None or position.dtype != np.int64 or position.ndim != 1 or position.size == 0:
+        if position is None or position.dtype != np.int64 or position.shape[1:] != (1,) or position.size == 0:
             got = "none" if position is None else f"{position.dtype} {position.shape}"
-            raise StateError(f"a state needs {POSITION} as int64 (batch,), got {got}; start from State.zeros")
+            raise StateError(f"a state needs {POSITION} as int64 (batch, 1), got {got}; start from State.zeros")
         if position.min() < 0:
             raise StateError(f"{POSITION} of the state is {position.min()}, below 0; start again from the prompt")
         for name, value in self.tensors.items():
-            if value.shape[:1] != position.shape:
+            if value.shape[:1] != position.shape[:1]:
                 raise StateError(
                     f"{name} of the state has shape {value.shape}, {POSITION} says {position.size} rows; "
                     "use select, replace and fork, which change all tensors at once"
@@ -119,7 +119,7 @@ class State:
     @property
     def position(self) -> Int[np.ndarray, " batch"]:
         """Number of tokens that each row has consumed."""
-        return self.tensors[POSITION]
+        return self.tensors[POSITION][:, 0]
 
     @property
     def num_places(self) -> int | None:
@@ -242,7 +242,7 @@ class State:
         if found != (FILE_FORMAT, FILE_FORMAT_VERSION):
             raise StateError(
                 f"{path} has format {found[0]} {found[1]}, this version reads {FILE_FORMAT} {FILE_FORMAT_VERSION}; "
-                "save the state again"
+                "read the text again, with a bundle of this version, and save the state then"
             )
         _check_model(metadata.get("model_sha256", ""), identify_model(bundle))
         graphs = bundle.manifest.graphs

@@ -112,7 +112,7 @@ class TrtStateRunner:
     def _allocate(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Make buffers and bindings for a state; what TensorRT reads on the host lies there."""
         self._forget_state()
-        (batch,) = shapes[POSITION]
+        batch, _ = shapes[POSITION]
 
         def create(name: str, shape: tuple[int | str, ...], dtype: str) -> Tensor:
             on_host = name in self._engine.on_host

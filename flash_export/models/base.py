@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flash_export.interface import Interface
+    from flash_export.models.carried_state import CarriedState
     from flash_export.probes import Quantity
 
     FieldsT = TypeVar("FieldsT", bound="ConfigFields")
@@ -96,6 +97,11 @@ class ModelConfig(ConfigFields):
         The first that is wrong is where a fault lies. Outputs are not among them.
         """
         raise NotImplementedError
+
+    @property
+    def carried_state(self) -> CarriedState | None:
+        """What graphs carry from run to run, by which they can be read inside; None: they cannot."""
+        return None
 
     @property
     def state_refusal(self) -> str | None:

@@ -30,6 +30,7 @@ from flash_export.layers.norm import build_norm
 from flash_export.layers.position import RelativePositionBias, RotaryEmbedding, ScaledSinusoid, shift_tokens
 from flash_export.layers.tap import Tap
 from flash_export.models.base import ModelConfig, ReferenceModel, compute_valid_tokens
+from flash_export.models.flash_state import FlashState
 from flash_export.models.token_model import describe_token_model
 from flash_export.probes import Quantity
 
@@ -142,6 +143,13 @@ class FlashConfig(ModelConfig):
     def quantities(self) -> Mapping[str, Quantity]:
         """What is computed on the way."""
         return {name: quantity for name, quantity in QUANTITIES.items() if self.has_value(name)}
+
+    @property
+    def carried_state(self) -> FlashState | None:
+        """Keys and values of a chunk, and one sum over all before them."""
+        if self.state_refusal is not None:
+            return None
+        return FlashState(self.quantities, self.chunk_size, self.shift_tokens)
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from flash_export.errors import InputError
-from flash_export.interface import PAST, SEQ, Lengths, TokenIds
+from flash_export.interface import PAST, SEQ, Lengths, Positions, TokenIds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,7 +76,9 @@ def check_axis(name: str, value: int, axis: AxisRange) -> None:
 
 
 def check_content(name: str, value: np.ndarray, content: Content, sizes: Mapping[str, int] | None = None) -> None:
-    """Check that token ids are of the vocabulary and lengths within the row; other inputs may have any values.
+    """Check that token ids are of the vocabulary, lengths within the row, and positions where a run may start.
+
+    Other inputs may have any values.
 
     Args:
         name: What messages call it.
@@ -91,12 +93,22 @@ def check_content(name: str, value: np.ndarray, content: Content, sizes: Mapping
         least, most, cure = 0, content.vocab_size - 1, "encode the text with the model's own tokenizer"
     elif isinstance(content, Lengths):
         most = content.max if isinstance(content.max, int) else (sizes or {}).get(content.max, sys.maxsize)
-        least, cure = 1, "give the number of real tokens of each row"
+        least, cure = content.min, "give the number of real tokens of each row"
+    elif isinstance(content, Positions):
+        _check_positions(name, value, content.step)
+        return
     else:
         return
     if value.size and (int(value.min()) < least or int(value.max()) > most):
         odd = int(value.min() if value.min() < least else value.max())
         raise InputError(f"{name} has {odd}, {content.kind} are {least} to {most} here; {cure}")
+
+
+def _check_positions(name: str, value: np.ndarray, step: int) -> None:
+    odd = value[(value < 0) | (value % step != 0)]
+    if odd.size:
+        cure = "start again from the prompt" if odd[0] < 0 else "read on to there by the graph extend or decode"
+        raise InputError(f"{name} has {odd[0]}, the graph starts at multiples of {step} from 0 on; {cure}")
 
 
 def _check_tensor(

@@ -127,6 +127,14 @@ def test_decode(run_quick: Callable[..., dict[str, Any]]) -> None:
     assert len(results["endurance"]["resident_mib"]) == 3
 
 
+@pytest.mark.slow
+def test_extend(run_quick: Callable[..., dict[str, Any]]) -> None:
+    rows = {row["name"]: row["value"] for row in run_quick("extend")["extend"]}
+    ratios = {"extend of 1 / decode of 1", "extend of a chunk / prefill of a chunk", "turn, steps / turn, extend"}
+    assert ratios <= set(rows)
+    assert all(value > 0 for value in rows.values())
+
+
 def test_decode_refuses_another_model(
     load_module: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -163,8 +163,8 @@ def test_what_is_no_bundle(bundle: Bundle, tmp_path: Path) -> None:
         (b"[" * 100_000, "manifest.json cannot be read as JSON"),
         (b"[]", "manifest.json holds list, not a JSON object"),
         (b"null", "manifest.json holds NoneType, not a JSON object"),
-        (b"{}", "manifest.json has format_version None, this version reads 2"),
-        (b'{"format_version": 2}', "manifest.json is damaged: versions is missing; export the bundle again"),
+        (b"{}", "manifest.json has format_version None, this version reads 3"),
+        (b'{"format_version": 3}', "manifest.json is damaged: versions is missing; export the bundle again"),
     ],
 )
 def test_damaged_manifest(bundle: Bundle, content: bytes, message: str) -> None:
@@ -182,11 +182,11 @@ def test_manifest_that_lacks_a_field(bundle: Bundle, name: str) -> None:
         Bundle.open(bundle.path)
 
 
-@pytest.mark.parametrize("version", [0, 3, "2", None])
+@pytest.mark.parametrize("version", [0, 4, "3", None])
 def test_manifest_of_another_version(bundle: Bundle, version: object) -> None:
     values = {**read_manifest(bundle.path), "format_version": version, "news": "of the future"}
     (bundle.path / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(BundleError, match=f"has format_version {version!r}, this version reads 2; export the bundle"):
+    with pytest.raises(BundleError, match=f"has format_version {version!r}, this version reads 3; export the bundle"):
         Bundle.open(bundle.path)
 
 

@@ -61,7 +61,7 @@ def test_causal_bundle_has_its_decode_steps_timed(
     assert whole["decode"]["latency_ms"]["runs"] >= 3
     assert whole["decode"]["ratio"]["median"] == 1
     assert bare["decode"]["reason"] == "the bundle has no decode graph"
-    assert set(whole["graph_bytes"]) == {"forward", "prefill", "decode"}
+    assert set(whole["graph_bytes"]) == {"forward", "prefill", "extend", "decode"}
 
 
 def test_run_that_takes_too_long_is_not_timed(small_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,7 @@ def test_exactly_one_prompt_is_wanted(byte_bundle: Path) -> None:
             ("--prompt", "a", "--backend", "tpu"),
             "unknown backend 'tpu'; use one of ort-cpu, ort-cuda, ort-tensorrt, ort-tensorrt-rtx, openvino, trt",
         ),
-        (("--prompt", "a", "--backend", "trt"), "has no engine of prefill and decode"),
+        (("--prompt", "a", "--backend", "trt"), "has no engine of prefill, extend, decode"),
         (
             ("--prompt", "a", "--load-state", "nowhere.state"),
             "nowhere.state cannot be read (No such file or directory)",
@@ -193,7 +193,9 @@ def test_text_for_a_model_of_no_bytes_is_refused(word_bundle: Path) -> None:
 
 
 def test_bundles_that_cannot_generate_say_why(word_bundle: Path, small_bundle: Bundle, tmp_path: Path) -> None:
-    check_refused(generate(word_bundle, "--tokens", "1"), "has no prefill and decode graphs, only forward; export it")
+    check_refused(
+        generate(word_bundle, "--tokens", "1"), "has no graph prefill, extend, decode, but forward; export it"
+    )
     check_refused(generate(small_bundle.path, "--tokens", "1"), "a model that is not causal")
     check_refused(generate(tmp_path, "--tokens", "1"), "is not a bundle")
 

@@ -235,8 +235,8 @@ def test_changed_bundle(bundle: Bundle, engine: EngineManifest) -> None:
     [
         ("{", "manifest.json cannot be read as JSON"),
         ("[]", "manifest.json holds list, not a JSON object"),
-        ('{"format_version": 3}', "manifest.json has format_version 3, this version reads 2; export the bundle again"),
-        ('{"format_version": 2, "versions": []}', "manifest.json is damaged: versions is list, wanted dict"),
+        ('{"format_version": 4}', "manifest.json has format_version 4, this version reads 3; export the bundle again"),
+        ('{"format_version": 3, "versions": []}', "manifest.json is damaged: versions is list, wanted dict"),
     ],
 )
 def test_damaged_manifest(bundle: Bundle, text: str, message: str) -> None:

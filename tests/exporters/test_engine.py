@@ -445,14 +445,14 @@ def test_exported_half_precision_is_compiled_as_such(
             assert {spec.name: spec.dtype for spec in engine.inputs} == {
                 spec.name: spec.dtype for spec in bundle.get_graph(graph).inputs
             }
-    for graph in ("forward", "prefill", "decode"):
+    for graph in ("forward", "prefill", "extend", "decode"):
         assert dtype not in counts["fp32", graph]
         assert counts[precision, graph]["float32"] < counts["fp32", graph]["float32"]
         network = parse_network(TENSORRT_RTX, half.get_graph_path(graph)).network
         layers = (network.get_layer(index) for index in range(network.num_layers))
         products = Counter(name_dtype(one.get_output(0).dtype) for one in layers if one.type.name == "MATRIX_MULTIPLY")
-        # Decode adds up what it carries in fp32.
-        assert products == {dtype: products[dtype], **({"float32": 1} if graph == "decode" else {})}
+        # Decode and extend add up what they carry in fp32.
+        assert products == {dtype: products[dtype], **({"float32": 1} if graph in ("extend", "decode") else {})}
         assert products[dtype] >= 6
 
 

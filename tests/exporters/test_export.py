@@ -195,6 +195,8 @@ def test_manifest_says_what_was_exported(exported: tuple[Bundle, ReferenceModel]
     has_state = "prefill" in manifest["graphs"]  # that is the shared one, whose lengths end at 60
     axes = {"batch": {"min": 1, "max": 64}, "seq": {"min": 1, "max": 60 if has_state else 65536}}
     assert manifest["graphs"]["forward"]["axes"] == axes
-    stateful = {"prefill.onnx", "decode.onnx", "model.onnx.data"} if has_state else set()
+    names = ("prefill", "extend", "decode") if has_state else ()
+    stateful = {file for name in names for file in (f"{name}.onnx", f"probes.{name}.json")}
+    stateful |= {"model.onnx.data"} if has_state else set()
     assert set(manifest["files"]) == {"config.json", "model.onnx", "model.safetensors", "probes.json", *stateful}
     assert manifest["versions"]["torch"] == torch.__version__

@@ -17,7 +17,7 @@ from flash_export.exporters.half_ranges import plan_lengths
 from flash_export.exporters.islands import LIMIT, choose_islands
 from flash_export.exporters.lowering.precision import Precision
 from flash_export.exporters.lowering.registry import lower_model
-from flash_export.generation.backends import open_pair
+from flash_export.generation.backends import open_runners
 from flash_export.generation.streaming import StreamingRunner
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
@@ -234,7 +234,7 @@ def test_prefill_and_decode_say_what_the_forward_graph_says(half_bundle: Bundle)
     graph = half_bundle.get_graph()
     with OrtRunner(graph, half_bundle.get_graph_path()) as runner:
         whole = runner.run({"input_ids": tokens})["logits"]
-    with StreamingRunner(open_pair(half_bundle, "ort-cpu")) as streaming:
+    with StreamingRunner(open_runners(half_bundle, "ort-cpu")) as streaming:
         pieces = streaming.run({"input_ids": tokens})["logits"]
     assert 0 < compute_error(torch.from_numpy(whole), torch.from_numpy(pieces)) < ROUNDING[graph.precision]
     dtypes = {spec.name.rpartition(".")[2]: spec.dtype for spec in half_bundle.get_graph("decode").state_inputs}
@@ -261,8 +261,8 @@ def test_weights_and_products_are_half(half_bundle: Bundle) -> None:
         assert {tensor.data_type for tensor in matrices} == {half}
         products = [node for node in model.graph.node if node.op_type == "MatMul"]
         wide = [node.name for node in products if types.get(node.output[0]) != half]
-        # A decode step multiplies one row with the fp32 sum.
-        assert len(wide) == (SIZES["depth"] if name == "decode" else 0)
+        # Decode multiplies one row with the fp32 sum, extend adds to it the products of what leaves the cache.
+        assert len(wide) == (SIZES["depth"] if name in ("extend", "decode") else 0)
         assert {types[node.output[0]] for node in model.graph.node if node.op_type in ("CumSum", "ReduceSum")} == {
             onnx.TensorProto.FLOAT
         }

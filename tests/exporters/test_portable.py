@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
-from flash_export.config import DECODE, FORWARD, MAX_OPSET, MIN_OPSET, PREFILL, ExportOptions
+from flash_export.config import DECODE, EXTEND, FORWARD, MAX_OPSET, MIN_OPSET, PREFILL, ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
@@ -74,13 +74,19 @@ def test_reference_evaluator_agrees_with_eager(exported: tuple[Bundle, Reference
     check_close(evaluate(bundle, FORWARD, inputs)["logits"], expected, mask, graph.precision)
     if PREFILL not in bundle.manifest.graphs:
         return
-    # A segment, then token by token.
+    # A segment, then a block and token by token.
     lengths = np.full(2, CHUNK_SIZE + 1)
     specs = bundle.get_graph(DECODE).state_inputs
     state = {spec.name: np.zeros([2, *map(int, spec.shape[1:])], spec.dtype) for spec in specs}
     outputs = evaluate(bundle, PREFILL, {"input_ids": ids[:, : CHUNK_SIZE + 1], "lengths": lengths, **state})
-    logits = [outputs["logits"]]
-    for position in range(CHUNK_SIZE + 1, SEQ_LEN):
+    logits, start = [outputs["logits"]], CHUNK_SIZE + 1
+    if EXTEND in bundle.manifest.graphs:
+        state = {name.removeprefix("new_"): value for name, value in outputs.items() if name != "logits"}
+        block = {"input_ids": ids[:, start : start + CHUNK_SIZE - 1], "lengths": np.full(2, CHUNK_SIZE - 1)}
+        outputs = evaluate(bundle, EXTEND, {**block, **state})
+        logits.append(outputs["logits"])
+        start += CHUNK_SIZE - 1
+    for position in range(start, SEQ_LEN):
         state = {name.removeprefix("new_"): value for name, value in outputs.items() if name != "logits"}
         outputs = evaluate(bundle, DECODE, {"input_ids": ids[:, position : position + 1], **state})
         logits.append(outputs["logits"])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from flash_export.bundle.bundle import Bundle
 from flash_export.bundle.manifest import AxisRange, GraphSpec, Manifest
 from flash_export.errors import BundleError, ConfigError, InputError, StateError
-from flash_export.generation.backends import StatePair
+from flash_export.generation.backends import StateRunners
 from flash_export.generation.decoder import RunnerDecoder
 from flash_export.generation.eager_state import EagerStateRunner, describe_eager_graph
 from flash_export.generation.generate import Generator
@@ -332,7 +332,7 @@ def test_step_of_another_batch_is_refused(causal_bundle: Bundle) -> None:
         with pytest.raises(InputError, match="batch=65 exceeds the graph's maximum 64"):
             decoder.load_state(State.zeros(graph, 65))
         with pytest.raises(StateError, match="other tensors than the graph takes"):
-            decoder.load_state(State({"position": np.zeros(2, np.int64)}))
+            decoder.load_state(State({"position": np.zeros((2, 1), np.int64)}))
 
 
 def test_text_too_long_for_the_eager_backend_is_refused(eager: Generator) -> None:
@@ -345,7 +345,7 @@ def test_model_that_computes_nan_is_one_clear_error(causal_bundle: Bundle) -> No
     model.get_parameter("to_logits.1.bias").fill_(float("nan"))
     graph = describe_eager_graph(VOCAB_SIZE, causal_bundle.get_graph().axes)
     runner = EagerStateRunner(model, graph)
-    broken = Generator(StatePair(runner, RunnerDecoder(runner, graph), graph, chunk_size=1, model_sha256="x"))
+    broken = Generator(StateRunners(runner, RunnerDecoder(runner, graph), graph, chunk_size=1, model_sha256="x"))
     with pytest.raises(InputError, match="logits hold NaN or infinite values"):
         broken.generate(make_ids(3))
 
@@ -379,9 +379,9 @@ def make_bundle(path: Path, config: str, interface: Interface | None = None) -> 
         (
             '{"model_type": "flash", "causal": true}',
             "ort-cpu",
-            "has no prefill and decode graphs, only forward; export",
+            "has no graph prefill, extend, decode, but forward; export",
         ),
-        ('{"model_type": "flash", "causal": true}', "trt", "has no prefill and decode graphs, only forward; export"),
+        ('{"model_type": "flash", "causal": true}', "trt", "has no graph prefill, extend, decode, but forward; export"),
     ],
 )
 def test_bundles_that_cannot_generate_say_why(tmp_path: Path, config: str, backend: str, message: str) -> None:
@@ -390,15 +390,21 @@ def test_bundles_that_cannot_generate_say_why(tmp_path: Path, config: str, backe
 
 
 def test_missing_engines_are_named(causal_bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match="has no engine of prefill and decode; build it with 'flash-export trt"):
+    with pytest.raises(BundleError, match="has no engine of prefill, extend, decode; build it with 'flash-export trt"):
         Generator.open(causal_bundle, "trt")
 
 
-def test_engines_of_both_graphs_are_used(
+def test_engines_of_all_graphs_are_used(
     causal_bundle: Bundle, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An engine keeps its graph's contract, so a stand-in for TensorRT computes what onnxruntime does."""
-    made = [("decode", "first"), ("decode", "second"), ("forward", "forward"), ("prefill", "prefill")]
+    made = [
+        ("decode", "first"),
+        ("decode", "second"),
+        ("extend", "extend"),
+        ("forward", "forward"),
+        ("prefill", "prefill"),
+    ]
     engines = [describe_engine(causal_bundle, graph, name) for graph, name in made]
     monkeypatch.setattr(Bundle, "list_engines", lambda _: engines)
     (tmp_path / "plan").write_bytes(b"plan")
@@ -416,7 +422,7 @@ def test_engines_of_both_graphs_are_used(
         tokens = engine_generator.generate(prompts, SamplingOptions(max_tokens=9)).tokens
     expected = generator.generate(prompts, SamplingOptions(max_tokens=9)).tokens
     assert all(map(np.array_equal, tokens, expected))
-    assert loaded == ["prefill", "second"]  # of several engines of a graph the last
+    assert loaded == ["prefill", "extend", "second"]  # of several engines of a graph the last
 
 
 def test_threads_below_one_are_refused(causal_bundle: Bundle) -> None:
@@ -432,7 +438,7 @@ def test_unknown_backend_is_refused(causal_bundle: Bundle) -> None:
         Generator.open(causal_bundle, "gpu")
 
 
-# --- any pair of runners
+# --- any runners
 
 
 class StrictPrefill(EagerStateRunner):
@@ -448,15 +454,29 @@ class StrictPrefill(EagerStateRunner):
         return super().run(inputs)
 
 
+class StrictExtend(EagerStateRunner):
+    """An extend graph that insists on its contract."""
+
+    lengths: list[list[int]]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert 1 < inputs["lengths"].max() == inputs["input_ids"].shape[1] <= CHUNK_SIZE
+        self.lengths.append([-length for length in inputs["lengths"].tolist()])
+        return super().run(inputs)
+
+
 def make_strict(bundle: Bundle, batch: AxisRange, max_segment_len: int = 200) -> tuple[Generator, list[list[int]]]:
+    """Return a generator, and the lengths of each run: below 0 those of extend."""
     axes = {"batch": batch, "seq": AxisRange(1, 200)}
     graph = describe_eager_graph(VOCAB_SIZE, axes)
     graph = dataclasses.replace(graph, axes={"batch": batch, "seq": AxisRange(1, max_segment_len)})
     model = bundle.load_model()
     prefill = StrictPrefill(model, graph)
     prefill.lengths = []
+    extend = StrictExtend(model, dataclasses.replace(graph, axes={**axes, "seq": AxisRange(1, CHUNK_SIZE)}))
+    extend.lengths = prefill.lengths
     decoder = RunnerDecoder(EagerStateRunner(model, graph), graph)
-    return Generator(StatePair(prefill, decoder, graph, CHUNK_SIZE, "model")), prefill.lengths
+    return Generator(StateRunners(prefill, decoder, graph, CHUNK_SIZE, "model", extend)), prefill.lengths
 
 
 def generate_twice(generator: Generator, texts: Sequence[np.ndarray]) -> list[list[int]]:
@@ -466,22 +486,35 @@ def generate_twice(generator: Generator, texts: Sequence[np.ndarray]) -> list[li
     return [tokens.tolist() for tokens in result.tokens]
 
 
-def test_segments_start_at_chunk_boundaries(causal_bundle: Bundle) -> None:
+def test_segments_start_at_chunk_boundaries_and_blocks_anywhere(causal_bundle: Bundle) -> None:
     generator, lengths = make_strict(causal_bundle, AxisRange(1, 4))
     texts = make_ids(30, 5, 12)
     generator.prefill(texts, segment_len=21)
-    assert lengths == [[16, 5, 12], [14]]
+    assert lengths == [[-5], [16, 12], [14]]
     lengths.clear()
     _, state = generator.prefill([text[:3] for text in texts])
     generator.prefill([text[3:] for text in texts], state, segment_len=8)
-    assert lengths == [[3, 3, 3], [8, 4], [8], [6]]
+    assert lengths == [[-3, -3, -3], [-5, -2, -5], [-4], [8], [8], [-6]]
+
+
+def test_continuation_inside_a_chunk_is_one_run(causal_bundle: Bundle, model: FlashModel) -> None:
+    generator, lengths = make_strict(causal_bundle, AxisRange(1, 4))
+    (text,) = make_ids(30)
+    _, state = generator.prefill([text[:19]])
+    lengths.clear()
+    _, state = generator.prefill([text[19:27]], state)
+    assert lengths == [[-8]]
+    _, state = generator.prefill([text[27:28]], state)  # a single token goes through decode
+    logits, state = generator.prefill([text[28:]], state)
+    assert lengths == [[-8], [-2]]
+    check_close(logits[0], compute_logits(model, text)[-1])
 
 
 def test_graph_whose_longest_sequence_is_below_a_chunk(causal_bundle: Bundle, model: FlashModel) -> None:
     generator, lengths = make_strict(causal_bundle, AxisRange(1, 4), max_segment_len=5)
     texts = make_ids(19, 3)
     logits, state = generator.prefill(texts)
-    assert lengths == [[5, 3], [5], [3]]
+    assert lengths == [[-3], [5], [-3], [5], [-6]]
     assert state.position.tolist() == [19, 3]
     check_close(logits[0], compute_logits(model, texts[0])[-1])
 

@@ -31,7 +31,7 @@ VOCAB_SIZE, MAX_LEN = 23, 64
 CONFIG = TransformerConfig(
     vocab_size=VOCAB_SIZE, dim=16, depth=2, num_heads=2, ff_dim=24, positions="rotary", causal=True
 )
-STATE = (TensorSpec("state.position", "int64", ("batch",)), TensorSpec("state.0.k", "float32", ("batch", 2, PAST, 3)))
+STATE = (TensorSpec("state.position", "int64", ("batch", 1)), TensorSpec("state.0.k", "float32", ("batch", 2, PAST, 3)))
 GRAPH = GraphSpec(
     "decode.onnx",
     20,
@@ -84,14 +84,14 @@ def test_room_is_doubled_up_to_what_the_graph_takes() -> None:
 
 
 def test_a_state_of_constant_size_has_room_for_any() -> None:
-    state = State({"position": np.array([10**6])})
+    state = State({"position": np.array([[10**6]])})
     assert state.num_places is None
     assert state.reserve(GRAPH, 10**6) is state
 
 
 def test_what_was_written_stays_where_it_is() -> None:
     keys = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
-    state = State({"position": np.array([2]), "0.k": keys}, growing={"0.k": 2}).reserve(GRAPH, 1)
+    state = State({"position": np.array([[2]]), "0.k": keys}, growing={"0.k": 2}).reserve(GRAPH, 1)
     np.testing.assert_array_equal(state.tensors["0.k"][:, :, :2], keys)
     assert not state.tensors["0.k"][:, :, 2:].any()
 
@@ -104,20 +104,22 @@ def test_a_text_that_is_too_long_is_one_clear_error() -> None:
 def test_too_few_places_are_refused() -> None:
     keys = np.zeros((1, 2, 4, 3), np.float32)
     with pytest.raises(StateError, match="the state has 4 places for 5 tokens"):
-        State({"position": np.array([5]), "0.k": keys}, growing={"0.k": 2})
+        State({"position": np.array([[5]]), "0.k": keys}, growing={"0.k": 2})
 
 
 def test_a_state_of_any_room_fits_the_graph_and_one_of_other_heads_does_not() -> None:
     for num_tokens in (1, 7):
         check_state(State.zeros(GRAPH, 2).reserve(GRAPH, num_tokens), GRAPH, batch=2, model_sha256="x")
-    other = State({"position": np.zeros(2, np.int64), "0.k": np.zeros((2, 3, 4, 3), np.float32)}, growing={"0.k": 2})
+    other = State(
+        {"position": np.zeros((2, 1), np.int64), "0.k": np.zeros((2, 3, 4, 3), np.float32)}, growing={"0.k": 2}
+    )
     with pytest.raises(StateError, match=r"0.k of the state is float32 \(2, 3, 4, 3\)"):
         check_state(other, GRAPH, batch=2, model_sha256="x")
 
 
 def test_rows_of_states_of_different_room_go_together() -> None:
     long = State.zeros(GRAPH, 3).reserve(GRAPH, 8)
-    short = State({"position": np.array([2]), "0.k": np.ones((1, 2, 2, 3), np.float32)}, growing={"0.k": 2})
+    short = State({"position": np.array([[2]]), "0.k": np.ones((1, 2, 2, 3), np.float32)}, growing={"0.k": 2})
     for state in (long.replace([1], short), State.zeros(GRAPH, 3).replace([1], short.reserve(GRAPH, 6))):
         assert state.num_places == 8
         assert state.position.tolist() == [0, 2, 0]

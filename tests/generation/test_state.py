@@ -26,7 +26,7 @@ GRAPH = GraphSpec(
     "fp32",
     (
         TensorSpec("input_ids", "int64", ("batch", 1)),
-        TensorSpec("state.position", "int64", ("batch",)),
+        TensorSpec("state.position", "int64", ("batch", 1)),
         TensorSpec("state.0.kv", "float32", ("batch", 2, 3)),
     ),
     (TensorSpec("logits", "float32", ("batch", 1, 5)),),
@@ -42,7 +42,7 @@ def make_bundle(path: Path, weights: str = "a", config: str = "b") -> Bundle:
 
 def make_state(batch: int = 3, model_sha256: str = "") -> State:
     kv = np.arange(batch * 6, dtype=np.float32).reshape(batch, 2, 3)
-    return State({"position": np.arange(batch) * 10, "0.kv": kv}, model_sha256)
+    return State({"position": np.arange(batch)[:, None] * 10, "0.kv": kv}, model_sha256)
 
 
 def get_values(state: State) -> dict[str, object]:
@@ -52,7 +52,7 @@ def get_values(state: State) -> dict[str, object]:
 def test_zeros_have_the_shapes_of_the_graph() -> None:
     state = State.zeros(GRAPH, 2)
     assert state.batch == 2
-    assert get_values(state) == {"position": ("int64", [0, 0]), "0.kv": ("float32", np.zeros((2, 2, 3)).tolist())}
+    assert get_values(state) == {"position": ("int64", [[0], [0]]), "0.kv": ("float32", np.zeros((2, 2, 3)).tolist())}
     check_state(state, GRAPH, batch=2, model_sha256="any")
 
 
@@ -98,7 +98,7 @@ def test_taking_rows_out_and_putting_them_back_changes_nothing(order: list[int],
         (lambda state: state.replace([0, 1], state.select([0])), r"1 rows cannot replace rows \[0, 1\]"),
         (lambda state: state.replace([1, 1], state.select([0, 2])), r"2 rows cannot replace rows \[1, 1\]"),
         (lambda state: state.replace([3], state.select([0])), r"rows \[3\] cannot be replaced"),
-        (lambda state: state.replace([0], State({"position": np.zeros(1, np.int64)})), "of another model"),
+        (lambda state: state.replace([0], State({"position": np.zeros((1, 1), np.int64)})), "of another model"),
     ],
 )
 def test_rows_that_are_not_there_are_refused(call: object, message: str) -> None:
@@ -109,11 +109,11 @@ def test_rows_that_are_not_there_are_refused(call: object, message: str) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"position": None}, r"needs position as int64 \(batch,\), got none"),
+        ({"position": None}, r"needs position as int64 \(batch, 1\), got none"),
         ({"position": np.zeros(3)}, r"got float64 \(3,\)"),
-        ({"position": np.zeros((3, 1), np.int64)}, r"got int64 \(3, 1\)"),
-        ({"position": np.zeros(0, np.int64)}, r"got int64 \(0,\)"),
-        ({"position": np.array([0, -7, 2])}, "position of the state is -7, below 0"),
+        ({"position": np.zeros(3, np.int64)}, r"got int64 \(3,\)"),
+        ({"position": np.zeros((0, 1), np.int64)}, r"got int64 \(0, 1\)"),
+        ({"position": np.array([[0], [-7], [2]])}, "position of the state is -7, below 0"),
         ({"0.kv": np.zeros((2, 2, 3), np.float32)}, r"0.kv of the state has shape \(2, 2, 3\), position says 3 rows"),
         ({"0.kv": np.float32(1)}, r"0.kv of the state has shape \(\)"),
         ({"0.kv": np.full((3, 2, 3), np.nan, np.float32)}, "0.kv of the state holds NaN or infinite values"),
@@ -131,7 +131,7 @@ def test_what_no_state_holds_is_refused(changes: dict[str, np.ndarray | None], m
     [
         (make_state(2, "other"), r"belongs to another model \(other\.\.\., this one is mine\.\.\.\)"),
         (make_state(3), "the state has a batch of 3, the run has 2; fork one row"),
-        (State({"position": np.zeros(2, np.int64)}), r"other tensors than the graph takes \(0\.kv\)"),
+        (State({"position": np.zeros((2, 1), np.int64)}), r"other tensors than the graph takes \(0\.kv\)"),
         (State({**make_state(2).tensors, "1.kv": np.zeros(2)}), r"other tensors than the graph takes \(1\.kv\)"),
         (State({**make_state(2).tensors, "0.kv": np.zeros((2, 2, 3))}), r"0\.kv of the state is float64 \(2, 2, 3\)"),
         (State({**make_state(2).tensors, "0.kv": np.zeros((2, 3, 2), np.float32)}), r"takes float32 \('batch', 2, 3\)"),
@@ -156,7 +156,7 @@ def test_saved_state_is_loaded_as_it_was(tmp_path: Path) -> None:
 
 def test_view_that_is_not_contiguous_is_saved_as_it_is_read(tmp_path: Path) -> None:
     bundle, kv = make_bundle(tmp_path), np.arange(12, dtype=np.float32).reshape(3, 2, 2).transpose(2, 1, 0)
-    state = State({"position": np.zeros(2, np.int64), "0.kv": kv}, identify_model(bundle))
+    state = State({"position": np.zeros((2, 1), np.int64), "0.kv": kv}, identify_model(bundle))
     state.save(tmp_path / "a.state")
     assert get_values(State.load(tmp_path / "a.state", bundle)) == get_values(state)
 
@@ -191,22 +191,24 @@ def test_folder_in_place_of_a_file(tmp_path: Path) -> None:
 
 def test_file_of_weights_is_no_state(tmp_path: Path) -> None:
     (tmp_path / "a.state").write_bytes(save({"weight": np.zeros(2, np.float32)}))
-    with pytest.raises(StateError, match="has format None None, this version reads flash-export-state 1"):
+    with pytest.raises(StateError, match="has format None None, this version reads flash-export-state 2"):
         State.load(tmp_path / "a.state", make_bundle(tmp_path))
 
 
-def test_later_format_is_refused(tmp_path: Path) -> None:
-    metadata = {"format": "flash-export-state", "format_version": "2", "model_sha256": "x"}
+@pytest.mark.parametrize("version", ["1", "3"])
+def test_other_format_is_refused(tmp_path: Path, version: str) -> None:
+    """In the first, ``position`` had no axis beside the batch."""
+    metadata = {"format": "flash-export-state", "format_version": version, "model_sha256": "x"}
     (tmp_path / "a.state").write_bytes(save({"position": np.zeros(1, np.int64)}, metadata))
-    with pytest.raises(StateError, match="has format flash-export-state 2, this version reads flash-export-state 1"):
+    with pytest.raises(StateError, match=f"has format flash-export-state {version}, .* 2; read the text again"):
         State.load(tmp_path / "a.state", make_bundle(tmp_path))
 
 
 def test_dtype_that_numpy_lacks_is_one_clear_error(tmp_path: Path) -> None:
     header = json.dumps(
         {
-            "__metadata__": {"format": "flash-export-state", "format_version": "1"},
-            "position": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]},
+            "__metadata__": {"format": "flash-export-state", "format_version": "2"},
+            "position": {"dtype": "BF16", "shape": [1, 1], "data_offsets": [0, 2]},
         }
     ).encode()
     (tmp_path / "a.state").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")

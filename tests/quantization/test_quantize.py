@@ -58,7 +58,7 @@ def test_the_bundle_is_the_same_model_in_every_other_respect(causal_byte_bundle:
     before, after = causal_byte_bundle.manifest, int8_bundle.manifest
     assert after.checkpoint == before.checkpoint
     assert after.model == before.model
-    assert list(after.graphs) == list(before.graphs) == ["forward", "prefill", "decode"]
+    assert list(after.graphs) == list(before.graphs) == ["forward", "prefill", "extend", "decode"]
     for name, graph in after.graphs.items():
         assert graph == dataclasses.replace(before.graphs[name], precision="int8")
     for name in STATED:

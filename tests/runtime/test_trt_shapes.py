@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from flash_export.config import TENSORRT_RTX, ExportOptions
 from flash_export.errors import BackendUnavailableError
 from flash_export.exporters.export import export_onnx
+from flash_export.interface import Positions
 from flash_export.models.mossformer2 import Mossformer2Config, WaveformFrames
 from flash_export.models.registry import get_family
 from flash_export.runtime import trt_layers
@@ -40,6 +41,8 @@ def draw_inputs(bundle: Bundle, graph: str, sizes: dict[str, int]) -> dict[str, 
         inputs[spec.name] = (
             generator.standard_normal(shape).astype(dtype) if dtype.kind == "f" else np.ones(shape, dtype)
         )
+        if isinstance(spec.content, Positions):
+            inputs[spec.name] *= spec.content.step
     return inputs
 
 
@@ -63,6 +66,7 @@ def check(bundle: Bundle, graph: str, **sizes: int) -> None:
         ("forward", {"batch": 1, "seq": 1}),
         ("forward", {"batch": 3, "seq": 21}),
         ("prefill", {"batch": 2, "seq": 16}),
+        ("extend", {"batch": 2, "seq": 5}),
         ("decode", {"batch": 2}),
     ],
 )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flash_export.bundle.bundle import Bundle
-from flash_export.generation.streaming import split_text
+from flash_export.config import DECODE, EXTEND, PREFILL
+from flash_export.generation.pieces import cut_texts
 from flash_export.validators.backends import list_backends
 from flash_export.validators.validate import ValidationOptions, validate_bundle
 from tests.validators.conftest import sign_files
@@ -37,7 +39,7 @@ def test_good_bundle_passes_and_a_stream_is_not_timed(causal_byte_bundle: Bundle
     rows = [row for row in report.rows if row.backend == STREAM]
     assert report
     assert {row.seq_len for row in rows} >= {1, 2, 7, 8, 9, 64}
-    assert {row.graph for row in rows} == {"prefill+decode"}
+    assert {row.graph for row in rows} == {"prefill+extend+decode"}
     assert all(row.status == "passed" and row.latency_ms is None for row in rows)
     assert all(row.max_abs_error is not None and row.max_abs_error < 1e-5 for row in rows)
 
@@ -70,13 +72,34 @@ def test_streams_are_offered_where_the_graphs_are(causal_byte_bundle: Bundle, pr
     assert STREAM not in [backend.name for backend in list_backends(pristine_bundle)]
 
 
-@given(batch=st.integers(1, 8), seq_len=st.integers(2, 5000), chunk_size=st.integers(1, 300))
-def test_a_split_covers_the_text(batch: int, seq_len: int, chunk_size: int) -> None:
-    split = split_text(batch, seq_len, chunk_size)
-    assert all(length > 0 and length % chunk_size == 0 for length in split.segments)
-    assert (split.rests >= 1).all()
-    assert (split.num_steps >= 1).all()
-    assert set((sum(split.segments) + split.rests + split.num_steps).tolist()) == {seq_len}
-    if seq_len > chunk_size + 3:  # the first row decodes across the last boundary of a chunk
-        first = seq_len - int(split.num_steps[0])
-        assert first // chunk_size < (seq_len - 1) // chunk_size or seq_len % chunk_size == 0
+@given(batch=st.integers(1, 8), seq_len=st.integers(1, 5000), chunk_size=st.integers(1, 300))
+def test_pieces_cover_the_texts_and_suit_their_graphs(batch: int, seq_len: int, chunk_size: int) -> None:
+    position = np.zeros(batch, np.int64)
+    for piece in cut_texts(batch, seq_len, chunk_size):
+        assert piece.graph == EXTEND or (position < seq_len).all()
+        if piece.graph == PREFILL:
+            assert (piece.lengths >= 1).all()
+            assert not (position % chunk_size).any()
+        if piece.graph == DECODE:
+            assert len({*piece.lengths.tolist()} - {0}) == 1
+        if piece.graph == EXTEND:
+            assert chunk_size > 1
+            assert 0 < piece.lengths.max() <= chunk_size
+        position += piece.lengths
+    assert (position == seq_len).all()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_pieces_of_a_plan_have_what_production_does(batch: int) -> None:
+    chunk_size, seen = 16, set()
+    for seq_len in (17, 32, 53, 67, 128, 256, 512):
+        position = np.zeros(batch, np.int64)
+        for piece in cut_texts(batch, seq_len, chunk_size):
+            ends = position + piece.lengths
+            crosses = ((ends - 1) // chunk_size > position // chunk_size).any()
+            seen.add((piece.graph, bool(crosses), len({*position.tolist()}) > 1, bool((position % chunk_size).any())))
+            position = ends
+    ragged = batch > 1
+    wanted = {(graph, True, ragged, True) for graph in (EXTEND, DECODE)}
+    assert wanted <= seen
+    assert (PREFILL, False, ragged, False) in seen  # after rows were read to the ends of their chunks

@@ -45,10 +45,11 @@ def build_region(quantity: Quantity, shape: tuple[int, ...], valid: Bool[np.ndar
 
     Args:
         quantity: What the array is.
-        shape: Its shape: tokens ``(b, n, w)``, pairs ``(b, n, n)`` or ``(b, g, c, c)``, sums ``(b, g, s, e)``.
+        shape: Its shape: tokens ``(b, n, w)``, pairs ``(b, n, n)`` or ``(b, g, c, c)``, sums ``(b, g, s, e)``,
+            slots ``(b, c, w)``.
         valid: True for real tokens.
     """
-    if quantity.kind == "sums" or quantity.is_zero_in_padding:
+    if quantity.kind in ("sums", "slots") or quantity.is_zero_in_padding:
         return np.ones((1,) * len(shape), dtype=bool)
     if quantity.kind == "tokens":
         return valid[..., None]
@@ -92,7 +93,7 @@ def _describe_places(bad: np.ndarray, kind: Kind) -> str:
     if kind == "pairs":
         share, first = bad.mean(), np.argwhere(bad)[0]
         return f"{100 * share:.2g}% of the pairs, the first being query {first[-2]} and key {first[-1]}"
-    name = "token" if kind == "tokens" else "chunk"
+    name = {"tokens": "token", "slots": "slot"}.get(kind, "chunk")
     places = np.asarray(bad.any(axis=(0, *range(2, bad.ndim))))
     first, count = int(np.argmax(places)), int(places.sum())
     if count == len(places):
@@ -106,7 +107,7 @@ def _describe_channels(bad: np.ndarray, kind: Kind) -> str:
     if kind == "pairs":
         return ""
     texts = []
-    names = ("channel",) if kind == "tokens" else ("key channel", "value channel")
+    names = ("key channel", "value channel") if kind == "sums" else ("channel",)
     for axis, name in zip(range(bad.ndim - len(names), bad.ndim), names, strict=True):
         channels = np.asarray(bad.any(axis=tuple(other for other in range(bad.ndim) if other != axis)))
         count = int(channels.sum())

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flash_export.bundle.bundle import name_probes_file
 from flash_export.errors import BundleError
 from flash_export.interface import SEQ
-from flash_export.probes import PROBES_FILE, Point, Quantity
+from flash_export.probes import Point, Quantity
 from flash_export.typed_json import show
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from jaxtyping import Bool
 
     from flash_export.bundle.bundle import Bundle
@@ -27,7 +30,13 @@ def get_quantity(config: ModelConfig, name: str) -> Quantity:
     """Return the quantity of a probe; the outputs of a model are quantities too, after all others."""
     if find_output(config, name) is not None:
         return Quantity(name, place="after")
-    return config.quantities[Point.parse(name).quantity]
+    return list_quantities(config)[Point.parse(name).quantity]
+
+
+def list_quantities(config: ModelConfig) -> Mapping[str, Quantity]:
+    """Return all quantities of a model in the order of computation, those of graphs that carry a state included."""
+    carried = config.carried_state
+    return config.quantities if carried is None else carried.quantities
 
 
 def check_probes(bundle: Bundle, config: ModelConfig, probes: ProbeMap) -> None:
@@ -39,11 +48,11 @@ def check_probes(bundle: Bundle, config: ModelConfig, probes: ProbeMap) -> None:
     for probe in probes.probes:
         point = Point.parse(probe.name)
         is_block = point.block is not None and point.block < config.num_blocks
-        known = config.quantities.get(point.quantity)
+        known = list_quantities(config).get(point.quantity)
         if find_output(config, probe.name) is None and (known is None or is_block != (known.place == "block")):
             raise BundleError(
-                f"{bundle.path / PROBES_FILE} is damaged: {show(probe.name)} is no quantity of this model; export the "
-                "bundle again"
+                f"{bundle.path / name_probes_file(probes.graph)} is damaged: {show(probe.name)} is no quantity of this "
+                "model; export the bundle again"
             )
 
 
@@ -62,8 +71,9 @@ def rank_probe(config: ModelConfig, name: str) -> tuple[int, int, int]:
     if find_output(config, name) is not None:
         return len(_PLACES), 0, [spec.name for spec in config.interface.outputs].index(name)
     point = Point.parse(name)
-    place = _PLACES.index(config.quantities[point.quantity].place)
-    return place, point.block or 0, list(config.quantities).index(point.quantity)
+    known = list_quantities(config)
+    place = _PLACES.index(known[point.quantity].place)
+    return place, point.block or 0, list(known).index(point.quantity)
 
 
 def restore_layout(config: ModelConfig, name: str, values: np.ndarray, seq_len: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flash_export.config import FORWARD
 from flash_export.probes import Point
 
 ProbeStatus = Literal["clean", "wrong", "infinite", "missing"]
@@ -66,6 +67,7 @@ class Run:
 
     Attributes:
         failure: Why the graph did not run, in one line; empty if it did.
+        starts: Tokens of each row that were read before, of a graph that carries a state.
     """
 
     batch: int
@@ -73,12 +75,14 @@ class Run:
     masked: bool
     rows: tuple[ProbeRow, ...]
     failure: str = ""
+    starts: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
         return self.fault is None and not self.failure
 
     def __str__(self) -> str:
-        return f"{self.batch} x {self.seq_len}{' masked' if self.masked else ''}"
+        starts = f" from {', '.join(map(str, self.starts))}" if self.starts else ""
+        return f"{self.batch} x {self.seq_len}{' masked' if self.masked else ''}{starts}"
 
     @property
     def fault(self) -> ProbeRow | None:
@@ -95,12 +99,14 @@ class BisectReport:
         reference: What it was compared with: ``float64 model``, or another bundle.
         backend: What ran the graph.
         runs: The runs; the last one is the one with the fault, if there is any.
+        graph: Name of the graph.
     """
 
     bundle: str
     reference: str
     backend: str
     runs: tuple[Run, ...]
+    graph: str = FORWARD
 
     def __bool__(self) -> bool:
         return all(self.runs)

@@ -101,10 +101,10 @@ def compare_run(
             continue
         truth, valid = expected.take(probe.name), find_valid(config, probe.name, inputs)
         rounded = noise.measure(probe, quantity, truth) if noise else None
-        row = _compare_probe(probe, quantity, truth, actual.take(probe.name), rounded, valid, precision)
+        row = compare_probe(probe, quantity, truth, actual.take(probe.name), rounded, valid, precision)
         if not row and isinstance(graph, GraphReader) and probe.name in graph.read_outputs:
             read = restore_layout(config, probe.name, graph.read_outputs[probe.name], cell.seq_len)
-            is_right = _compare_probe(probe, quantity, truth, read, rounded, valid, precision)
+            is_right = compare_probe(probe, quantity, truth, read, rounded, valid, precision)
             row = replace(row, note=FUSED) if is_right else row
         rows.append(row)
     return Run(cell.batch, cell.seq_len, cell.masked, tuple(rows))
@@ -137,7 +137,7 @@ def _measure(quantity: Quantity, expected: np.ndarray, actual: np.ndarray, valid
     return measure_deviation(expected, actual, build_region(quantity, expected.shape, valid))
 
 
-def _compare_probe(
+def compare_probe(
     probe: Probe,
     quantity: Quantity,
     expected: np.ndarray,
@@ -146,6 +146,7 @@ def _compare_probe(
     valid: np.ndarray,
     precision: str,
 ) -> ProbeRow:
+    """Compare one quantity; ``valid`` says which tokens mean something, ``noise`` what rounding does."""
     if actual.shape != expected.shape:
         note = f"it has shape {actual.shape}, the reference's has {expected.shape}"
         return ProbeRow(probe.name, probe.tensor, "wrong", note=note, label=quantity.label)

@@ -54,7 +54,7 @@ class StatefulModel:
         self.chunk_size = int(bundle.read_config()["chunk_size"])
         self.sessions = {
             name: onnxruntime.InferenceSession(bundle.get_graph_path(name), providers=["CPUExecutionProvider"])
-            for name in ("prefill", "decode")
+            for name in ("prefill", "extend", "decode")
         }
 
     def make_state(self, batch: int) -> dict[str, np.ndarray]:
@@ -98,7 +98,7 @@ def compute_error(actual: np.ndarray, expected: np.ndarray, scale: float) -> flo
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_split_of_a_text_says_what_one_pass_says(stateful: StatefulModel, data: st.DataObject) -> None:
-    """Segments of any number of chunks, then a ragged one, then single tokens across several chunks."""
+    """Segments of any number of chunks, then a ragged one, blocks, then single tokens across several chunks."""
     chunk_size = stateful.chunk_size
     batch = data.draw(st.sampled_from([1, 2, 5, 8]), "batch")
     segments = data.draw(st.lists(st.integers(1, 3), max_size=2), "whole chunks")
@@ -106,7 +106,8 @@ def test_any_split_of_a_text_says_what_one_pass_says(stateful: StatefulModel, da
     lengths = np.array(data.draw(st.lists(st.integers(1, last), min_size=batch, max_size=batch), "lengths"))
     lengths[0] = last
     num_steps = min(2 * chunk_size + 3, 40) if chunk_size > 16 else 2 * chunk_size + 3
-    total = sum(segments) * chunk_size + last + num_steps
+    blocks = data.draw(st.lists(st.integers(1, chunk_size), max_size=3), "blocks")
+    total = sum(segments) * chunk_size + last + sum(blocks) + num_steps
     input_ids = np.random.default_rng(7).integers(0, SIZES["vocab_size"], (batch, total))
     expected = stateful.compute_expected(input_ids)
     scale, rows, start = float(np.abs(expected).max()), np.arange(batch), 0
@@ -120,8 +121,14 @@ def test_any_split_of_a_text_says_what_one_pass_says(stateful: StatefulModel, da
     for row, length in enumerate(lengths):
         assert compute_error(logits[row, :length], expected[row, start : start + length], scale) < 1e-5
     positions = start + lengths
+    for block in blocks:
+        lengths = np.array(data.draw(st.lists(st.integers(0, block), min_size=batch, max_size=batch), "kept"))
+        where = positions[:, None] + np.arange(block)
+        logits, state = stateful.run("extend", state, input_ids=input_ids[rows[:, None], where], lengths=lengths)
+        assert compute_error(logits, expected[rows[:, None], where], scale) < 1e-5
+        positions = positions + lengths
     for _ in range(num_steps):
-        np.testing.assert_array_equal(state["state.position"], positions)
+        np.testing.assert_array_equal(state["state.position"][:, 0], positions)
         logits, state = stateful.run("decode", state, input_ids=input_ids[rows, positions][:, None])
         assert compute_error(logits[:, 0], expected[rows, positions], scale) < 1e-5
         positions += 1
@@ -144,11 +151,11 @@ def test_one_row_does_not_disturb_another(stateful: StatefulModel) -> None:
     """Not even one whose state and padding are garbage."""
     chunk_size = stateful.chunk_size
     input_ids = np.random.default_rng(5).integers(0, SIZES["vocab_size"], (2, 2 * chunk_size))
-    for name, garbage in (("prefill", 1e30), ("decode", np.nan)):
+    for name, garbage in (("prefill", 1e30), ("extend", np.nan), ("decode", np.nan)):
         state = stateful.make_state(2)
-        inputs = {"input_ids": input_ids[:, : 1 if name == "decode" else None]}
-        if name == "prefill":
-            inputs["lengths"] = np.array([chunk_size + 1, 3])
+        inputs = {"input_ids": input_ids[:, : {"prefill": None, "extend": chunk_size, "decode": 1}[name]]}
+        if name != "decode":
+            inputs["lengths"] = np.array([chunk_size - 1, 3])
         quiet = stateful.run(name, state, **inputs)
         for key, value in state.items():
             if value.dtype == np.float32:
@@ -205,7 +212,7 @@ def test_manifest_tells_the_size_of_the_state(stateful: StatefulModel) -> None:
 def test_weights_stand_in_the_bundle_once(stateful: StatefulModel) -> None:
     bundle = stateful.bundle
     assert (bundle.path / "model.onnx.data").is_file()
-    for name in ("forward", "prefill", "decode"):
+    for name in ("forward", "prefill", "extend", "decode"):
         model = onnx.load(bundle.get_graph_path(name), load_external_data=False)
         large = [tensor for tensor in model.graph.initializer if int(np.prod(tensor.dims)) > 1024]
         assert large

@@ -70,7 +70,7 @@ class StatefulModel:
             )
             for spec in self.bundle.get_graph(DECODE).state_inputs
         }
-        return {**state, "state.position": np.zeros(batch, np.int64)}
+        return {**state, "state.position": np.zeros((batch, 1), np.int64)}
 
     def run(
         self, name: str, state: Mapping[str, np.ndarray], **inputs: np.ndarray
@@ -148,12 +148,12 @@ def test_any_split_of_a_text_says_what_one_pass_says(stateful: StatefulModel, da
         for row, (start, length) in enumerate(zip(positions, lengths, strict=True)):
             assert compute_error(logits[row, :length], expected[row, start : start + length]) < TOLERANCE
         positions += lengths
-        np.testing.assert_array_equal(state["state.position"], positions)
+        np.testing.assert_array_equal(state["state.position"][:, 0], positions)
     for _ in range(num_steps):
         logits, state = stateful.run(DECODE, state, input_ids=input_ids[rows, positions][:, None])
         assert compute_error(logits[:, 0], expected[rows, positions]) < TOLERANCE
         positions += 1
-    np.testing.assert_array_equal(state["state.position"], positions)
+    np.testing.assert_array_equal(state["state.position"][:, 0], positions)
 
 
 def test_token_by_token_from_nothing(stateful: StatefulModel) -> None:
@@ -202,7 +202,7 @@ def test_the_contract_marks_what_grows(stateful: StatefulModel) -> None:
     heads, width = config.num_heads, config.head_dim
     shapes = {spec.name: spec.shape for spec in decode.state_inputs}
     assert shapes == {
-        "state.position": ("batch",),
+        "state.position": ("batch", 1),
         **{f"state.{n}.{name}": ("batch", heads, PAST, width) for n in range(config.depth) for name in "kv"},
     }
     assert (decode.axes[PAST].min, decode.axes[PAST].max) == (1, MAX_LEN)

@@ -41,5 +41,5 @@ def _export_all(folder: Path) -> None:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         model.save_pretrained(folder / name / "checkpoint")
-        options = ExportOptions(max_seq_len=96, max_batch=4, graphs=("forward",))
+        options = ExportOptions(max_seq_len=96, max_batch=4)
         export_onnx(folder / name / "checkpoint", folder / name / "bundle", options=options)
