@@ -2,10 +2,10 @@
 
     python benchmarks/batching.py [--slots 16] [--soak 100000] [--json FILE] [--quick]
 
-The bundled causal model, two threads: 64 prompts of 1 to 2,000 bytes of held-out text, 256 new tokens each, half of them
-drawn with a seed of their own. All are queued at the start. Time counts reading and writing on all sides. Every sequence
-has to be token for token what ``generate`` gives alone. ``--soak`` goes on until so many tokens were written, and
-reports by how much the process grew after the first twentieth.
+The bundled causal model, two threads: 64 prompts of 1 to 2,000 bytes of held-out text, 256 new tokens each, half of
+them drawn with a seed of their own. All are queued at the start. Time counts reading and writing on all sides. Every
+sequence has to be token for token what ``generate`` gives alone. ``--soak`` goes on until so many tokens were written,
+and reports by how much the process grew after the first twentieth.
 """
 
 from __future__ import annotations
