@@ -145,7 +145,7 @@ def encode_text(text: bytes, vocab_size: int) -> np.ndarray:
     if vocab_size != BYTE_VOCAB_SIZE:
         raise InputError(
             f"the model has {vocab_size} tokens, not the 256 bytes, and a bundle holds no tokenizer; "
-            "encode the text with the model's own and give token ids"
+            "encode the text with the model's own and give tokens"
         )
     return np.frombuffer(text, np.uint8).astype(np.int64)
 
