@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from flash_export.exporters.engine_report.report import report_engine as report_engine
     from flash_export.exporters.export import export_onnx as export_onnx
     from flash_export.exporters.inspection import inspect_path as inspect_path
+    from flash_export.generation.batcher import Batcher as Batcher
+    from flash_export.generation.batcher import Request as Request
     from flash_export.generation.generate import Generator as Generator
     from flash_export.generation.sampling import SamplingOptions as SamplingOptions
     from flash_export.generation.state import State as State
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "__version__": "flash_export.version",
+    "Batcher": "flash_export.generation.batcher",
     "BisectOptions": "flash_export.validators.bisect.bisect",
     "Bundle": "flash_export.bundle.bundle",
     "BuildOptions": "flash_export.config",
@@ -54,6 +57,7 @@ _MODULES = {
     "GauConfig": "flash_export.models.gau",
     "GauModel": "flash_export.models.gau",
     "Generator": "flash_export.generation.generate",
+    "Request": "flash_export.generation.batcher",
     "QuantizeOptions": "flash_export.config",
     "RangesOptions": "flash_export.validators.ranges.profile",
     "SamplingOptions": "flash_export.generation.sampling",

@@ -21,6 +21,11 @@ def format_json(values: object) -> str:
     return json.dumps(_make_strict(values), indent=2, allow_nan=False) + "\n"
 
 
+def format_json_line(values: object) -> str:
+    """Return the same in one line, for files of many."""
+    return json.dumps(_make_strict(values), allow_nan=False) + "\n"
+
+
 def _make_strict(values: Any) -> Any:
     if dataclasses.is_dataclass(values) and not isinstance(values, type):
         return {field.name: _make_strict(getattr(values, field.name)) for field in dataclasses.fields(values)}

@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
+from click.core import ParameterSource
 
 from flash_export.cli.options import IntegerList, output_options
 from flash_export.errors import InputError
+from flash_export.formatting import format_bytes
 from flash_export.strict_json import format_json
 
 if TYPE_CHECKING:
     import numpy as np
 
     from flash_export.cli.output import Output
+    from flash_export.generation.prompt_file import Answers
 
-BYTE_VOCAB_SIZE = 256
+
+# Parameters that are of no meaning with many prompts, and with one.
+_ONE_ALONE, _MANY_ALONE = ("save_state", "load_state"), ("target", "slots", "resume")
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,17 @@ class TokenWriter:
     "all again for every token.",
 )
 @click.option("--threads", type=int, help="CPU threads of one operator.")
+@click.option("--prompts", type=click.Path(path_type=Path), help="Many prompts at once: a JSON object a line.")
+@click.option(
+    "-o", "--output", "target", type=click.Path(path_type=Path), help="Where their answers go, as they finish."
+)
+@click.option(
+    "--slots", type=int, help="Most of them that are written at a time.  [default: 16, if the graphs take so many]"
+)
+@click.option("--resume", is_flag=True, help="Leave what is answered, and answer the rest.")
 @click.option("--save-state", type=click.Path(path_type=Path), help="Write the state after the text to this file.")
 @click.option("--load-state", type=click.Path(path_type=Path), help="Go on from a state in place of an empty text.")
-@output_options()
+@output_options(verdict=bool)
 @click.pass_context
 def generate_command(
     ctx: click.Context,
@@ -116,13 +129,22 @@ def generate_command(
     seed: int,
     backend: str,
     threads: int | None,
+    prompts: Path | None,
+    target: Path | None,
+    slots: int,
+    resume: bool,
     save_state: Path | None,
     load_state: Path | None,
-) -> Continuation:
+) -> Continuation | Answers:
     """Go on from a prompt with the causal model of BUNDLE, and show the new text as it comes.
 
     Models whose tokens are the 256 bytes read and write UTF-8; given --tokens, any model writes token ids. A saved
     state stands for all the text before it: load it, and only the new prompt has to be read.
+
+    A file of --prompts has a line such as {"id": "a", "prompt": "def "} for each; "tokens" in place of "prompt", and
+    "max_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "stop_tokens" and "seed" in place of the
+    options here. Answers are lines with the same id; one that cannot be given says
+    why, and the exit code is 1.
 
     \b
     Examples:
@@ -131,22 +153,36 @@ def generate_command(
       flash-export generate BUNDLE --tokens 17,4,256 --max-tokens 20 --stop 0
       flash-export generate BUNDLE --prompt-file a --max-tokens 0 --save-state S
       flash-export generate BUNDLE --load-state S --prompt "In short: "
+      flash-export generate BUNDLE --prompts P.jsonl -o OUT.jsonl --slots 32
     """
-    if [prompt, prompt_file, tokens].count(None) != 2:
-        raise click.UsageError("Give one of --prompt, --prompt-file and --tokens", ctx)
+    if [prompt, prompt_file, tokens, prompts].count(None) != 3:
+        raise click.UsageError("Give one of --prompt, --prompt-file, --tokens and --prompts", ctx)
+    _refuse_ignored(ctx, _ONE_ALONE if prompts else _MANY_ALONE, "--prompts" if prompts else "one prompt")
+    if prompts and not target:
+        raise click.UsageError("--prompts needs a file for the answers; give it with -o FILE", ctx)
 
     from flash_export.bundle.bundle import Bundle
     from flash_export.generation.generate import Generator
+    from flash_export.generation.prompt_file import PromptFile, encode_text
     from flash_export.generation.sampling import SamplingOptions
     from flash_export.generation.state import State
 
     options = SamplingOptions(temperature, top_k, top_p, repetition_penalty, stop, max_tokens, seed)
     opened = Bundle.open(bundle)
     state = State.load(load_state, opened) if load_state else None
+    if prompts and target:
+        file = PromptFile(prompts, target, resume=resume)
+        with (
+            Generator.open(opened, backend, threads=threads) as generator,
+            output.show_progress("Generating") as progress,
+        ):
+            answers = file.answer(generator, options, slots, progress)
+        output.echo(_describe_answers(answers, target))
+        return answers
     with Generator.open(opened, backend, threads=threads) as generator:
         if tokens is None:
             text = prompt_file.read() if prompt_file else str(prompt).encode("utf-8", "surrogateescape")
-            input_ids = _encode_text(text, generator.vocab_size)
+            input_ids = encode_text(text, generator.vocab_size)
         else:
             input_ids = _encode_tokens(tokens, generator.vocab_size)
         writer = TokenWriter(as_text=tokens is None, to_stderr=output.stdout_is_taken)
@@ -170,15 +206,29 @@ def generate_command(
     )
 
 
-def _encode_text(text: bytes, vocab_size: int) -> np.ndarray:
-    import numpy as np
+def _refuse_ignored(ctx: click.Context, names: tuple[str, ...], beside: str) -> None:
+    """Refuse options that were given and would be ignored.
 
-    if vocab_size != BYTE_VOCAB_SIZE:
-        raise InputError(
-            f"the model has {vocab_size} tokens, not the 256 bytes, and a bundle holds no tokenizer; "
-            "encode the text with the model's own and give --tokens"
-        )
-    return np.frombuffer(text, np.uint8).astype(np.int64)
+    Raises:
+        UsageError: There is one.
+    """
+    given = [
+        str(one.opts[-1])
+        for one in ctx.command.params
+        if one.name in names and ctx.get_parameter_source(str(one.name)) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"{', '.join(given)} would be ignored beside {beside}; leave it out", ctx)
+
+
+def _describe_answers(answers: Answers, target: Path) -> str:
+    lines = [
+        f"{answers.answered} answered, {answers.failed} failed, {answers.kept} were there already: {target}",
+        f"{answers.tokens:,} tokens in {answers.seconds:.1f} s, prompts included; the longest pause of a running "
+        f"sequence was {answers.longest_pause_ms:.0f} ms",
+        f"The states of {answers.slots} slots take {format_bytes(answers.state_bytes)}",
+    ]
+    return "\n".join(lines)
 
 
 def _encode_tokens(tokens: tuple[int, ...], vocab_size: int) -> np.ndarray:

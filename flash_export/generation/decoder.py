@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol
 
 from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
@@ -11,6 +12,7 @@ from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.inputs import check_content
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import TracebackType
 
     import numpy as np
@@ -45,6 +47,19 @@ class Decoder(Protocol):
         """
         ...
 
+    def attach(self, tensors: Mapping[str, np.ndarray], model_sha256: str) -> None:
+        """Go on from a state that lies in arrays of the caller's, which hold the new one after :meth:`detach`.
+
+        Args:
+            tensors: Contiguous arrays by name without prefix, as in :class:`State`; nobody else touches them meanwhile.
+            model_sha256: The model that the state belongs to.
+        """
+        ...
+
+    def detach(self) -> None:
+        """Leave the state in the arrays that were attached."""
+        ...
+
     def __enter__(self) -> Self:
         """Return the decoder."""
         ...
@@ -59,10 +74,10 @@ class Decoder(Protocol):
 class Room:
     """Counts the steps for which a state has room."""
 
-    def __init__(self, state: State) -> None:
-        """Take a state that was loaded."""
-        places = state.num_places
-        self._left = None if places is None else places - int(state.position.max())
+    def __init__(self, state: State | None) -> None:
+        """Take a state that was loaded; None: one of constant size."""
+        places = None if state is None else state.num_places
+        self._left = None if state is None or places is None else places - int(state.position.max())
 
     def take(self) -> bool:
         """Take the room of a token of every row; False: there is none, and the state has to grow."""
@@ -72,7 +87,42 @@ class Room:
         return self._left >= 0
 
 
-class RunnerDecoder:
+class CopyingDecoder(ABC):
+    """What decoders have in common that keep the state somewhere else than in the caller's arrays."""
+
+    _attached: Mapping[str, np.ndarray]
+    _graph: GraphSpec
+    _model_sha256: str
+
+    @abstractmethod
+    def load_state(self, state: State) -> None:
+        """Go on from a state."""
+
+    @abstractmethod
+    def read_tensors(self) -> dict[str, np.ndarray]:
+        """Return copies of the tensors of the state after the last step, whatever they hold."""
+
+    def read_state(self) -> State:
+        """Return the state after the last step.
+
+        Raises:
+            InputError: No state was loaded.
+            StateError: It holds NaN or infinite values.
+        """
+        return State(self.read_tensors(), self._model_sha256, find_growing(self._graph))
+
+    def attach(self, tensors: Mapping[str, np.ndarray], model_sha256: str) -> None:
+        """Copy a state from the caller's arrays."""
+        self.load_state(State(tensors, model_sha256))
+        self._attached = tensors
+
+    def detach(self) -> None:
+        """Copy the state back."""
+        for name, value in self.read_tensors().items():
+            self._attached[name][...] = value
+
+
+class RunnerDecoder(CopyingDecoder):
     """Any runner as a decoder: the state goes through host memory at every step."""
 
     _room: Room
@@ -98,11 +148,10 @@ class RunnerDecoder:
         self._state = {name.replace(NEW_STATE_PREFIX, STATE_PREFIX, 1): value for name, value in outputs.items()}
         return logits[:, 0]
 
-    def read_state(self) -> State:
-        """Return the state after the last step."""
+    def read_tensors(self) -> dict[str, np.ndarray]:
+        """Return the tensors of the state after the last step."""
         check_loaded(bool(self._state))
-        tensors = {name.removeprefix(STATE_PREFIX): value for name, value in self._state.items()}
-        return State(tensors, self._model_sha256, find_growing(self._graph))
+        return {name.removeprefix(STATE_PREFIX): value for name, value in self._state.items()}
 
     def __enter__(self) -> Self:
         """Enter the runner."""

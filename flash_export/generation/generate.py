@@ -79,6 +79,11 @@ class Generator:
         return cls(open_runners(bundle, backend, threads=threads))
 
     @property
+    def runners(self) -> StateRunners:
+        """What runs the graphs."""
+        return self._runners
+
+    @property
     def vocab_size(self) -> int:
         """Number of tokens that the model knows."""
         return self._vocab_size
@@ -110,7 +115,8 @@ class Generator:
                 than the graph's largest batch, or ``segment_len`` is below 1.
             StateError: The state is of another model, has another batch, or is damaged.
         """
-        prompts = [self._check_prompt(row, prompt) for row, prompt in enumerate(prompts)]
+        for row, prompt in enumerate(prompts):
+            check_prompt(f"prompt {row}", prompt, self._vocab_size)
         if not prompts:
             raise InputError("there are no prompts; give at least one")
         batch = len(prompts)
@@ -235,17 +241,6 @@ class Generator:
         chunks = min(max(segment_len // self._runners.chunk_size, 1), longest // self._runners.chunk_size)
         return chunks * self._runners.chunk_size or longest
 
-    def _check_prompt(self, row: int, prompt: Int[np.ndarray, " seq"]) -> Int[np.ndarray, " seq"]:
-        if prompt.ndim != 1 or prompt.dtype != np.int64:
-            raise InputError(
-                f"prompt {row} is {prompt.dtype} of shape {prompt.shape}, wanted an int64 vector of token ids; "
-                "convert it with np.asarray(ids, np.int64)"
-            )
-        if prompt.size == 0:
-            raise InputError(f"prompt {row} has no tokens; give at least one, such as a line break, to go on from")
-        check_content(f"prompt {row}", prompt, TokenIds(self._vocab_size))
-        return prompt
-
     def __enter__(self) -> Self:
         """Enter both runners."""
         self._runners.__enter__()
@@ -256,3 +251,19 @@ class Generator:
     ) -> None:
         """Free sessions, engines and states."""
         self._runners.__exit__(kind, error, trace)
+
+
+def check_prompt(name: str, prompt: Int[np.ndarray, " seq"], vocab_size: int) -> None:
+    """Check that a prompt can be read.
+
+    Raises:
+        InputError: It is empty or no int64 vector, or a token is not in the vocabulary.
+    """
+    if prompt.ndim != 1 or prompt.dtype != np.int64:
+        raise InputError(
+            f"{name} is {prompt.dtype} of shape {prompt.shape}, wanted an int64 vector of token ids; "
+            "convert it with np.asarray(ids, np.int64)"
+        )
+    if prompt.size == 0:
+        raise InputError(f"{name} has no tokens; give at least one, such as a line break, to go on from")
+    check_content(name, prompt, TokenIds(vocab_size))

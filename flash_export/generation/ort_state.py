@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
-from flash_export.generation.decoder import Room, check_loaded, check_tokens
+from flash_export.generation.decoder import CopyingDecoder, Room, check_loaded, check_tokens
 from flash_export.generation.state import (
     POSITION,
-    State,
     check_state,
-    find_growing,
     is_updated_in_place,
     iterate_specs,
 )
@@ -23,14 +21,16 @@ from flash_export.runtime.ort_binding import copy_to_host
 from flash_export.runtime.ort_providers import CPU
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from jaxtyping import Float, Int
 
     from flash_export.bundle.manifest import GraphSpec
+    from flash_export.generation.state import State
 
 
-class OrtStateRunner(OrtRunner):
+class OrtStateRunner(OrtRunner, CopyingDecoder):
     """Runs a decode graph with its inputs and outputs bound to buffers, so that a step copies tokens and logits alone.
 
     What grows a model's state, sums and caches, is updated in place, which the graph allows. The rest is small: a step
@@ -91,16 +91,30 @@ class OrtStateRunner(OrtRunner):
         logits = copy_to_host(self._logits)
         return logits[:, 0]
 
-    def read_state(self) -> State:
-        """Return a copy of the state after the last step.
-
-        Raises:
-            InputError: No state was loaded.
-            StateError: It holds NaN or infinite values.
-        """
+    def read_tensors(self) -> dict[str, np.ndarray]:
+        """Return copies of the tensors of the state after the last step."""
         check_loaded(self._batch > 0)
-        tensors = {name: copy_to_host(buffer) for name, buffer in self._buffers[self._current].items()}
-        return State(tensors, self._model_sha256, find_growing(self._graph))
+        return {name: copy_to_host(buffer) for name, buffer in self._buffers[self._current].items()}
+
+    def attach(self, tensors: Mapping[str, np.ndarray], model_sha256: str) -> None:
+        """Step on the caller's arrays themselves, where they are in the memory that the provider computes in."""
+        if self._provider is not CPU:
+            super().attach(tensors, model_sha256)
+            return
+        self._forget_state()
+        values = {name: self._ort.OrtValue.ortvalue_from_numpy(value) for name, value in tensors.items()}
+        self._bind(values, {name: value.shape for name, value in tensors.items()})
+        self._attached, self._model_sha256, self._room = tensors, model_sha256, Room(None)
+
+    def detach(self) -> None:
+        """Leave the state in the arrays: what is updated in place is there, the rest after every other step."""
+        if self._provider is not CPU:
+            super().detach()
+        elif self._current:
+            for name, value in self._attached.items():
+                if not is_updated_in_place(name):
+                    value[...] = self._buffers[self._current][name].numpy()
+        self._forget_state()
 
     def __exit__(self, *error: Any) -> None:
         """Drop the bindings before the buffers, and these before the session."""
@@ -117,18 +131,21 @@ class OrtStateRunner(OrtRunner):
     def _allocate(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Make buffers and bindings for a state; tokens and logits live on the host, the state on the device."""
         self._forget_state()
-        (batch, _), device = shapes[POSITION], self._provider.name
+        first = {name: self._create(shapes[name], spec.dtype) for name, spec in iterate_specs(self._graph)}
+        self._bind(first, shapes)
 
-        def create(shape: tuple[int | str, ...], dtype: str, device: str) -> Any:
-            return self._ort.OrtValue.ortvalue_from_shape_and_type([batch, *shape[1:]], np.dtype(dtype), device)
+    def _create(self, shape: tuple[int, ...], dtype: str, device: str = "") -> Any:
+        return self._ort.OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(dtype), device or self._provider.name)
 
-        self._input_ids = create((batch, 1), "int64", "cpu")
-        self._logits = create(self._graph.outputs[0].shape, "float32", "cpu")
-        dtypes = {name: spec.dtype for name, spec in iterate_specs(self._graph)}
-        first = {name: create(shapes[name], dtype, device) for name, dtype in dtypes.items()}
+    def _bind(self, first: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+        """Make the other buffers for a state, and the bindings of both directions."""
+        batch, _ = shapes[POSITION]
+        vocab_size = int(self._graph.outputs[0].shape[-1])
+        self._input_ids = self._create((batch, 1), "int64", "cpu")
+        self._logits = self._create((batch, 1, vocab_size), "float32", "cpu")
         second = {
-            name: first[name] if is_updated_in_place(name) else create(shapes[name], dtype, device)
-            for name, dtype in dtypes.items()
+            name: first[name] if is_updated_in_place(name) else self._create(shapes[name], spec.dtype)
+            for name, spec in iterate_specs(self._graph)
         }
         self._buffers = [first, second]
         for source, target in (self._buffers, reversed(self._buffers)):

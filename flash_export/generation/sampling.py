@@ -57,6 +57,15 @@ class SamplingOptions:
         if self.stop_tokens and min(self.stop_tokens) < 0:
             raise ConfigError(f"stop_tokens={self.stop_tokens} are not usable; token ids are at least 0")
 
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Check that stop tokens can be written.
+
+        Raises:
+            ConfigError: One is outside of the vocabulary.
+        """
+        if self.stop_tokens and max(self.stop_tokens) >= vocab_size:
+            raise ConfigError(f"stop_tokens={self.stop_tokens} are not usable; token ids are 0 to {vocab_size - 1}")
+
 
 class Sampler:
     """What the choice of the next token depends on besides the logits: tokens seen so far and random streams."""
@@ -67,8 +76,7 @@ class Sampler:
         Raises:
             ConfigError: A stop token is outside of the vocabulary.
         """
-        if options.stop_tokens and max(options.stop_tokens) >= vocab_size:
-            raise ConfigError(f"stop_tokens={options.stop_tokens} are not usable; token ids are 0 to {vocab_size - 1}")
+        options.check_vocabulary(vocab_size)
         self._options = options
         self._streams = [np.random.default_rng(options.seed + row) for row in range(batch)]
         self._seen = np.zeros((batch, vocab_size), dtype=np.bool_)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
-from flash_export.generation.decoder import Room, check_loaded, check_tokens
-from flash_export.generation.state import POSITION, State, check_state, find_growing, iterate_specs
+from flash_export.generation.decoder import CopyingDecoder, Room, check_loaded, check_tokens
+from flash_export.generation.state import POSITION, check_state, iterate_specs
 from flash_export.models.token_model import LOGITS, TOKENS
 from flash_export.runtime.inputs import check_axis
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from flash_export.bundle.manifest import GraphSpec
+    from flash_export.generation.state import State
     from flash_export.runtime.trt_session import Binding, LoadedEngine
 
 
-class TrtStateRunner:
+class TrtStateRunner(CopyingDecoder):
     """Runs a decode engine so that a step copies tokens and logits alone.
 
     A step reads the state from one set of buffers and writes it to the other. Both directions are bound once, so that
@@ -80,17 +81,11 @@ class TrtStateRunner:
         self._current = 1 - self._current
         return np.array(self._logits[:, 0].numpy())
 
-    def read_state(self) -> State:
-        """Return a copy of the state after the last step.
-
-        Raises:
-            InputError: No state was loaded.
-            StateError: It holds NaN or infinite values.
-        """
+    def read_tensors(self) -> dict[str, np.ndarray]:
+        """Return copies of the tensors of the state after the last step."""
         check_loaded(self._batch > 0)
         with self._session.use():
-            tensors = {name: one.cpu().clone().numpy() for name, one in self._buffers[self._current].items()}
-        return State(tensors, self._model_sha256, find_growing(self._graph))
+            return {name: one.cpu().clone().numpy() for name, one in self._buffers[self._current].items()}
 
     def __enter__(self) -> Self:
         """Return the decoder."""

@@ -154,7 +154,7 @@ def test_writer_shows_what_decoding_all_at_once_gives(content: bytes) -> None:
 
 
 def test_exactly_one_prompt_is_wanted(byte_bundle: Path) -> None:
-    message = "Give one of --prompt, --prompt-file and --tokens; see 'main generate --help'"
+    message = "Give one of --prompt, --prompt-file, --tokens and --prompts; see 'main generate --help'"
     check_refused(generate(byte_bundle), message)
     check_refused(generate(byte_bundle, "--prompt", "a", "--tokens", "1"), message)
 
@@ -189,7 +189,7 @@ def test_bad_input_is_one_line(byte_bundle: Path, arguments: tuple[str, ...], me
 
 def test_text_for_a_model_of_no_bytes_is_refused(word_bundle: Path) -> None:
     result = generate(word_bundle, "--prompt", "a", "--backend", "eager")
-    check_refused(result, "the model has 29 tokens, not the 256 bytes", "give --tokens")
+    check_refused(result, "the model has 29 tokens, not the 256 bytes", "give tokens")
 
 
 def test_bundles_that_cannot_generate_say_why(word_bundle: Path, small_bundle: Bundle, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from flash_export.bundle.manifest import AxisRange, GraphSpec
 from flash_export.config import DECODE, PREFILL, ExportOptions
-from flash_export.errors import StateError
+from flash_export.errors import BundleError, StateError
 from flash_export.exporters.export import export_onnx
+from flash_export.generation.batcher import Batcher
 from flash_export.generation.decoder import RunnerDecoder
 from flash_export.generation.generate import Generator
 from flash_export.generation.ort_state import OrtStateRunner
@@ -194,3 +195,8 @@ def test_graphs_of_one_fixed_batch(texts: list[np.ndarray], bundle: Bundle, tmp_
         result = generator.generate([text[:1] for text in texts], SamplingOptions(max_tokens=5), state)
     check_close(logits, compute_next(bundle, texts))
     assert [one.size for one in result.tokens] == [5, 5, 5]
+
+
+def test_it_is_refused_where_memory_has_to_be_known_beforehand(bundle: Bundle) -> None:
+    with Generator.open(bundle, threads=1) as generator, pytest.raises(BundleError, match="grows with the text"):
+        Batcher(generator, 2)
