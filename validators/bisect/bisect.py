@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from flash_export.bundle.bundle import reads_bundles
 from flash_export.config import MAX_THREADS, check_count
 from flash_export.errors import BundleError, ConfigError, InputError
-from flash_export.limits import ERROR_BUDGETS
+from flash_export.limits import ERROR_BUDGETS, refuse_retired
 from flash_export.runtime.backends import BACKENDS, TRT, find_target
 from flash_export.suggest import describe_unknown
 from flash_export.validators.backends import GRAPH
@@ -92,7 +92,7 @@ def bisect_bundle(
     Raises:
         InputError: A length or batch lies outside of the graph's range, or does not fit into memory.
         BundleError: A bundle does not say where its graph can be read, or has no value that can be.
-        ConfigError: The two bundles hold different models.
+        ConfigError: The two bundles hold different models, or one is in a scheme that is no longer judged.
         BackendUnavailableError: onnxruntime, or the provider, cannot be used here.
     """
     options = options or BisectOptions()
@@ -100,6 +100,8 @@ def bisect_bundle(
     for name, value in (("seq", options.seq_len), ("batch", options.batch)):
         if value is not None:
             check_lengths(graph, *((value,), None) if name == "seq" else (None, (value,)))
+    for judged in (bundle, *(() if against is None else (against,))):
+        refuse_retired(judged.get_graph(GRAPH).precision)
     precision = graph.precision
     if against is not None:
         if against.read_config() != bundle.read_config():
