@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from flash_export.exporters.quantization.trial import TrialGraph
+    from flash_export.quantization.trial import TrialGraph
 
 SAMPLED_TOKENS = 512
 MAX_RECORDED_BYTES = 1 << 30

@@ -15,13 +15,13 @@ from flash_export.exporters.export import check_output, export_onnx
 from flash_export.exporters.graphs import describe_graphs
 from flash_export.exporters.quantization.recipe import Quantization
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
-from flash_export.exporters.quantization.trial import TrialGraph
 from flash_export.files import hash_file
 from flash_export.progress import Steps
 from flash_export.quantization.activations import list_lengths, record_activations, skip_activations
 from flash_export.quantization.calibration import read_calibration
 from flash_export.quantization.loss import Judge
 from flash_export.quantization.search import Candidate, Search
+from flash_export.quantization.trial import TrialGraph
 from flash_export.suggest import list_known
 from flash_export.temporary import create_temporary_folder
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from flash_export.exporters.quantization.trial import TrialGraph, TrialProduct
+    from flash_export.quantization.trial import TrialGraph, TrialProduct
 
     ProductWriter = Callable[..., ir.Model]
 
