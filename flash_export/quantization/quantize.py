@@ -130,7 +130,9 @@ def quantize_bundle(
         output,
         options=export_options,
         force=force,
-        quantization=Quantization(choice.recipe, bundle.manifest.checkpoint, record.to_json()),
+        quantization=Quantization(
+            choice.recipe, bundle.manifest.checkpoint, record.to_json(), traced=trial.copy_traced()
+        ),
     )
 
 

@@ -133,6 +133,17 @@ def test_prefill_and_decode_say_what_forward_does(
             np.testing.assert_allclose(logits, forward[:, position], rtol=0, atol=0.01 * scale)
 
 
+def test_what_was_traced_to_search_is_written(
+    masked_byte_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the only graph of this model."""
+    monkeypatch.setattr("flash_export.exporters.export.trace_model", lambda *_: pytest.fail("traced again"))
+    bundle = quantize_bundle(masked_byte_bundle, tmp_path / "out", options=QuantizeOptions(threads=1))
+    scale = np.abs(exact := read_logits(masked_byte_bundle, make_ids(2, 30))).max()
+    assert np.abs(read_logits(bundle, make_ids(2, 30)) - exact).max() < 0.05 * scale
+    assert len(bundle.read_probes().probes) == len(masked_byte_bundle.read_probes().probes)
+
+
 @pytest.mark.slow
 def test_int4_raises_the_opset_and_gives_the_same_bytes_again(masked_byte_bundle: Bundle, tmp_path: Path) -> None:
     options = QuantizeOptions("int4", budget=0.5, threads=1, keep=("he*",))
