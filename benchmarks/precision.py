@@ -1,11 +1,11 @@
-"""What each precision costs and loses: fp32, fp16, bf16, int8, int8-dynamic, int4 and fp8 of the same models.
+"""What each precision costs and loses: fp32, fp16, bf16, int8-token, int8, int4 and fp8 of the same models.
 
-    python benchmarks/precision.py [--only int8,int4] [--no-build] [--markdown FILE] [--json FILE] [--quick]
+    python benchmarks/precision.py [--only int8-token,int4] [--no-build] [--markdown FILE] [--json FILE] [--quick]
 
 Both bundled models are compared on their held-out text: size, bits per byte, agreement, divergence, and latency at
-2,048 tokens in one run, two threads. Wider models with random weights show what int8 gains in a forward run and int4 in
-a decode step. Every graph is compiled with TensorRT-RTX, which needs no GPU for it. What cannot be made, run or built
-has the reason in place of a figure. ``--markdown docs/precision.md`` writes that page's tables.
+2,048 tokens in one run, two threads. Wider models with random weights show what int8 gains in a forward run, and int4
+and int8-token in a decode step. Every graph is compiled with TensorRT-RTX, which needs no GPU for it. What cannot be
+made, run or built has the reason in place of a figure. ``--markdown docs/precision.md`` writes that page's tables.
 """
 
 from __future__ import annotations
@@ -42,10 +42,17 @@ if TYPE_CHECKING:
 SEQ_LEN, QUICK_SEQ_LEN = 2048, 64
 BUDGET_S, QUICK_BUDGET_S = 4.0, 0.01
 # Largest change of the bits per byte, up or down, and smallest share of equal top tokens.
-CHANGE_TARGETS = {"fp16": 0.001, "bf16": 0.005, "int8": 0.005, "int4": 0.02}
-AGREEMENT_TARGETS = {"fp16": 0.995, "bf16": 0.98}
+CHANGE_TARGETS = {"fp16": 0.001, "bf16": 0.005, "int8-token": 0.001, "int8": 0.005, "int4": 0.02}
+AGREEMENT_TARGETS = {"fp16": 0.995, "bf16": 0.98, "int8-token": 0.985}
+MAX_SECONDS = {"int8-token": 15.0}  # that it may take to make
 CASES = {"run": "what", "precision": "precision", "times as fast": "speed:.2f", "size": "size:.2f"}
-CASES |= {"largest error": "error:.1e", "fp32, ms": "fp32_ms:.3g", "spread": "spread:.0%", "others": "others_share:.0%"}
+CASES |= {
+    "memory": "memory:.2f",
+    "largest error": "error:.1e",
+    "fp32, ms": "fp32_ms:.3g",
+    "spread": "spread:.0%",
+    "others": "others_share:.0%",
+}
 ENGINES = {"model": "model", "precision": "precision", "graph": "graph", "layers": "layers", "build, s": "seconds:.1f"}
 FIGURES = {"target": "name", "measured": "value:.4g", "": "target"}
 
@@ -75,6 +82,7 @@ class Comparison:
     model: str
     trade: TradeOff
     reasons: dict[str, str]  # why a precision is not among the bundles
+    seconds: dict[str, float]  # that each took to make
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,12 @@ class Results:
         """Return the JSON form."""
         return {
             "models": [
-                {"model": one.model, "not_made": one.reasons, "trade_off": json.loads(one.trade.to_json())}
+                {
+                    "model": one.model,
+                    "not_made": one.reasons,
+                    "seconds": one.seconds,
+                    "trade_off": json.loads(one.trade.to_json()),
+                }
                 for one in self.comparisons
             ],
             "cases": [asdict(case) for case in self.cases],
@@ -115,15 +128,20 @@ def judge_comparison(comparison: Comparison) -> Iterator[Figure]:
         if precision in AGREEMENT_TARGETS:
             agreement = None if quality is None else quality.measures.get("top1_agreement")
             yield Figure.judge(f"{what}: same top token", agreement, at_least=AGREEMENT_TARGETS[precision])
+        if precision in MAX_SECONDS:
+            seconds = comparison.seconds.get(precision)
+            yield Figure.judge(f"{what}: made in, s", seconds, at_most=MAX_SECONDS[precision])
 
 
 def judge_case(case: Case) -> Iterator[Figure]:
     """Yield what a wide model has to reach."""
-    if (target := TARGETS.get((case.graph, case.precision))) is not None:
+    if (target := TARGETS.get((case.graph, case.precision, case.dim))) is not None:
         speed, size = target
         what = f"{case.what}, {case.precision}"
         yield Figure.judge(f"{what}: times as fast as fp32", case.speed, at_least=speed)
         yield Figure.judge(f"{what}: size / fp32", case.size, at_most=size)
+        if case.precision == "int8-token" and case.memory is not None:
+            yield Figure.judge(f"{what}: peak memory / fp32", case.memory, at_most=1.0)
 
 
 def build_engines(model: str, bundles: Sequence[Bundle]) -> Iterator[Engine]:
@@ -162,8 +180,9 @@ def measure(precisions: Sequence[str], *, quick: bool, build: bool) -> Results:
             print(f"{model} ...", file=sys.stderr)
             folder = Path(name) / model
             source = write_tiny_checkpoint(model, folder / "checkpoint") if quick else ASSETS / model
-            bundles, reasons = make_variants(source, folder, precisions)
-            comparisons.append(Comparison(model, compare_bundles(list(bundles.values()), options), reasons))
+            bundles, reasons, seconds = make_variants(source, folder, precisions)
+            trade = compare_bundles(list(bundles.values()), options)
+            comparisons.append(Comparison(model, trade, reasons, seconds))
             if build:
                 engines += build_engines(model, list(bundles.values()))
         cases = list(time_wide_models(Path(name) / "wide", precisions, seq_len, quick=quick))

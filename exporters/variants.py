@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from flash_export.exporters.lowering.base import LoweredModel
     from flash_export.exporters.lowering.precision import Precision
     from flash_export.exporters.quantization.recipe import Quantization
+    from flash_export.exporters.tracing import TracedGraph
     from flash_export.models.base import ReferenceModel
 
 
@@ -41,6 +42,7 @@ class Variant:
         files: Further files of the bundle, their texts by name.
         prepare: Changes the lowered model before it is traced.
         rewrite: Changes a traced graph.
+        traced: The forward graph of what is prepared, where it was traced before.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Variant:
     files: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[LoweredModel], None] = _leave
     rewrite: Callable[[ir.Model], None] = _leave
+    traced: TracedGraph | None = None
 
 
 def choose_variant(
@@ -66,6 +69,7 @@ def choose_variant(
             files={QUANTIZATION_FILE: quantization.record},
             prepare=join_projections,
             rewrite=partial(quantize_graph, recipe=recipe),
+            traced=quantization.traced,
         )
     if options.precision == "fp32":
         return Variant("fp32")

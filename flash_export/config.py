@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flash_export.errors import ConfigError
-from flash_export.limits import QUANTIZATION_BUDGETS
+from flash_export.limits import QUANTIZATION_BUDGETS, RETIRED_SCHEMES, refuse_retired
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
@@ -94,7 +94,12 @@ class ExportOptions:
             raise ConfigError(f"graphs={','.join(self.graphs)} lacks {GRAPHS[0]}, which validation needs; add it")
 
 
-DEFAULT_SCHEME = "int8"
+SCHEMES = tuple(QUANTIZATION_BUDGETS)
+READABLE_SCHEMES = (*SCHEMES, *RETIRED_SCHEMES)  # that a bundle may be in
+# onnxruntime multiplies whole numbers whatever their scales; the others fuse what they know the scales of beforehand.
+SCHEMES_BY_RUNTIME = {"ort-cpu": "int8-token", "openvino": "int8", "tensorrt": "int8"}
+DEFAULT_RUNTIME = "ort-cpu"
+DEFAULT_SCHEME = SCHEMES_BY_RUNTIME[DEFAULT_RUNTIME]
 DEFAULT_BLOCK_SIZE = 32
 MIN_BLOCK_SIZE = 16  # the least that onnxruntime has a kernel for
 
@@ -104,14 +109,15 @@ class QuantizeOptions:
     """How a bundle is quantized.
 
     Attributes:
-        scheme: ``int8``: weights and activations, the scales of the latter known beforehand; ``int8-dynamic``: scales
-            of the activations measured in every run; ``int4``: weights alone, in blocks; ``fp8``: float8_e4m3fn.
-        data: A file to calibrate with, see docs/data.md; None: the bundle's held-out data.
+        scheme: ``int8-token``: weights and activations, a scale for each token, measured in every run; ``int8``: the
+            same with scales known beforehand; ``int4``: weights alone, in blocks; ``fp8``: float8_e4m3fn.
+            ``SCHEMES_BY_RUNTIME`` says which is for what.
+        data: A file to calibrate and judge with, see docs/data.md; None: the bundle's held-out data.
         keep: Patterns such as ``layers.0.*`` of what stays fp32 in any case.
         budget: Largest accepted loss, as a fraction of the bits that the model needs for a token; None: 0.005, and
             0.02 for int4.
         block_size: int4 alone: inputs that share a scale, a power of two from 16 on.
-        smoothing: Whether outliers among the channels of an activation may be moved into the weights.
+        smoothing: int8 alone: whether outliers among the channels of an activation may be moved into the weights.
         threads: Threads of one operator; None: what onnxruntime chooses.
     """
 
@@ -125,6 +131,7 @@ class QuantizeOptions:
 
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
+        refuse_retired(self.scheme)
         if self.scheme not in SCHEMES:
             raise ConfigError(f"scheme={self.scheme!r} is unknown; use one of {list_known(self.scheme, SCHEMES)}")
         if self.budget is not None and not 0 < self.budget < 1:
@@ -141,9 +148,6 @@ class QuantizeOptions:
     def accepted_loss(self) -> float:
         """The budget, or what stands for it."""
         return QUANTIZATION_BUDGETS[self.scheme].score_change if self.budget is None else self.budget
-
-
-SCHEMES = tuple(QUANTIZATION_BUDGETS)
 
 
 @dataclass(frozen=True)

@@ -162,10 +162,24 @@ ERROR_BUDGETS = {
 }
 # By scheme: all that is known of it to those who must not import exporters.
 QUANTIZATION_BUDGETS = {
+    "int8-token": QuantizationBudget(error=0.25, own_error=0.02, measures={"kl_bits": 0.1}, score_change=0.005),
     "int8": QuantizationBudget(error=0.5, own_error=0.02, measures={"kl_bits": 0.2}, score_change=0.005),
-    # The scale of an activation is that of all tokens of all rows, later ones too.
-    "int8-dynamic": QuantizationBudget(error=0.5, own_error=0.25, measures={"kl_bits": 0.2}, score_change=0.005),
     "int4": QuantizationBudget(error=0.5, own_error=0.02, measures={"kl_bits": 0.2}, score_change=0.02),
     # A rounding that falls the other way moves a value by up to a sixteenth of itself, of int8 by 1/127 of the largest.
     "fp8": QuantizationBudget(error=0.25, own_error=0.05, measures={"kl_bits": 0.1}, score_change=0.005),
 }
+# What bundles of older versions may be in, and what took its place: opened as before, but no longer made or judged.
+RETIRED_SCHEMES = {"int8-dynamic": "int8-token"}
+
+
+def refuse_retired(scheme: str) -> None:
+    """Check that a scheme is still made and judged.
+
+    Raises:
+        ConfigError: It is not; the message names what took its place.
+    """
+    if scheme in RETIRED_SCHEMES:
+        raise ConfigError(
+            f"{scheme} is retired, because what it answered for a token depended on later ones and on other rows; "
+            f"quantize the fp32 bundle with --scheme {RETIRED_SCHEMES[scheme]}"
+        )

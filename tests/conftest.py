@@ -21,6 +21,7 @@ from flash_export.config import ExportOptions
 from flash_export.files import hash_file
 from flash_export.interface import Interface, TensorSpec
 from flash_export.models.token_model import describe_token_model
+from tests.retired import write_retired_bundle
 
 # Small models on busy machines: threads cost more than they give. Read when PyTorch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -189,14 +190,36 @@ def export_half(share_folder: FolderSharer) -> PrecisionExporter:
 
 @pytest.fixture(scope="session")
 def int8_bundle(causal_byte_bundle: Bundle, share_folder: FolderSharer) -> Bundle:
-    """Quantize the causal model with the defaults; not to be changed."""
+    """Quantize the causal model in int8, with scales known beforehand; not to be changed."""
+    from flash_export.config import QuantizeOptions
+    from flash_export.quantization.quantize import quantize_bundle
+
+    def write(folder: Path) -> None:
+        quantize_bundle(causal_byte_bundle, folder / "int8", options=QuantizeOptions("int8", threads=1))
+
+    return Bundle.open(share_folder("int8-bytes", write) / "int8")
+
+
+@pytest.fixture(scope="session")
+def token_bundle(causal_byte_bundle: Bundle, share_folder: FolderSharer) -> Bundle:
+    """Quantize the causal model with the defaults: int8 with a scale for each token; not to be changed."""
     from flash_export.config import QuantizeOptions
     from flash_export.quantization.quantize import quantize_bundle
 
     def write(folder: Path) -> None:
         quantize_bundle(causal_byte_bundle, folder / "int8", options=QuantizeOptions(threads=1))
 
-    return Bundle.open(share_folder("int8-bytes", write) / "int8")
+    return Bundle.open(share_folder("int8-token-bytes", write) / "int8")
+
+
+@pytest.fixture(scope="session")
+def retired_bundle(causal_byte_bundle: Bundle, share_folder: FolderSharer) -> Bundle:
+    """Write the causal model in a scheme of older versions; not to be changed."""
+
+    def write(folder: Path) -> None:
+        write_retired_bundle(causal_byte_bundle, folder / "bundle")
+
+    return Bundle.open(share_folder("retired-bytes", write) / "bundle")
 
 
 @pytest.fixture(scope="session")

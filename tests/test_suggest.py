@@ -37,7 +37,7 @@ def make_config(**values: object) -> FlashConfig:
         (lambda _: ExportOptions(precision="FP-16"), "fp16"),
         (lambda _: ExportOptions(precision="fp16", islands="minimum"), "minimal"),
         (lambda _: ExportOptions(graphs=("forward", "prefil")), "prefill"),
-        (lambda _: QuantizeOptions(scheme="int8_dynamic"), "int8-dynamic"),
+        (lambda _: QuantizeOptions(scheme="int8_token"), "int8-token"),
         (lambda _: BuildOptions(flavour="tensort"), "tensorrt"),
         (lambda _: get_family("flsh"), "flash"),
         (lambda _: make_config(chunksize=64), "chunk_size"),

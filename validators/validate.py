@@ -17,7 +17,7 @@ from flash_export.data.sources import Data, RandomSource
 from flash_export.errors import BackendUnavailableError, ConfigError
 from flash_export.files import hash_file
 from flash_export.interface import SEQ
-from flash_export.limits import ERROR_BUDGETS, QUANTIZATION_BUDGETS, Tolerance
+from flash_export.limits import ERROR_BUDGETS, QUANTIZATION_BUDGETS, Tolerance, refuse_retired
 from flash_export.printable import format_path
 from flash_export.suggest import describe_unknown
 from flash_export.tasks.registry import get_task
@@ -184,11 +184,13 @@ def validate_bundle(
 
     Raises:
         InputError: A length or batch that was asked for lies outside of the graph's range.
-        ConfigError: A backend or plan that was asked for does not exist, or the journal is of another validation.
+        ConfigError: A backend or plan that was asked for does not exist, the journal is of another validation, or the
+            bundle is in a scheme that is no longer judged.
         BundleError: A file of the bundle cannot be used.
     """
     options = options or ValidationOptions()
     graph = bundle.get_graph(GRAPH)
+    refuse_retired(graph.precision)
     quantization = bundle.read_quantization()
     limit = options.get_limit(graph.precision, quantization)
     precision = graph.precision if graph.precision in ERROR_BUDGETS else "fp32"

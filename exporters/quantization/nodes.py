@@ -31,7 +31,7 @@ def read_constant(value: ir.Value) -> np.ndarray:
     return value.const_value.numpy()
 
 
-def add_constant(graph: ir.Graph, name: str, array: np.ndarray | np.floating) -> ir.Value:
+def add_constant(graph: ir.Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
     """Add a constant, or return the one of that name, which must then be equal."""
     tensor = ir.tensor(np.asarray(array), name=name)
     if (known := graph.initializers.get(name)) is not None:

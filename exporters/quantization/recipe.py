@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from flash_export.config import MIN_OPSET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from jaxtyping import Float
-    from numpy import ndarray
 
     from flash_export.config import QuantizeOptions
+    from flash_export.exporters.quantization.numbers import NumberFormat
     from flash_export.exporters.quantization.rewrite import Place
     from flash_export.exporters.quantization.rounding import ProductSample, Rounding
+    from flash_export.exporters.tracing import TracedGraph
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Scheme:
         has_range: Whether scales of activations are known beforehand, so that its recipes carry the largest one.
         has_blocks: Whether its recipes carry a block size.
         max_terms: Most whole numbers that an activation is the sum of.
+        reads_activations: Whether the ways are found by what the products are given; if not, nothing is calibrated.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Scheme:
     has_range: bool = False
     has_blocks: bool = False
     max_terms: int = 1
+    reads_activations: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class ProductRecipe:
 
     scheme: Scheme
     activation_max: float | None = None
-    smoothing: Float[ndarray, " k"] | None = None
+    smoothing: Float[np.ndarray, " k"] | None = None
     terms: int = 1
     block_size: int | None = None
 
@@ -72,6 +77,11 @@ class ProductRecipe:
                 raise ValueError(f"scheme {self.scheme.name} with {name}={value}")
         if self.terms > self.scheme.max_terms or (self.terms > 1 and self.smoothing is not None):
             raise ValueError(f"scheme {self.scheme.name} has no smoothed or float product in {self.terms} terms")
+
+    def compute_step(self, numbers: NumberFormat) -> np.float32:
+        """Return the step of an activation whose range is known beforehand."""
+        assert self.activation_max is not None  # see __post_init__
+        return np.float32(self.activation_max / numbers.max)
 
 
 @dataclass(frozen=True)
@@ -95,8 +105,10 @@ class Quantization:
         recipe: What is quantized.
         provenance: Where the weights came from, from the bundle that is quantized.
         record: Text of ``quantization.json``: how the recipe came about.
+        traced: The forward graph, where it was traced to find the recipe; None: it has to be.
     """
 
     recipe: QuantizationRecipe
     provenance: dict[str, str]
     record: str
+    traced: TracedGraph | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from flash_export.exporters.quantization.products import list_products
 from flash_export.exporters.quantization.tables import halve_embedding, shorten_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import onnx_ir as ir
     from jaxtyping import Float
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
     from flash_export.exporters.quantization.products import Product
     from flash_export.exporters.quantization.recipe import ProductRecipe, QuantizationRecipe
 
+    SharedValues = dict[tuple[ir.Value, str], ir.Value]  # by what they are made of, and how
+
 
 def quantize_graph(model: ir.Model, recipe: QuantizationRecipe) -> None:
     """Rewrite a graph in place; products that the recipe does not name stay as they are."""
+    shared: SharedValues = {}
     for product in list(list_products(model)):
         if (wanted := recipe.products.get(product.name)) is not None:
-            wanted.scheme.rewrite(Place(model.graph, product), wanted)
+            wanted.scheme.rewrite(Place(model.graph, product, shared), wanted)
     halve_embedding(model.graph)
     shorten_tables(model.graph)
     used = {value.name for node in model.graph for value in node.inputs if value is not None}
@@ -43,9 +47,10 @@ def quantize_graph(model: ir.Model, recipe: QuantizationRecipe) -> None:
 class Place:
     """A product ``activation weight`` that is to be rewritten, and the means to put nodes before it."""
 
-    def __init__(self, graph: ir.Graph, product: Product) -> None:
-        """Take a product of a graph as it was traced."""
+    def __init__(self, graph: ir.Graph, product: Product, shared: SharedValues) -> None:
+        """Take a product of a graph as it was traced, and what products before it made of their activations."""
         self._graph, self._node, self._scope = graph, product.node, f"{product.name}.quantized"
+        self._shared, self._counts = shared, Counter[str]()
         self.activation, self._weight_name = product.input, product.weight.name
         self.weight: Float[np.ndarray, "k n"] = read_constant(product.weight)
 
@@ -54,54 +59,56 @@ class Place:
         """What the product gives."""
         return self._node.outputs[0]
 
-    def add(self, suffix: str, array: np.ndarray | np.floating) -> ir.Value:
+    def add(self, suffix: str, array: np.ndarray | np.generic) -> ir.Value:
         """Add a constant."""
         return add_constant(self._graph, f"{self._weight_name}_{suffix}", array)
 
-    def insert(self, op_type: str, inputs: list[ir.Value], *, number: int = 0, **attributes: int) -> ir.Value:
-        """Put a node before the product and return its output."""
-        return self.insert_many(op_type, inputs, 1, number=number, **attributes)[0]
+    def add_shared(self, name: str, array: np.ndarray | np.floating) -> ir.Value:
+        """Add a constant that is the same for all products."""
+        return add_constant(self._graph, f"quantized.{name}", array)
 
-    def insert_many(
-        self, op_type: str, inputs: list[ir.Value], outputs: int, *, number: int = 0, **attributes: int
-    ) -> Sequence[ir.Value]:
+    def share(self, x: ir.Value, what: str, make: Callable[[], ir.Value]) -> ir.Value:
+        """Return what is made of a value, once for all products that need it."""
+        if (x, what) not in self._shared:
+            self._shared[x, what] = make()
+        return self._shared[x, what]
+
+    def insert(self, op_type: str, inputs: list[ir.Value], **attributes: int) -> ir.Value:
+        """Put a node before the product and return its output."""
+        return self.insert_many(op_type, inputs, 1, **attributes)[0]
+
+    def insert_many(self, op_type: str, inputs: list[ir.Value], outputs: int, **attributes: int) -> Sequence[ir.Value]:
         """Put a node of several outputs before the product and return them."""
-        name = f"{self._scope}/{op_type}_{number}"
+        name = f"{self._scope}/{op_type}_{self._counts[op_type]}"
+        self._counts[op_type] += 1
         return insert_nodes(self._graph, self._node, name, op_type, inputs, outputs=outputs, **attributes)
 
-    def smooth(self, recipe: ProductRecipe) -> None:
-        """Divide the activation, and multiply the weight, channel by channel."""
-        if recipe.smoothing is not None:
-            inverse = self.add("smoothing", 1 / recipe.smoothing)
-            self.activation = self.insert("Mul", [self.activation, inverse])
-            self.weight = self.weight * recipe.smoothing[:, None]
+    def round_activation(self, x: ir.Value, suffix: str, step: np.float32, zero_point: np.generic) -> ir.Value:
+        """Round an activation to steps and back, in the dtype of the number that stands for zero."""
+        scale, zero = self.add(f"{suffix}_scale", step), self.add(f"{suffix}_zero_point", zero_point)
+        return self.insert("DequantizeLinear", [self.insert("QuantizeLinear", [x, scale, zero]), scale, zero])
 
-    def dequantize_weight(self, quantized: QuantizedWeight) -> ir.Value:
-        """Put the weight in few bits into the graph, and what makes real numbers of it."""
-        values, scale = self.add("quantized", quantized.values), self.add("scale", quantized.scale)
-        if quantized.block_size is not None:
-            return self.insert("DequantizeLinear", [values, scale], axis=0, block_size=quantized.block_size)
-        zero = self.add("zero_point", np.zeros(quantized.scale.shape, quantized.values.dtype))
-        return self.insert("DequantizeLinear", [values, scale, zero], axis=1)
-
-    def round_activation(self, x: ir.Value, suffix: str, step: np.float32, dtype: np.dtype) -> ir.Value:
-        """Round an activation to steps and back."""
-        scale, zero = self.add(f"{suffix}_scale", step), self.add(f"{suffix}_zero_point", np.zeros((), dtype))
-        rounded = self.insert("QuantizeLinear", [x, scale, zero])
-        return self.insert("DequantizeLinear", [rounded, scale, zero], number=1)
+    def multiply(self, x: ir.Value, weight: QuantizedWeight) -> ir.Value:
+        """Put in a product with a weight in few bits, of which real numbers are made, and return what it gives."""
+        values, scale = self.add("quantized", weight.values), self.add("scale", weight.scale)
+        if weight.block_size is not None:
+            real = self.insert("DequantizeLinear", [values, scale], axis=0, block_size=weight.block_size)
+        else:
+            zero = self.add("zero_point", np.zeros(weight.scale.shape, weight.values.dtype))
+            real = self.insert("DequantizeLinear", [values, scale, zero], axis=1)
+        product = self.insert("MatMul", [x, real])
+        product.shape, product.type = self.output.shape, self.output.type
+        return product
 
     def round_factors(self, recipe: ProductRecipe, numbers: NumberFormat) -> None:
-        """Round weight and activation, the latter with a scale known beforehand."""
-        self.smooth(recipe)
-        step = compute_step(recipe, numbers)
-        activation = self.round_activation(self.activation, "input", step, numbers.dtype)
-        self.replace_factors(activation, self.dequantize_weight(numbers.round_weight(self.weight)))
+        """Round weight and activation, the latter with a scale known beforehand, and smoothed if it is to be."""
+        if recipe.smoothing is not None:
+            self.activation = self.insert("Mul", [self.activation, self.add("smoothing", 1 / recipe.smoothing)])
+            self.weight = self.weight * recipe.smoothing[:, None]
         self._keep_bias_apart()
-
-    def replace_factors(self, activation: ir.Value, weight: ir.Value) -> None:
-        """Make the product one of these."""
-        self._node.replace_input_with(0, activation)
-        self._node.replace_input_with(1, weight)
+        step, zero = recipe.compute_step(numbers), numbers.dtype.type(0)
+        rounded = self.round_activation(self.activation, "input", step, zero)
+        self.replace_output(self.multiply(rounded, numbers.round_weight(self.weight)))
 
     def replace_output(self, value: ir.Value) -> None:
         """Take a value for what the product gives, and remove the product."""
@@ -121,9 +128,3 @@ class Place:
         inputs = [self.output, self.add("negative_bias", -read_constant(get_input(add, 1)))]
         (difference,) = insert_nodes(self._graph, add, f"{self._scope}/Sub_0", "Sub", inputs)
         replace_value(self._graph, add.outputs[0], difference)
-
-
-def compute_step(recipe: ProductRecipe, numbers: NumberFormat) -> np.float32:
-    """Return the step of an activation whose range is known beforehand."""
-    assert recipe.activation_max is not None  # a recipe of such a scheme has one
-    return np.float32(recipe.activation_max / numbers.max)

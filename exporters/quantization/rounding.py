@@ -5,6 +5,7 @@ Axes: m sampled positions, k input of a product, n output.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -34,12 +35,12 @@ class Rounding:
 
     Attributes:
         recipe: What the graph is to do.
-        error: Root mean square of the error of the product, as a fraction of that of the product.
+        error: Root mean square of the error of the product, as a fraction of that of the product; NaN: not measured.
         strength: How much of the outliers moved into the weights.
     """
 
     recipe: ProductRecipe
-    error: float
+    error: float = math.nan
     strength: float = 0.0
 
 
@@ -78,7 +79,7 @@ class ProductSample:
             x, peaks, weight = x / divisor, peaks / divisor, weight * divisor[:, None]
         peak = compute_peak(peaks)
         error = self.measure_error(numbers.round_activation(x, peak / numbers.max), numbers.round_weight(weight))
-        return Rounding(ProductRecipe(scheme, peak if scheme.has_range else None, divisor), error, strength)
+        return Rounding(ProductRecipe(scheme, peak, divisor), error, strength)
 
     def round_smoothed(self, scheme: Scheme, numbers: NumberFormat, *, smoothing: bool) -> Rounding:
         """Round the activation once, smoothed if it may be and that is worth it."""

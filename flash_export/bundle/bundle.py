@@ -19,7 +19,7 @@ from flash_export.bundle.manifest import FORMAT_VERSION, OLD_FORMAT_VERSIONS, En
 from flash_export.bundle.plain_tree import check_plain_tree
 from flash_export.bundle.quantization_record import QuantizationRecord
 from flash_export.bundle.stamp import Stamp, check_stamp, take_stamp
-from flash_export.config import CONFIG_FILE, FORWARD, GRAPHS, SCHEMES, WEIGHTS_FILE
+from flash_export.config import CONFIG_FILE, FORWARD, GRAPHS, READABLE_SCHEMES, WEIGHTS_FILE
 from flash_export.errors import BundleError
 from flash_export.files import check_utf8, hash_file, hash_files, link_folder, replace_folder
 from flash_export.locks import lock_folder
@@ -346,7 +346,7 @@ def _read_manifest(folder: Path) -> Manifest:
     manifest = build_record(path, values, Manifest, BundleError, _EXPORT_AGAIN)
     is_quantized = QUANTIZATION_FILE in manifest.files
     for name, graph in manifest.graphs.items():
-        if (graph.precision in SCHEMES) != is_quantized:
+        if (graph.precision in READABLE_SCHEMES) != is_quantized:
             has = "has" if is_quantized else "has no"
             raise BundleError(
                 f"{path} is damaged: the graph {show(name)} is {graph.precision}, but the bundle {has} "

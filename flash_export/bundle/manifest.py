@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass, field
 
-from flash_export.config import FORWARD, PRECISIONS, SCHEMES
+from flash_export.config import FORWARD, PRECISIONS, READABLE_SCHEMES
 from flash_export.interface import BATCH, MAX_SIZE, PAST, SEQ, Interface, Mask, TensorSpec
 from flash_export.models.import_record import ImportRecord
 from flash_export.typed_json import show
@@ -64,8 +64,8 @@ class GraphSpec:
 
     def __post_init__(self) -> None:
         """Check that its parts fit each other."""
-        if self.precision not in (*PRECISIONS, *SCHEMES):
-            raise ValueError(f"precision is {show(self.precision)}, wanted {', '.join((*PRECISIONS, *SCHEMES))}")
+        if self.precision not in (known := (*PRECISIONS, *READABLE_SCHEMES)):
+            raise ValueError(f"precision is {show(self.precision)}, wanted {', '.join(known)}")
         for kind, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
             if not specs:
                 raise ValueError(f"{kind} is empty, wanted one at least")

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-from flash_export.config import SCHEMES
+from flash_export.config import READABLE_SCHEMES
 from flash_export.typed_json import show
 
 FORMAT_VERSION = 2
@@ -24,7 +24,8 @@ class ProductRecord:
         weights: Number of weights.
         sensitivity: Loss if it is the only one that is quantized, in the cheapest way; None if it may not be, if that
             gives predictions that are not finite, or if nothing had to be chosen, because all together lose little.
-        error: Root mean square of the product's own error on the sample, as a fraction; None in fp32.
+        error: Root mean square of the product's own error on the sample, as a fraction; None in fp32, and where nothing
+            was calibrated.
         activation_max: Largest activation; None where activations are not rounded, or measured in every run.
         smoothing_strength: How much of the outliers moved into the weight, 0 to 1.
         reason: Why it is not computed in the cheapest way; None if it is.
@@ -46,11 +47,11 @@ class QuantizationRecord:
     """How a bundle was quantized.
 
     Attributes:
-        scheme: ``int8``, ``int8-dynamic``, ``int4`` or ``fp8``.
+        scheme: ``int8-token``, ``int8``, ``int4`` or ``fp8``; of older bundles ``int8-dynamic``.
         source_sha256: Hash of the manifest of the bundle that it was made from.
-        data: What was read, such as ``held-out text`` or the name of a file.
+        data: What was read, such as ``held-out text``, the name of a file, or ``random tokens``.
         data_sha256: Its hash.
-        seq_lens: Lengths that the ranges were measured at.
+        seq_lens: Lengths that the ranges were measured at; none where nothing had to be calibrated.
         predictions: Number of predictions that were judged.
         budget: Accepted loss.
         loss: Loss of what was chosen, see ``measure_loss`` of the task.
@@ -79,8 +80,8 @@ class QuantizationRecord:
 
     def __post_init__(self) -> None:
         """Check what decides how the bundle is judged."""
-        if self.scheme not in SCHEMES:
-            raise ValueError(f"scheme is {show(self.scheme)}, wanted {', '.join(SCHEMES)}")
+        if self.scheme not in READABLE_SCHEMES:
+            raise ValueError(f"scheme is {show(self.scheme)}, wanted {', '.join(READABLE_SCHEMES)}")
         if not 0 < self.budget < 1:
             raise ValueError(f"budget is {self.budget}, wanted a fraction between 0 and 1")
         if self.format_version != FORMAT_VERSION:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from flash_export.exporters.quantization.trial import TrialGraph
+    from flash_export.quantization.trial import TrialGraph
 
 SAMPLED_TOKENS = 512
 MAX_RECORDED_BYTES = 1 << 30
@@ -67,6 +67,14 @@ def record_activations(
     joined = {name: np.concatenate(samples[name]) for name in values}
     return {
         one.name: ProductSample(one.weight, joined[one.input_name], largest[one.input_name]) for one in trial.products
+    }
+
+
+def skip_activations(trial: TrialGraph) -> dict[str, ProductSample]:
+    """Return the products without what they are given, for schemes that need not know it."""
+    return {
+        one.name: ProductSample(one.weight, np.empty((0, len(one.weight)), np.float32), np.empty(0, np.float32))
+        for one in trial.products
     }
 
 

@@ -45,7 +45,7 @@ class Judge:
         if not math.isfinite(own.share) or (own.reference_score is not None and not 0 < own.reference_score < math.inf):
             score = self._task.describe_score(interface).label
             raise InputError(
-                f"the model's own predictions on the calibration data leave nothing to judge by ({score}: "
+                f"the model's own predictions on the data leave nothing to judge by ({score}: "
                 f"{own.reference_score}); give data that it was trained for"
             )
 

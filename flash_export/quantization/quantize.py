@@ -10,32 +10,32 @@ from typing import TYPE_CHECKING
 from flash_export.bundle.bundle import MANIFEST_FILE, reads_bundles
 from flash_export.bundle.quantization_record import FP32, ProductRecord, QuantizationRecord
 from flash_export.config import FORWARD, ExportOptions, QuantizeOptions
-from flash_export.data.heldout import open_heldout
-from flash_export.errors import ConfigError, InputError
+from flash_export.errors import ConfigError
 from flash_export.exporters.export import check_output, export_onnx
 from flash_export.exporters.graphs import describe_graphs
 from flash_export.exporters.quantization.recipe import Quantization
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
-from flash_export.exporters.quantization.trial import TrialGraph
 from flash_export.files import hash_file
 from flash_export.progress import Steps
-from flash_export.quantization.activations import list_lengths, record_activations
+from flash_export.quantization.activations import list_lengths, record_activations, skip_activations
+from flash_export.quantization.calibration import read_calibration
 from flash_export.quantization.loss import Judge
 from flash_export.quantization.search import Candidate, Search
+from flash_export.quantization.trial import TrialGraph
 from flash_export.suggest import list_known
 from flash_export.temporary import create_temporary_folder
 
 if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
-    from flash_export.data.heldout import Heldout
     from flash_export.exporters.quantization.recipe import Scheme
     from flash_export.exporters.quantization.rounding import Rounding
     from flash_export.progress import ProgressCallback
+    from flash_export.quantization.calibration import Calibration
     from flash_export.quantization.search import Choice
 
 
-# Trace, record, all of them together, export, besides one per product; what the search adds is counted as it comes.
-_OTHER_STEPS = 4
+# Trace, all of them together, export, besides one per product; what the search adds is counted as it comes.
+_OTHER_STEPS = 3
 
 
 @reads_bundles
@@ -49,13 +49,14 @@ def quantize_bundle(
 ) -> Bundle:
     """Write a bundle of the same model whose graphs compute in few bits.
 
-    Ranges are measured on text, each product is rounded in the way that changes its result least, and those that cost
-    most stay fp32 until the loss is within the budget. ``quantization.json`` in the new bundle says all of it.
+    Where the scheme has to know ranges of activations, they are measured on the data, and each product is rounded in
+    the way that changes its result least. Those that cost most stay fp32 until the loss is within the budget.
+    ``quantization.json`` in the new bundle says all of it.
 
     Args:
         bundle: An fp32 bundle.
         output: Folder to create.
-        options: What to do; None: int8, calibrated with the bundle's held-out data.
+        options: What to do; None: int8-token, judged on the bundle's held-out data, or on random inputs if it has none.
         force: Replace a bundle that is there, with its engines and reports.
         progress: Called before each step.
 
@@ -65,7 +66,7 @@ def quantize_bundle(
     Raises:
         ConfigError: The bundle is not fp32 or its own output, a pattern names nothing, or nothing can be quantized
             within the budget.
-        InputError: The calibration data cannot be used.
+        InputError: The data cannot be used, or there is none to calibrate with.
         BundleError: ``output`` cannot be written; it is then as it was before.
     """
     options = options or QuantizeOptions()
@@ -77,21 +78,26 @@ def quantize_bundle(
     check_output(Path(output), force=force)
     scheme, longest = SCHEMES_BY_NAME[options.scheme], graph.axes["seq"].max
     export_options = _read_export_options(bundle, scheme)
-    data = _read_calibration(bundle, options.data, longest)
-    steps = Steps(progress, _OTHER_STEPS)
+    data = read_calibration(bundle, options.data, longest, may_draw=not scheme.reads_activations)
+    other_steps = _OTHER_STEPS + scheme.reads_activations
+    steps = Steps(progress, other_steps)
 
     steps.begin("tracing")
     model = bundle.load_model()
     trial = TrialGraph(model, describe_graphs(model.config, export_options)[FORWARD])
     sizes = {product.name: product.weight.size for product in trial.products}
     kept = _match(options.keep, list(sizes))
-    steps.total = _OTHER_STEPS + len(sizes)
+    steps.total = other_steps + len(sizes)
     with create_temporary_folder() as folder:
         path = trial.write(folder)
-        steps.begin("ranges of the activations")
-        widest = 4 * sum(len(product.weight) for product in trial.products)
-        seq_lens = list_lengths(data.source.rows, longest, widest)
-        samples = record_activations(trial, path, data.source.rows, seq_lens, options.threads)
+        seq_lens: list[int] = []
+        if scheme.reads_activations and data.rows is not None:
+            steps.begin("ranges of the activations")
+            widest = 4 * sum(len(product.weight) for product in trial.products)
+            seq_lens = list_lengths(data.rows, longest, widest)
+            samples = record_activations(trial, path, data.rows, seq_lens, options.threads)
+        else:
+            samples = skip_activations(trial)
         # A sample keeps its exact product, which is not to stay in memory for all of them.
         ladders = {name: scheme.list_roundings(samples.pop(name), options) for name in sizes}
         for product in trial.products:
@@ -124,29 +130,10 @@ def quantize_bundle(
         output,
         options=export_options,
         force=force,
-        quantization=Quantization(choice.recipe, bundle.manifest.checkpoint, record.to_json()),
+        quantization=Quantization(
+            choice.recipe, bundle.manifest.checkpoint, record.to_json(), traced=trial.copy_traced()
+        ),
     )
-
-
-def _read_calibration(bundle: Bundle, path: Path | None, longest: int) -> Heldout:
-    """Return the data that the options name.
-
-    Raises:
-        InputError: There is none, it cannot be used, or its samples are longer than the graph takes.
-        BundleError: The held-out data is damaged.
-    """
-    data = open_heldout(bundle, path)
-    if data is None:
-        raise InputError(
-            f"{bundle.path} has no held-out data to calibrate with; give data that the model would see in use with "
-            "--data FILE"
-        )
-    if data.seq_len > longest:
-        raise InputError(
-            f"the samples of the held-out data have {data.seq_len} {bundle.manifest.interface.unit}, the graph takes "
-            f"{longest}; export it with a larger --max-seq-len"
-        )
-    return data
 
 
 def _read_export_options(bundle: Bundle, scheme: Scheme) -> ExportOptions:
@@ -181,7 +168,7 @@ def _match(patterns: tuple[str, ...], names: list[str]) -> dict[str, str]:
 def _record(
     bundle: Bundle,
     options: QuantizeOptions,
-    data: Heldout,
+    data: Calibration,
     seq_lens: list[int],
     sizes: dict[str, int],
     ladders: dict[str, tuple[Rounding, ...]],
@@ -200,7 +187,7 @@ def _record(
                 weights,
                 sensitivity if math.isfinite(sensitivity) else None,  # JSON has no infinity
                 terms=rounding.recipe.terms if rounding else 1,
-                error=rounding.error if rounding else None,
+                error=rounding.error if rounding and math.isfinite(rounding.error) else None,
                 activation_max=rounding.recipe.activation_max if rounding else None,
                 smoothing_strength=rounding.strength if rounding else 0.0,
                 reason=kept.get(name) or choice.reasons.get(name),

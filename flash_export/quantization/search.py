@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from flash_export.exporters.quantization.recipe import ProductRecipe, Scheme
-    from flash_export.exporters.quantization.trial import TrialGraph
     from flash_export.quantization.loss import Judge
+    from flash_export.quantization.trial import TrialGraph
     from flash_export.tasks.base import Loss
 
 

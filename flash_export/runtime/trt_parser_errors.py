@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_LISTED = 3
 _CONTROL_FLOW = ("If", "Loop", "Scan")
 _NO_REASON = ("", "false")
-_DYNAMIC_QUANTIZATION = ("DynamicQuantizeLinear", "MatMulInteger")
+_QUANTIZATION = ("DynamicQuantizeLinear", "MatMulInteger", "QuantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,11 @@ def _choose_cure(complaints: tuple[ParserComplaint, ...]) -> str:
         return "TensorRT has no custom operators; express them in ai.onnx ones, as 'flash-export onnx' does"
     if any(complaint.op_type in _CONTROL_FLOW for complaint in complaints):
         return "export a graph without control flow, as 'flash-export onnx' does"
-    if any(complaint.op_type in _DYNAMIC_QUANTIZATION for complaint in complaints):
-        return "TensorRT has no scales that are measured at run time; use 'flash-export quantize --scheme int8'"
+    if any(complaint.op_type in _QUANTIZATION for complaint in complaints):
+        return (
+            "TensorRT takes signed whole numbers with scales that are known beforehand; use "
+            "'flash-export quantize --for tensorrt'"
+        )
     if any(complaint.op_type for complaint in complaints):
         return "replace the operators that TensorRT lacks, or export the checkpoint with 'flash-export onnx'"
     return "export the bundle again"

@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flash_export.config import CONFIG_FILE, MAX_THREADS, SCHEMES, ExportOptions, QuantizeOptions, check_count
+from flash_export.config import (
+    CONFIG_FILE,
+    MAX_THREADS,
+    SCHEMES,
+    SCHEMES_BY_RUNTIME,
+    ExportOptions,
+    QuantizeOptions,
+    check_count,
+)
 from flash_export.errors import CheckpointError, ConfigError
 from flash_export.runtime.backends import ORT_CPU, get_backend
 from flash_export.study.measuring import time_bundles, validate_bundle_on
@@ -69,8 +77,8 @@ def find_reason_against(variant: str, backend: str) -> str | None:
     """Return why a way is not worth a try; None if it is."""
     if variant in NEEDS_GPU and get_backend(backend).device == "cpu":
         return "half precision and fp8 are tried on GPUs alone"
-    if variant in SCHEMES and backend == "openvino":
-        return "quantized graphs are made for onnxruntime and TensorRT"
+    if variant in SCHEMES and backend == "openvino" and variant != SCHEMES_BY_RUNTIME[backend]:
+        return f"of the schemes, {SCHEMES_BY_RUNTIME[backend]} is for OpenVINO"
     return None
 
 

@@ -47,7 +47,7 @@ def test_the_joints_are_found_and_not_their_mean() -> None:
 def test_what_half_precision_and_int8_cost_is_told_in_pixels(tmp_path: Path) -> None:
     bundle = export_onnx(FOLDER, tmp_path / "fp32")
     half = export_onnx(FOLDER, tmp_path / "fp16", options=ExportOptions(precision="fp16"))
-    int8 = quantize_bundle(bundle, tmp_path / "int8", options=QuantizeOptions(budget=0.02, threads=1))
+    int8 = quantize_bundle(bundle, tmp_path / "int8", options=QuantizeOptions("int8", budget=0.02, threads=1))
     report = compare_bundles([bundle, half, int8], CompareOptions(threads=1, latency_budget_s=0))
     scores = {entry.name: entry.quality.score for entry in report.entries if entry.quality is not None}
     assert scores["fp32"] == pytest.approx(TRAINING["heldout_pixels"], abs=0.02)

@@ -191,9 +191,9 @@ def test_precision(
 
 def test_precision_of_what_is_not_measured_reaches_no_target(load_module: Callable[[str], Any]) -> None:
     precision, precisions = load_module("precision"), load_module("harness.precisions")
-    case = precisions.Case("a run", "forward", "int8", reason="no kernel")
+    case = precisions.Case("a run", "forward", "int8", 512, reason="no kernel")
     assert {figure.target for figure in precision.judge_case(case)} == {"NOT reached (not measured)"}
-    good = precisions.Case("a run", "decode", "int4", speed=1.6, size=0.19)
+    good = precisions.Case("a run", "decode", "int4", 1024, speed=1.6, size=0.19)
     assert [figure.target for figure in precision.judge_case(good)] == ["reached (>= 1.5)", "reached (<= 0.2)"]
 
 

@@ -160,7 +160,7 @@ def test_installed_script() -> None:
         ),
         (
             ["quantize", "x", "-o", "y", "--scheme", "INT-8"],
-            "Invalid value for '--scheme': 'INT-8' is none of int8, int8-dynamic, int4, fp8 (did you mean int8?); see ",
+            "Invalid value for '--scheme': 'INT-8' is none of int8-token, int8, int4, fp8 (did you mean int8?); see ",
         ),
         (["onnx"], "Missing argument 'CHECKPOINT'; see 'flash-export onnx --help'"),
         (["onnx", "x"], "Missing option '-o' / '--output'; see 'flash-export onnx --help'"),

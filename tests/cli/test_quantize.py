@@ -14,7 +14,7 @@ from flash_export.bundle.bundle import Bundle
 from flash_export.bundle.quantization_record import ProductRecord
 from flash_export.cli.main import main
 from flash_export.cli.quantize import describe_product, parse_share
-from flash_export.config import QuantizeOptions
+from flash_export.config import SCHEMES_BY_RUNTIME, QuantizeOptions
 from flash_export.errors import ConfigError
 
 pytest.importorskip("onnxruntime")
@@ -54,7 +54,7 @@ def test_it_writes_a_bundle_and_says_what_each_product_became(masked_byte_bundle
     assert result.stderr == f"Next: flash-export validate {output}\n"
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     assert lines[:2] == [
-        f"Quantization to {output}: int8",
+        f"Quantization to {output}: int8-token",
         f"Judged by {record.predictions:,} predictions on held-out text.",
     ]
     rows = [re.sub(" +", " ", line) for line in lines]
@@ -80,6 +80,17 @@ def test_defaults_are_those_of_the_library(masked_byte_bundle: Bundle, tmp_path:
     assert asked["force"] is False
 
 
+@pytest.mark.parametrize(("runtime", "scheme"), SCHEMES_BY_RUNTIME.items())
+def test_what_is_to_run_it_chooses_the_scheme_unless_one_is_given(
+    masked_byte_bundle: Bundle, tmp_path: Path, asked: dict[str, Any], runtime: str, scheme: str
+) -> None:
+    arguments = masked_byte_bundle.path, "-o", tmp_path / "q", "--for", runtime
+    assert invoke(*arguments).exit_code == 0
+    assert asked["options"].scheme == scheme
+    assert invoke(*arguments, "--scheme", "int4").exit_code == 0
+    assert asked["options"].scheme == "int4"
+
+
 @pytest.mark.parametrize(("text", "share"), [("0.5%", 0.005), ("0.005", 0.005), (" 2 %", 0.02), ("1e-3", 0.001)])
 def test_a_share_is_a_fraction_or_per_cent(text: str, share: float) -> None:
     assert parse_share(text) == pytest.approx(share)
@@ -101,7 +112,7 @@ def test_what_is_no_share_is_refused(masked_byte_bundle: Bundle, tmp_path: Path,
         (["--budget", "100%"], "budget=1.0 is not usable"),
         (["--budget=-1%"], "budget=-0.01 is not usable"),
         (["--budget", "nan"], "budget=nan is not usable"),
-        (["--scheme", "int2"], "'int2' is none of int8, int8-dynamic, int4, fp8 (did you mean int8?)"),
+        (["--scheme", "int2"], "'int2' is none of int8-token, int8, int4, fp8 (did you mean int8?)"),
         (["--block-size", "24"], "block_size=24 is not usable; use a power of two from 16 on"),
         (["--block-size", "8"], "block_size=8 is not usable"),
         (["--threads", "0"], "threads=0 is not usable; use at least 1"),

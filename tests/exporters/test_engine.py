@@ -136,9 +136,9 @@ def test_default_targets_of_fp8_are_those_that_have_it() -> None:
     assert {"8.9", "12.0"} <= fp8.keys() <= fp32.keys()
 
 
-def test_scales_of_the_moment_are_refused_with_what_to_use(export_scheme: SchemeExporter) -> None:
-    bundle = export_scheme("int8-dynamic")
-    with pytest.raises(EngineBuildError, match=r"DynamicQuantizeLinear.*; TensorRT has no scales .*--scheme int8'$"):
+def test_what_is_for_onnxruntime_is_refused_with_what_to_use(export_scheme: SchemeExporter) -> None:
+    bundle = export_scheme("int8-token")
+    with pytest.raises(EngineBuildError, match=r"QuantizeLinear.*; TensorRT takes signed .* quantize --for tensorrt'$"):
         build_engine(bundle, options=ADA)
     assert bundle.list_engines() == []
 

@@ -101,7 +101,7 @@ def test_symbolic_shapes_of_quantized_state_are_inferred(int8_bundle: Bundle) ->
     check_symbolic_shapes(int8_bundle)
 
 
-@pytest.mark.parametrize("scheme", ["int8-dynamic", "int4", "fp8"])
+@pytest.mark.parametrize("scheme", ["int8-token", "int4", "fp8"])
 def test_symbolic_shapes_of_schemes_are_inferred(scheme: str, export_scheme: Callable[[str], Bundle]) -> None:
     check_symbolic_shapes(export_scheme(scheme))
 

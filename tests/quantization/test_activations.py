@@ -14,7 +14,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flash_export.bundle.manifest import AxisRange, GraphSpec
 from flash_export.data.batch import Batch
-from flash_export.exporters.quantization.trial import TrialProduct
 from flash_export.interface import TensorSpec
 from flash_export.models.token_model import describe_token_model
 from flash_export.quantization.activations import (
@@ -24,12 +23,13 @@ from flash_export.quantization.activations import (
     list_lengths,
     record_activations,
 )
+from flash_export.quantization.trial import TrialProduct
 from flash_export.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.exporters.quantization.trial import TrialGraph
+    from flash_export.quantization.trial import TrialGraph
 
 pytest.importorskip("onnxruntime")
 

@@ -20,9 +20,8 @@ pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.slow
 
 ASSETS = Path(flash_export.__file__).parent / "assets"
-MAX_CHANGE = {"int8": 0.005, "int8-dynamic": 0.005, "int4": 0.02, "fp8": 0.005}
-# int8-dynamic has no second term, so that what costs most has to stay fp32: 0.364 of the causal model's bytes.
-MAX_RATIO = {"int8": 0.30, "int8-dynamic": 0.40, "int4": 0.20, "fp8": 0.30}
+MAX_CHANGE = {"int8-token": 0.001, "int8": 0.005, "int4": 0.02, "fp8": 0.005}
+MAX_RATIO = {"int8-token": 0.30, "int8": 0.30, "int4": 0.20, "fp8": 0.30}
 
 
 @pytest.fixture(scope="module", params=["byte-causal", "byte-masked"])

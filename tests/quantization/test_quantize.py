@@ -111,23 +111,37 @@ def test_weights_take_a_quarter(causal_byte_bundle: Bundle, int8_bundle: Bundle)
 
 
 def test_every_probe_is_a_value_of_the_graph(int8_bundle: Bundle, export_scheme: SchemeExporter) -> None:
-    for bundle in (int8_bundle, *map(export_scheme, ("int8-dynamic", "int4", "fp8"))):
+    for bundle in (int8_bundle, *map(export_scheme, ("int8-token", "int4", "fp8"))):
         values = {probe.tensor for probe in bundle.read_probes().probes}
         assert len(values) > 10
         assert values - list_values(bundle.get_graph_path()) == set()
 
 
-def test_prefill_and_decode_say_what_forward_does(int8_bundle: Bundle, causal_byte_bundle: Bundle) -> None:
-    ids = make_ids(2, 30)
-    forward, exact = read_logits(int8_bundle, ids), read_logits(causal_byte_bundle, ids)
+@pytest.mark.parametrize("name", ["int8_bundle", "token_bundle"])
+def test_prefill_and_decode_say_what_forward_does(
+    name: str, causal_byte_bundle: Bundle, request: pytest.FixtureRequest
+) -> None:
+    bundle, ids = request.getfixturevalue(name), make_ids(2, 30)
+    forward, exact = read_logits(bundle, ids), read_logits(causal_byte_bundle, ids)
     scale = np.abs(exact).max()
     assert 1e-5 * scale < np.abs(forward - exact).max() < 0.05 * scale
-    with Generator.open(int8_bundle, threads=1) as generator:
+    with Generator.open(bundle, threads=1) as generator:
         logits, state = generator.prefill([row[:19] for row in ids])
         np.testing.assert_allclose(logits, forward[:, 18], rtol=0, atol=0.01 * scale)
         for position in range(19, 30):
             logits, state = generator.prefill([row[position : position + 1] for row in ids], state)
             np.testing.assert_allclose(logits, forward[:, position], rtol=0, atol=0.01 * scale)
+
+
+def test_what_was_traced_to_search_is_written(
+    masked_byte_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the only graph of this model."""
+    monkeypatch.setattr("flash_export.exporters.export.trace_model", lambda *_: pytest.fail("traced again"))
+    bundle = quantize_bundle(masked_byte_bundle, tmp_path / "out", options=QuantizeOptions(threads=1))
+    scale = np.abs(exact := read_logits(masked_byte_bundle, make_ids(2, 30))).max()
+    assert np.abs(read_logits(bundle, make_ids(2, 30)) - exact).max() < 0.05 * scale
+    assert len(bundle.read_probes().probes) == len(masked_byte_bundle.read_probes().probes)
 
 
 @pytest.mark.slow
@@ -158,6 +172,25 @@ def test_int4_raises_the_opset_and_gives_the_same_bytes_again(masked_byte_bundle
     assert [label for *_, label in steps if label in PRODUCTS] == 2 * PRODUCTS[:1]
     model = onnx.load(first.get_graph_path())
     assert "head.weight" in {tensor.name for tensor in model.graph.initializer}
+
+
+def test_a_scale_for_each_token_needs_no_data(
+    causal_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle has none; what is random is drawn alike again."""
+    monkeypatch.setattr("flash_export.quantization.quantize.record_activations", lambda *_: pytest.fail("calibrated"))
+    options = QuantizeOptions(threads=1)
+    first, second = (quantize_bundle(causal_bundle, tmp_path / name, options=options) for name in "ab")
+    record = first.read_quantization()
+    assert record is not None
+    assert (record.scheme, record.data, record.seq_lens, record.score) == ("int8-token", "random tokens", (), None)
+    assert 0 < record.loss <= record.budget
+    assert {(product.scheme, product.error, product.activation_max) for product in record.products} == {
+        ("int8-token", None, None)
+    }
+    assert list_contents(first.path) == list_contents(second.path)
+    with pytest.raises(InputError, match="has no held-out data to calibrate with; give data that the model would see"):
+        quantize_bundle(causal_bundle, tmp_path / "c", options=QuantizeOptions("int8"))
 
 
 # --- what is refused
@@ -205,7 +238,7 @@ def test_a_failure_leaves_the_output_as_it_was(
     monkeypatch.setattr("flash_export.quantization.search.Search.run", lambda *_: choice)
     monkeypatch.setattr("flash_export.exporters.export.write_models", fail)
     with pytest.raises(InputError, match="on purpose"):
-        quantize_bundle(masked_byte_bundle, output, options=QuantizeOptions(threads=1), force=True)
+        quantize_bundle(masked_byte_bundle, output, options=QuantizeOptions("int8", threads=1), force=True)
     assert list_contents(output) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -221,8 +254,11 @@ def test_a_bundle_is_not_its_own_output(masked_byte_bundle: Bundle) -> None:
     ("options", "message"),
     [
         (QuantizeOptions("int4", block_size=1024), r"can be int4 \(layers.0.projection: its 32 inputs are no multiple"),
-        (QuantizeOptions(keep=("*",)), r"can be int8 \(layers.0.projection: --keep \*\); take --keep back"),
-        (QuantizeOptions(budget=1e-12), r"budget=1e-12 leaves no product in int8: .* at least .*; raise --budget"),
+        (QuantizeOptions(keep=("*",)), r"can be int8-token \(layers.0.projection: --keep \*\); take --keep back"),
+        (
+            QuantizeOptions(budget=1e-12),
+            r"budget=1e-12 leaves no product in int8-token: .* at least .*; raise --budget",
+        ),
     ],
 )
 def test_a_bundle_with_nothing_in_few_bits_is_not_written(

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from flash_export.exporters.quantization.trial import TrialGraph
     from flash_export.quantization.loss import Judge
     from flash_export.quantization.search import Choice
+    from flash_export.quantization.trial import TrialGraph
 
     Together = Callable[[list[float]], float]
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
 
 BACKEND = "trt-network"
-SCHEMES = [name for name in SCHEMES_BY_NAME if name != "int8-dynamic"]
+SCHEMES = [name for name in SCHEMES_BY_NAME if name != "int8-token"]
 QUICK: dict[str, Any] = {"threads": 1, "latency_budget_s": 0}
 
 
@@ -118,11 +118,11 @@ def test_graphs_of_every_family_pass(name: str, precision: str, max_seq_len: int
 
 
 def test_what_the_parser_cannot_take_is_skipped_and_said(export_scheme: SchemeExporter) -> None:
-    report = validate_bundle(export_scheme("int8-dynamic"), ValidationOptions(backends=(BACKEND,), **QUICK))
+    report = validate_bundle(export_scheme("int8-token"), ValidationOptions(backends=(BACKEND,), **QUICK))
     (row,) = report.rows
     assert row.status == "skipped"
     assert row.reason is not None
-    assert "DynamicQuantizeLinear" in row.reason
+    assert "QuantizeLinear" in row.reason
 
 
 def test_it_is_a_default_where_an_engine_was_built(causal_bundle: Bundle, tmp_path: Path) -> None:

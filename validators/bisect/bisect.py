@@ -11,7 +11,7 @@ from flash_export.bundle.bundle import reads_bundles
 from flash_export.config import FORWARD, GRAPHS, MAX_THREADS, check_count
 from flash_export.errors import BundleError, ConfigError, InputError
 from flash_export.interface import SEQ
-from flash_export.limits import ERROR_BUDGETS
+from flash_export.limits import ERROR_BUDGETS, refuse_retired
 from flash_export.runtime.backends import BACKENDS, TRT, find_target
 from flash_export.suggest import describe_unknown
 from flash_export.validators.bisect.bisect_state import StateBisection, get_carried_state
@@ -105,12 +105,14 @@ def bisect_bundle(
     Raises:
         InputError: A length or batch lies outside of the graph's range, or does not fit into memory.
         BundleError: A bundle does not say where its graph can be read, or has no value that can be.
-        ConfigError: The two bundles hold different models.
+        ConfigError: The two bundles hold different models, or one is in a scheme that is no longer judged.
         BackendUnavailableError: onnxruntime, or the provider, cannot be used here.
     """
     options = options or BisectOptions()
     graph = bundle.get_graph(options.graph)
     _check_sizes(graph, options)
+    for judged in (bundle, *(() if against is None else (against,))):
+        refuse_retired(judged.get_graph(options.graph).precision)
     precision = graph.precision
     if against is not None:
         if against.read_config() != bundle.read_config():

@@ -55,7 +55,7 @@ def _list_roundings(sample: ProductSample, options: QuantizeOptions) -> tuple[Ro
 
 def _rewrite(place: Place, recipe: ProductRecipe) -> None:
     assert recipe.block_size is not None  # a recipe of this scheme has one
-    place.replace_factors(place.activation, place.dequantize_weight(round_to_int4(place.weight, recipe.block_size)))
+    place.replace_output(place.multiply(place.activation, round_to_int4(place.weight, recipe.block_size)))
 
 
 # Operators: DequantizeLinear of int4, and of blocks.

@@ -8,10 +8,11 @@ import numpy as np
 
 from flash_export.exporters.quantization.numbers import INT8
 from flash_export.exporters.quantization.recipe import ProductRecipe, Scheme
-from flash_export.exporters.quantization.rewrite import compute_step
 from flash_export.exporters.quantization.rounding import Rounding, compute_peak
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from flash_export.config import QuantizeOptions
     from flash_export.exporters.quantization.rewrite import Place
     from flash_export.exporters.quantization.rounding import ProductSample
@@ -37,30 +38,35 @@ def _rewrite(place: Place, recipe: ProductRecipe) -> None:
     if recipe.terms == 1:
         place.round_factors(recipe, INT8)
     else:
-        _split_activation(place, compute_step(recipe, INT8))
+        step = recipe.compute_step(INT8)
+        place.replace_output(multiply_terms(place, round_terms(place, place.activation, step, np.int8(0)), step))
 
 
-def _split_activation(place: Place, step: np.float32) -> None:
-    """Make one product of twice the rows: the activation in whole steps, then what is left of it, in finer ones.
+def round_terms(place: Place, x: ir.Value, step: np.float32, zero: np.generic) -> ir.Value:
+    """Return an activation in whole steps, and below that what is left of it, negative and in finer ones.
 
-    Before: ``activation -> MatMul(weight)``. After: ``Concat(whole, finer rest) -> Quantize -> MatMul(int8 weight) ->
-    Split -> Sub``. The weight has one reader, because onnxruntime, where it makes unsigned numbers of it (see
+    Before: ``x``. After: ``Concat(whole, finer rest) -> QuantizeLinear -> DequantizeLinear``.
+    """
+    scaled = place.insert("Mul", [x, place.add("inverse_step", np.float32(1) / step)])
+    whole = place.insert("Round", [scaled])
+    rest = place.insert("Sub", [whole, scaled])
+    finer = place.insert("Mul", [rest, place.add("finer", np.float32(_FINER))])
+    return place.round_activation(place.insert("Concat", [whole, finer], axis=0), "terms", np.float32(1), zero)
+
+
+def multiply_terms(place: Place, terms: ir.Value, step: np.float32) -> ir.Value:
+    """Make one product of twice the rows, ``MatMul(int8 weight) -> Split -> Sub``, and return what it gives.
+
+    The weight has one reader, because onnxruntime, where it makes unsigned numbers of it (see
     ``session.x64quantprecision`` in ``runtime/ort.py``), fails at the second.
     """
-    scaled = place.insert("Mul", [place.activation, place.add("inverse_step", np.float32(1) / step)])
-    whole = place.insert("Round", [scaled])
-    finer = np.float32(_FINER)
-    rest = place.insert("Mul", [place.insert("Sub", [whole, scaled]), place.add("finer", finer)], number=1)
-    terms = place.insert("Concat", [whole, rest], axis=0)
-    rounded = place.round_activation(terms, "terms", np.float32(1), INT8.dtype)
-    weight = place.dequantize_weight(INT8.round_weight(place.weight * step))
-    product = place.insert("MatMul", [rounded, weight])
-    product.type = place.output.type
+    product = place.multiply(terms, INT8.round_weight(place.weight * step))
+    product.shape = None  # it has twice the rows
     first, second = place.insert_many("Split", [product], 2, axis=0, num_outputs=2)
-    small = place.insert("Mul", [second, place.add("inverse_finer", 1 / finer)], number=2)
+    small = place.insert("Mul", [second, place.add("inverse_finer", np.float32(1 / _FINER))])
     for value in (first, second, small):
         value.shape, value.type = place.output.shape, place.output.type
-    place.replace_output(place.insert("Sub", [first, small], number=1))
+    return place.insert("Sub", [first, small])
 
 
 SCHEME: Scheme = Scheme("int8", _list_roundings, _rewrite, has_range=True, max_terms=2)

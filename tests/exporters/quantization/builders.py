@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -104,3 +105,17 @@ def run(model: onnx.ModelProto | Path, inputs: Mapping[str, np.ndarray]) -> np.n
 def measure_error(model: onnx.ModelProto, x: np.ndarray, exact: np.ndarray) -> float:
     """Return the root mean square of the error, as a fraction of that of the product."""
     return float(np.sqrt(np.square(run(model, {"x": x}) - exact).mean() / np.square(exact).mean()))
+
+
+def count_fused(model: Path | onnx.ModelProto, folder: Path) -> Counter[str]:
+    """Return the operators of the graph that onnxruntime really runs."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    optimized = onnx.load(folder / "optimized.onnx", load_external_data=False)
+    return Counter(node.op_type for node in optimized.graph.node)

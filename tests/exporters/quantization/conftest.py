@@ -13,9 +13,9 @@ import torch
 
 from flash_export.config import FORWARD, ExportOptions
 from flash_export.exporters.graphs import describe_graphs
-from flash_export.exporters.quantization.trial import TrialGraph
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
+from flash_export.quantization.trial import TrialGraph
 from tests.exporters.quantization import builders
 
 SIZES: dict[str, Any] = {"vocab_size": 61, "dim": 32, "depth": 1, "hidden_dim": 48, "qk_dim": 32}

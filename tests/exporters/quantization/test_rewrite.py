@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,7 +19,7 @@ from flash_export.exporters.quantization.recipe import ProductRecipe, Quantizati
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 from flash_export.models.flash import FlashConfig, FlashModel
 from tests.conftest import PROVENANCE
-from tests.exporters.quantization.builders import measure_error, quantize_product, run
+from tests.exporters.quantization.builders import count_fused, measure_error, quantize_product, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,16 +27,16 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from flash_export.exporters.quantization.trial import TrialGraph, TrialProduct
+    from flash_export.quantization.trial import TrialGraph, TrialProduct
 
     ProductWriter = Callable[..., ir.Model]
 
-ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 
 BLOCK_SIZE = 16
-WAYS = (*SCHEMES, "int8-smoothed", "int8-dynamic-smoothed", "int8-two-terms")
+WAYS = (*SCHEMES, "int8-smoothed", "int8-two-terms", "int8-token-two-terms")
 # What onnxruntime makes of a product by each scheme; it has no fp8 product on the CPU.
-FUSED = {"int8": "MatMulIntegerToFloat", "int8-dynamic": "DynamicQuantizeMatMul", "int4": "MatMulNBits"}
+FUSED = {"int8-token": "MatMulIntegerToFloat", "int8": "MatMulIntegerToFloat", "int4": "MatMulNBits"}
 
 
 class Traced(Protocol):
@@ -75,18 +74,6 @@ def make_recipe(way: str, inputs: int, activation_max: float = 12.0) -> ProductR
 def plan_all(way: str, products: tuple[TrialProduct, ...]) -> QuantizationRecipe:
     recipes = {product.name: make_recipe(way, len(product.weight)) for product in products}
     return QuantizationRecipe(recipes["head"].scheme, recipes)
-
-
-def count_fused(model: Path | onnx.ModelProto, folder: Path) -> Counter[str]:
-    """Return the operators of the graph that onnxruntime really runs."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.optimized_model_filepath = str(folder / "optimized.onnx")
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimized.data")
-    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
-    ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    optimized = onnx.load(folder / "optimized.onnx", load_external_data=False)
-    return Counter(node.op_type for node in optimized.graph.node)
 
 
 def list_value_names(path: Path) -> set[str]:
@@ -160,9 +147,10 @@ def test_onnxruntime_has_a_product_in_few_bits_for_every_one(traced: Traced, sch
     assert found["DequantizeLinear"] == found["Gemm"] == found["MatMulInteger"] == 0
 
 
-def test_two_terms_are_one_product_in_few_bits(traced: Traced, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["int8", "int8-token"])
+def test_two_terms_are_one_product_in_few_bits(traced: Traced, scheme: str, tmp_path: Path) -> None:
     products = traced.trial.products
-    found = count_fused(traced.trial.write(tmp_path, plan_all("int8-two-terms", products)), tmp_path)
+    found = count_fused(traced.trial.write(tmp_path, plan_all(f"{scheme}-two-terms", products)), tmp_path)
     assert found["MatMulIntegerToFloat"] == len(products)
     assert found["DequantizeLinear"] == found["Gemm"] == 0
 
@@ -202,7 +190,8 @@ def make_product(seed: int = 0, k: int = 64, n: int = 24) -> tuple[np.ndarray, n
     ("way", "largest"),
     [
         ("int8", 0.02),
-        ("int8-dynamic", 0.02),
+        ("int8-token", 0.02),
+        ("int8-token-two-terms", 0.01),
         ("int4", 0.12),
         ("fp8", 0.06),
         ("int8-smoothed", 0.03),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flash_export.config import SCHEMES
 from flash_export.exporters.quantization.numbers import INT8
 from flash_export.exporters.quantization.rounding import STRENGTHS, ProductSample
+from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 from tests.exporters.quantization.builders import list_roundings
 
 K, N = 64, 32
+CALIBRATED = [name for name, scheme in SCHEMES_BY_NAME.items() if scheme.reads_activations]
 
 
 def make_product(*outliers: int, k: int = K) -> ProductSample:
@@ -23,23 +24,20 @@ def make_product(*outliers: int, k: int = K) -> ProductSample:
     return ProductSample(weight, x, np.abs(x).max(axis=0))
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
-def test_smoothing_is_taken_where_channels_have_outliers(scheme: str) -> None:
+def test_smoothing_is_taken_where_channels_have_outliers() -> None:
     sample = make_product(3, 40)
-    rough = list_roundings(sample, scheme, smoothing=False)[0]
-    smooth = list_roundings(sample, scheme)[0]
+    rough = list_roundings(sample, "int8", smoothing=False)[0]
+    smooth = list_roundings(sample, "int8")[0]
     assert (rough.recipe.smoothing, rough.strength) == (None, 0.0)
     assert smooth.error < rough.error / 10
     assert smooth.strength in STRENGTHS
     assert smooth.recipe.smoothing is not None
     assert set(np.argsort(smooth.recipe.smoothing)[-2:]) == {3, 40}
     assert np.log(smooth.recipe.smoothing).mean() == pytest.approx(0, abs=1e-5)
-    assert smooth.recipe.activation_max == (
-        None if scheme == "int8-dynamic" else float((sample.max_abs / smooth.recipe.smoothing).max())
-    )
+    assert smooth.recipe.activation_max == float((sample.max_abs / smooth.recipe.smoothing).max())
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CALIBRATED)
 def test_smoothing_is_not_taken_without_outliers(scheme: str) -> None:
     for rounding in list_roundings(make_product(), scheme):
         assert (rounding.recipe.smoothing, rounding.strength) == (None, 0.0)
@@ -71,14 +69,12 @@ def test_the_error_is_that_of_the_product() -> None:
     assert 0.001 < rounding.error < 0.05
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_more_bits_cost_less(scheme: str) -> None:
-    errors = {scheme: list_roundings(make_product(), scheme)[0].error for scheme in SCHEMES}
+def test_more_bits_cost_less() -> None:
+    errors = {scheme: list_roundings(make_product(), scheme)[0].error for scheme in CALIBRATED}
     assert errors["int8"] < errors["fp8"] < errors["int4"]
-    assert errors["int8"] == errors["int8-dynamic"]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", CALIBRATED)
 def test_what_is_always_zero_can_be_rounded(scheme: str) -> None:
     nothing = ProductSample(np.zeros((K, N), np.float32), np.zeros((9, K), np.float32), np.zeros(K, np.float32))
     for rounding in list_roundings(nothing, scheme):

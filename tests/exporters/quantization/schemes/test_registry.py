@@ -60,7 +60,8 @@ def test_a_plan_has_what_its_scheme_needs_and_nothing_else(name: str) -> None:
         ProductRecipe(scheme, known, terms=3, block_size=blocks)
 
 
-@pytest.mark.parametrize("name", SCHEMES_BY_NAME)
+# What a scheme that reads no activations costs is not foretold; see test_int8_token.py.
+@pytest.mark.parametrize("name", [name for name, scheme in SCHEMES_BY_NAME.items() if scheme.reads_activations])
 @settings(max_examples=15, deadline=None)
 @given(
     rows=st.integers(8, 20),
@@ -85,7 +86,4 @@ def test_a_rewritten_product_is_off_by_what_its_rounding_says(
         evaluator = ReferenceEvaluator(quantize_product(write_product(weight), rounding.recipe))
         (found,) = evaluator.run(None, {"x": x})
         error = float(np.sqrt(np.square(np.asarray(found) - x @ weight).mean() / np.square(x @ weight).mean()))
-        if rounding.recipe.scheme.has_range or rounding.recipe.scheme.has_blocks:
-            assert error == pytest.approx(rounding.error, rel=0.05)
-        else:  # the range of a run is no larger than that of all data, and has 255 steps for both signs together
-            assert 0 < error < 2 * rounding.error
+        assert error == pytest.approx(rounding.error, rel=0.05)

@@ -17,7 +17,7 @@ from flash_export.exporters.quantization.products import list_products
 from flash_export.exporters.quantization.rewrite import quantize_graph
 from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
-from flash_export.exporters.tracing import trace_model
+from flash_export.exporters.tracing import TracedGraph, trace_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,8 @@ class TrialGraph:
         lowered = lower_model(model, opset=graph.opset)
         join_projections(lowered)
         module = build_graph_module(FORWARD, lowered)
-        traced = trace_model(module, graph, choose_traced_sizes(module, model.config.interface, graph)).model
+        found = trace_model(module, graph, choose_traced_sizes(module, model.config.interface, graph))
+        traced, self._probes = found.model, found.probes
         self.graph = graph
         self.products = tuple(
             TrialProduct(product.name, str(product.input.name), read_constant(product.weight))
@@ -69,12 +70,17 @@ class TrialGraph:
         self._skeleton: onnx.ModelProto = models.add(GRAPH_FILE, traced)
         self._weights = models.weights
 
-    def write(self, folder: Path, recipe: QuantizationRecipe | None = None) -> Path:
-        """Write the graph, quantized by a recipe, and return its file."""
+    def copy_traced(self) -> TracedGraph:
+        """Return the graph as it was traced."""
         model = ir.from_proto(self._skeleton)
         for name, value in model.graph.initializers.items():
             if name in self._weights:
                 value.const_value = self._weights[name]
+        return TracedGraph(model, self._probes)
+
+    def write(self, folder: Path, recipe: QuantizationRecipe | None = None) -> Path:
+        """Write the graph, quantized by a recipe, and return its file."""
+        model = self.copy_traced().model
         if recipe is not None:
             quantize_graph(model, recipe)
         models = SplitModels(f"{GRAPH_FILE}.data")
