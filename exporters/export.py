@@ -124,8 +124,8 @@ def export_onnx(
         for name, graph in graphs.items():
             module = build_graph_module(name, lowered)
             sizes = choose_traced_sizes(module, interface, graph)
-            known = variant.traced if name == FORWARD else None
-            traced = known or trace_model(module, graph, sizes)
+            before = variant.traced if name == FORWARD else None
+            traced = before or trace_model(module, graph, sizes)
             check_traced_sizes(traced.model, sizes)
             variant.rewrite(traced.model)
             models.add(graph.file, traced.model)

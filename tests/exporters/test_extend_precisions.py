@@ -28,7 +28,7 @@ CHUNK_SIZE = 8
 STREAMED = ValidationOptions(backends=("stream:ort-cpu",), latency_budget_s=0)
 
 
-@pytest.fixture(params=["fp32", "bf16", "fp16", "int8", "int4"])
+@pytest.fixture(params=["fp32", "bf16", "fp16", "int8", "int8-token", "int4"])
 def precise_bundle(
     request: pytest.FixtureRequest,
     causal_byte_bundle: Bundle,
@@ -39,11 +39,12 @@ def precise_bundle(
     if request.param in ("fp16", "bf16"):
         return export_half(request.param)
 
-    def write_int4(folder: Path) -> None:
-        quantize_bundle(causal_byte_bundle, folder / "int4", options=QuantizeOptions("int4", budget=0.9, threads=1))
+    def quantize(folder: Path) -> None:
+        options = QuantizeOptions(request.param, budget=0.9, threads=1)
+        quantize_bundle(causal_byte_bundle, folder / request.param, options=options)
 
-    if request.param == "int4":
-        return Bundle.open(share_folder("int4-bytes", write_int4) / "int4")
+    if request.param in ("int8-token", "int4"):
+        return Bundle.open(share_folder(f"{request.param}-bytes", quantize) / request.param)
     return int8_bundle if request.param == "int8" else causal_byte_bundle
 
 
