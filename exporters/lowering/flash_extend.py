@@ -40,7 +40,6 @@ class Block(NamedTuple):
     Attributes:
         slots: The slot of each token in the cache, ``(b, n)``.
         places: Row and slot of each token, ``(b, n, 2)``.
-        pairs: Slots of the query and of a new token, ``(b, n, n, 2)``.
         is_cached_near: Whether a cached token is of the query's chunk, ``(b, n, c)``.
         is_near: Whether a new token is, ``(b, n, n)``.
         is_earlier: 1 for new tokens of an earlier chunk than the query's, ``(b, n, n)``.
@@ -53,7 +52,6 @@ class Block(NamedTuple):
 
     slots: Int[Tensor, "b n"]
     places: Int[Tensor, "b n 2"]
-    pairs: Int[Tensor, "b n n 2"]
     is_cached_near: Bool[Tensor, "b n c"]
     is_near: Bool[Tensor, "b n n"]
     is_earlier: Float[Tensor, "b n n"]
@@ -101,7 +99,9 @@ class ExtendLayer(StatefulLayer):
     ) -> Float[Tensor, "b n e"]:
         """Return what each token sees of the cache, of the block and of the sum."""
         precision, quadratic = self.precision, self.quadratic
-        biases = (F.embedding(block.slots, quadratic.bias), take_at(quadratic.bias, block.pairs))
+        # Between tokens of one chunk the bias depends on their distance alone, wherever in it they are.
+        size = new.v.shape[1]
+        biases = (F.embedding(block.slots, quadratic.bias), quadratic.bias[:size, :size])
         mixed = precision.multiply(lin_q, precision.narrow(past.kv, "kv"), "linear")
         for seen, bias, is_near in zip((past, new), biases, (block.is_cached_near, block.is_near), strict=True):
             quad_k, lin_k = (precision.narrow(k, "heads") for k in (seen.quad_k, seen.lin_k))
@@ -164,11 +164,9 @@ class ExtendFlash(StatefulFlash):
         query_chunks, key_chunks = chunks.unsqueeze(2), chunks.unsqueeze(1)
         is_open = (torch.arange(chunk_size) < first_slot).float().unsqueeze(1)  # (b, 1, c)
         is_kept = (numbers < lengths.float()).unsqueeze(-1)
-        query_slots, key_slots = slots.unsqueeze(2), slots.unsqueeze(1)
         return Block(
             slots=slots,
             places=torch.stack((rows + slots * 0, slots), dim=-1),
-            pairs=torch.stack((query_slots + key_slots * 0, key_slots + query_slots * 0), dim=-1),
             is_cached_near=is_open > query_chunks,
             is_near=query_chunks == key_chunks,
             is_earlier=self.precision.narrow((query_chunks > key_chunks).float(), "valid"),

@@ -132,8 +132,9 @@ class Generator:
         while (remaining := lengths - fed).any():
             rows, counts, runner = self._choose_run(state.position, remaining, segment_len)
             pieces = [prompts[row][fed[row] : fed[row] + count] for row, count in zip(rows, counts, strict=True)]
-            logits[rows], new_state = self._feed(runner, pieces, state.select(rows))
-            state = state.replace(rows, new_state)
+            is_all = rows.size == batch  # nothing is copied then
+            logits[rows], new_state = self._feed(runner, pieces, state if is_all else state.select(rows))
+            state = new_state if is_all else state.replace(rows, new_state)
             fed[rows] += counts
         return logits, state
 
