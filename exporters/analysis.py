@@ -34,6 +34,7 @@ class GraphAnalysis:
         num_parameters: Elements of the floating-point constants.
         constant_bytes: Bytes of all constants.
         producer: Tool and version that wrote the file.
+        metadata: What the graph says of itself, by key.
     """
 
     opset: int
@@ -45,6 +46,7 @@ class GraphAnalysis:
     num_parameters: int
     constant_bytes: int
     producer: str
+    metadata: dict[str, str]
 
 
 def analyse_graph(path: Path) -> GraphAnalysis:
@@ -74,6 +76,7 @@ def _count(model: onnx.ModelProto) -> GraphAnalysis:
         num_parameters=sum(size for tensor, size in sizes if _get_dtype(tensor.data_type).kind == "f"),
         constant_bytes=count_constant_bytes(model),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
+        metadata={entry.key: entry.value for entry in model.metadata_props},
     )
 
 

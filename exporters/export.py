@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from flash_export.bundle.bundle import GRAPH_FILE, MANIFEST_FILE, SETTINGS_FILE, Bundle, name_probes_file
 from flash_export.bundle.manifest import Manifest, ModelFacts
 from flash_export.bundle.origin import read_origin
-from flash_export.config import FORWARD, ExportOptions
+from flash_export.config import FORWARD, WEIGHTS_FILE, ExportOptions
 from flash_export.data.heldout import load_heldout, read_data
 from flash_export.data.sources import Data, RandomSource
 from flash_export.errors import BundleError, CheckpointError, InputError
 from flash_export.exporters.graphs import build_graph_module, count_state_bytes, describe_graphs, find_longest
 from flash_export.exporters.lowering.registry import lower_model
 from flash_export.exporters.promises import check_promises, check_traced_sizes
+from flash_export.exporters.self_description import describe_in_graph
 from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
@@ -115,6 +116,7 @@ def export_onnx(
     with replace_folder(target, overwrite=force) as staging:
         steps.begin("lowering")
         loaded.model.save_pretrained(staging)
+        weights_sha256 = hash_file(staging / WEIGHTS_FILE)
         _write_heldout(heldout, staging)
         lowered = lower_model(loaded.model, variant.precision, options.opset)
         variant.prepare(lowered)
@@ -128,6 +130,9 @@ def export_onnx(
             traced = before or trace_model(module, graph, sizes)
             check_traced_sizes(traced.model, sizes)
             variant.rewrite(traced.model)
+            describe_in_graph(
+                traced.model, name, graph, interface, family=lowered.config.model_type, weights_sha256=weights_sha256
+            )
             models.add(graph.file, traced.model)
             probes[name] = _describe_probes(name, lowered, traced.probes)
         steps.begin("checking the promises")

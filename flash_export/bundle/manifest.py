@@ -21,6 +21,8 @@ HALF_PRECISIONS = ("fp16", "bf16")
 PROVENANCE = ("source", "format", "sha256")
 # Names of what a graph carries from run to run: as its input, and as its output.
 STATE_PREFIX, NEW_STATE_PREFIX = "state.", "new_state."
+# Of what a graph says of itself.
+METADATA_PREFIX = "flash_export."
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.bundle.manifest import NEW_STATE_PREFIX, STATE_PREFIX
+from flash_export.bundle.manifest import METADATA_PREFIX, NEW_STATE_PREFIX, STATE_PREFIX
 from flash_export.cli.options import REPORT, output_options
 from flash_export.formatting import format_bytes
 from flash_export.report.document import Document, Pairs, Section
@@ -63,7 +63,10 @@ def describe_inspection(inspection: Inspection) -> Document:
     parts: list[tuple[str, Rows]] = []
     if inspection.manifest:
         parts.append(("", _list_manifest(inspection.manifest, inspection.quantization)))
-    parts += [(f"graph {name}", _list_graph(analysis)) for name, analysis in inspection.graphs.items()]
+    parts += [
+        (f"graph {name}", _list_graph(analysis, is_alone=inspection.manifest is None))
+        for name, analysis in inspection.graphs.items()
+    ]
     parts += [(f"engine {engine.name}", _list_engine(engine)) for engine in inspection.engines]
     sections = tuple(Section(title, Pairs(tuple(pairs))) for title, pairs in parts)
     return Document(f"{inspection.kind} {inspection.path}", "flash-export inspect", sections=sections)
@@ -148,7 +151,10 @@ def format_precision(facts: PrecisionFacts, unit: str) -> Rows:
             yield "horizon", f"{facts.horizon.quantity} {reached}; measured on {read}"
 
 
-def _list_graph(analysis: GraphAnalysis) -> Rows:
+def _list_graph(analysis: GraphAnalysis, *, is_alone: bool) -> Rows:
+    """Yield the rows of a graph; of one without a bundle, with all that it says of itself."""
+    if is_alone:
+        yield from ((key.removeprefix(METADATA_PREFIX), value) for key, value in analysis.metadata.items())
     yield "inputs", join_values(analysis.inputs)
     yield "outputs", join_values(analysis.outputs)
     yield "nodes", f"{count_nodes(analysis)}; opset {analysis.opset}; {analysis.producer}"
