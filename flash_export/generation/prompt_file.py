@@ -161,7 +161,8 @@ class PromptFile:
                 none.
         """
         self.source, self.target = source, target
-        self._lines = _read_lines(source, "give a file with a JSON object a line")
+        content = read_bytes(source, InputError, "give a file with a JSON object a line", max_bytes=MAX_FILE_BYTES)
+        self._lines = {number: line for number, line in enumerate(content.split(b"\n"), 1) if line.strip()}
         self._kept: dict[str, Answer] = {}
         if target.exists():
             if not resume:
@@ -219,11 +220,11 @@ class _Run:
         self._pause_s = 0.0
         self._answered = self._failed = self._tokens = 0
 
-    def answer(self, lines: list[str]) -> Answers:
-        """Answer all lines."""
+    def answer(self, lines: dict[int, bytes]) -> Answers:
+        """Answer all lines, given by their numbers."""
         start, asked = time.monotonic(), set[str]()
-        for number, text in enumerate(lines, 1):
-            self._ask(number, text, asked)
+        for number, content in lines.items():
+            self._ask(number, content, asked)
         done = len(lines) - len(self._written)
         total = len(lines)
         while not self._batcher.is_idle:
@@ -244,11 +245,11 @@ class _Run:
             self._batcher.num_slots,
         )
 
-    def _ask(self, number: int, text: str, asked: set[str]) -> None:
+    def _ask(self, number: int, content: bytes, asked: set[str]) -> None:
         """Submit a line, or say what is wrong with it."""
         name = f"line {number}"
         try:
-            values = parse_json(text)
+            values = parse_json(content.decode("utf-8-sig"))
             if isinstance(values, dict) and isinstance(values.get("id"), str) and values["id"] not in asked:
                 name = values["id"]
             line = build(values, PromptLine)
@@ -292,14 +293,6 @@ class _Run:
 def _check_new(line: PromptLine, asked: set[str]) -> None:
     if line.id in asked:
         raise ValueError(f"the id {line.id!r} is that of an earlier line")
-
-
-def _read_lines(path: Path, cure: str) -> list[str]:
-    try:
-        text = read_bytes(path, InputError, cure, max_bytes=MAX_FILE_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 ({describe_reason(error)}); {cure}") from error
-    return [line for line in text.split("\n") if line.strip()]
 
 
 def _read_answers(path: Path) -> dict[str, Answer]:

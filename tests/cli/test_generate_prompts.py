@@ -95,6 +95,15 @@ def test_bad_lines_are_answers_and_are_tried_again(causal_byte_bundle: Bundle, p
     assert read(target) == {**good, "odd": read(target)["odd"]}
 
 
+def test_a_line_that_is_no_utf8_ends_alone(causal_byte_bundle: Bundle, prompts: Path, tmp_path: Path) -> None:
+    target = tmp_path / "answers.jsonl"
+    prompts.write_bytes(b'\n \n{"id": "\xff", "tokens": [1]}\n' + LINES[1].encode())
+    assert generate(causal_byte_bundle, "--prompts", prompts, "-o", target, "--slots", 2).exit_code == 1
+    answers = read(target)
+    assert answers.keys() == {"line 3", "short"}
+    assert "'utf-8' codec can't decode" in answers["line 3"]["error"]
+
+
 def test_a_line_that_was_left_half_is_answered_again(causal_byte_bundle: Bundle, prompts: Path, tmp_path: Path) -> None:
     target = tmp_path / "answers.jsonl"
     options = ("--prompts", prompts, "-o", target, "--max-tokens", 4, "--slots", 3, "--threads", 1)

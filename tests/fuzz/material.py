@@ -35,7 +35,7 @@ def make_material(folder: Path, causal: Bundle, masked: Bundle, int8: Bundle) ->
     bundle = Bundle.open(folder / "bundle")
     report = validate_bundle(bundle, OPTIONS, journal_path=folder / "bundle" / JOURNAL)
     write_report(report, folder / "bundle" / "reports")
-    for name in ("forward", "prefill", "decode"):
+    for name in ("forward", "prefill", "extend", "decode"):
         bundle.write_engine(_describe_engine(name, bundle.get_graph(name)), b"no engine")
     _sign_engines(folder / "bundle")
     shutil.copytree(causal.path, folder / "checkpoint", ignore=shutil.ignore_patterns("*.onnx*", "*.data", "manifest*"))
@@ -43,6 +43,14 @@ def make_material(folder: Path, causal: Bundle, masked: Bundle, int8: Bundle) ->
     torch.save(load_pretrained(folder / "checkpoint").state_dict(), folder / "weights.pt")
     np.save(folder / "ids.npy", np.arange(300) % 250)
     (folder / "text.txt").write_bytes((causal.path / "heldout.txt").read_bytes())
+    lines = [
+        {"id": "a", "tokens": [1, 2, 3], "temperature": 0.5, "top_k": 3, "top_p": 0.9, "seed": 4},
+        {"id": "b", "tokens": [5], "stop_tokens": [6], "repetition_penalty": 1.5},
+        {"id": "c", "prompt": "no text for a model of 257 tokens"},
+    ]
+    answer = {"id": "a", "text": None, "tokens": [7, 8], "prompt_tokens": 3, "end": "length", "error": None}
+    for name, values in (("prompts", lines), ("answers", [answer])):
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in values))
     (folder / "plan.json").write_text(json.dumps({"seq_lens": [1, 9], "batches": [1]}))
     (folder / "arguments.json").write_text(json.dumps({"causal": True, "group_size": 8}))
     return folder

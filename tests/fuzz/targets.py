@@ -31,6 +31,7 @@ INSPECT, BISECT = "inspect bundle --json -", "bisect bundle --seq-len 9 --batch 
 COMPARE = "compare int8 --no-latency --windows 1 --threads 1 --reference bundle"
 RANGES = "profile-ranges bundle --lengths 9,20 --windows 1 --threads 1"
 GENERATE = "generate bundle --prompt abc --max-tokens 2 --threads 1"
+PROMPTS = "generate bundle --prompts prompts.jsonl -o answers.jsonl --resume --max-tokens 2 --slots 2 --threads 1"
 EXPORT = "onnx bundle -o out --graphs forward"
 ALL = (INSPECT, VALIDATE, BISECT, COMPARE, RANGES, GENERATE, EXPORT)
 MASKED = (
@@ -122,6 +123,10 @@ TARGETS: tuple[Target, ...] = (
     Target("bundle/engines/forward.engine", mutate_bytes, ENGINES, weight=1),
     Target("bundle/model.onnx", mutate_graph, (*ALL, f"{VALIDATE} --onnx bundle/model.onnx"), signed=0.9, weight=6),
     Target("bundle/decode.onnx", mutate_graph, (GENERATE, INSPECT, COMPARE), signed=0.9, weight=3),
+    Target("bundle/extend.onnx", mutate_graph, (GENERATE, INSPECT), signed=0.9, weight=3),
+    Target("bundle/probes.extend.json", mutate_json, (f"{BISECT} --graph extend", INSPECT), signed=0.9),
+    Target("prompts.jsonl", mutate_lines, (PROMPTS,), weight=3),
+    Target("answers.jsonl", mutate_lines, (PROMPTS,), weight=3),
     Target("bundle/model.onnx.data", mutate_bytes, (GENERATE, VALIDATE), signed=0.9, weight=1),
     Target("bundle/model.safetensors", mutate_safetensors, (VALIDATE, BISECT, EXPORT), signed=0.9),
     Target("checkpoint/model.safetensors", mutate_safetensors, calls=(_load_folder,), weight=4),
