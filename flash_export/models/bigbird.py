@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from flash_export.errors import ConfigError
+from flash_export.errors import CheckpointError, ConfigError
 from flash_export.layers.attention import build_causal_mask, split_into_chunks
 from flash_export.models.multihead import MultiheadConfig, MultiheadModel, attend
 
@@ -111,6 +111,23 @@ def draw_blocks(config: BigBirdConfig, seed: int) -> Float[Tensor, "g r"]:
     return torch.from_numpy(table).float()
 
 
+def check_drawn(config: BigBirdConfig, table: Float[Tensor, "g r"]) -> None:
+    """Check drawn blocks that were read: numbers of blocks, in causal models of earlier ones.
+
+    Raises:
+        CheckpointError: They are not; of a causal model with a later block, answers would depend on what comes later.
+    """
+    ends = torch.arange(len(table))[:, None] if config.causal else config.max_blocks
+    odd = (table != table.round()) | (table < NO_BLOCK) | (table >= ends)
+    if odd.any():
+        block, place = odd.nonzero()[0].tolist()
+        allowed = "earlier ones, as the model is causal" if config.causal else f"0 to {config.max_blocks - 1}"
+        raise CheckpointError(
+            f"random_blocks has {table[block, place]:g} for block {block}, wanted {allowed}, or {NO_BLOCK} for none; "
+            "train with the config that the weights are exported with"
+        )
+
+
 class BlockSparseAttention(nn.Module):
     """Attention to some blocks."""
 
@@ -119,6 +136,7 @@ class BlockSparseAttention(nn.Module):
         super().__init__()
         self.config = config
         self.random_blocks = nn.Buffer(draw_blocks(config, config.block_seed + index))
+        self.register_load_state_dict_post_hook(lambda module, _: check_drawn(config, module.random_blocks))
 
     def list_seen(self, last: Int[Tensor, " b"], num_blocks: int) -> tuple[Int[Tensor, "b g t"], Bool[Tensor, "b g t"]]:
         """Return the blocks that each block of queries sees, and which of them are there and stand there once.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import torch
 
-from flash_export.errors import ConfigError, InputError
+from flash_export.errors import CheckpointError, ConfigError, InputError
 from flash_export.models.bigbird import NO_BLOCK, BigBirdConfig, draw_blocks
 from flash_export.models.checkpoint import load_pretrained
 from flash_export.models.linformer import LinformerConfig
@@ -230,6 +230,20 @@ def test_drawn_blocks_are_none_that_are_seen_anyhow(causal: bool) -> None:
             assert len(there) == min(config.num_random, max(block - 2, 0))
         else:
             assert len(there) == config.num_random  # of 7 candidates at least, 3 of which are the window
+
+
+@pytest.mark.parametrize(
+    ("causal", "odd", "wanted"),
+    [(True, 3.0, "earlier ones, as the model is causal"), (False, 99.0, "0 to "), (False, 1.5, "0 to ")],
+)
+def test_drawn_blocks_that_cannot_be_are_refused(tmp_path: Path, causal: bool, odd: float, wanted: str) -> None:
+    (config,) = (one for one in CONFIGS.values() if isinstance(one, BigBirdConfig) and one.causal == causal)
+    model = make_model(config)
+    with torch.no_grad():
+        model.get_buffer("layers.1.attention.random_blocks")[2, 0] = odd
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=f"random_blocks has {odd:g} for block 2, wanted {wanted}"):
+        load_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
