@@ -13,7 +13,7 @@ Axes: b batch, h head, n sequence, g block, c position in a block, t blocks that
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from flash_export.layers.attention import build_causal_mask, split_into_chunks
 from flash_export.models.multihead import MultiheadConfig, MultiheadModel, attend
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
@@ -136,7 +138,6 @@ class BlockSparseAttention(nn.Module):
         super().__init__()
         self.config = config
         self.random_blocks = nn.Buffer(draw_blocks(config, config.block_seed + index))
-        self.register_load_state_dict_post_hook(lambda module, _: check_drawn(config, module.random_blocks))
 
     def list_seen(self, last: Int[Tensor, " b"], num_blocks: int) -> tuple[Int[Tensor, "b g t"], Bool[Tensor, "b g t"]]:
         """Return the blocks that each block of queries sees, and which of them are there and stand there once.
@@ -192,6 +193,13 @@ class BigBirdModel(MultiheadModel):
     """A BigBird."""
 
     config: BigBirdConfig
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights; see :func:`check_drawn`, and PyTorch's method of the name."""
+        for name, table in state_dict.items():
+            if name.endswith(".random_blocks"):
+                check_drawn(self.config, table)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def build_attention(self, index: int) -> nn.Module:
         """Create the attention of a block."""
