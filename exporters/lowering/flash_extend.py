@@ -38,6 +38,7 @@ class Block(NamedTuple):
     """Where the tokens of a block go, and what they see.
 
     Attributes:
+        numbers: The numbers of the tokens, ``(n,)``.
         slots: The slot of each token in the cache, ``(b, n)``.
         places: Row and slot of each token, ``(b, n, 2)``.
         is_cached_near: Whether a cached token is of the query's chunk, ``(b, n, c)``.
@@ -50,6 +51,7 @@ class Block(NamedTuple):
             ``(b, 2)``.
     """
 
+    numbers: Int[Tensor, " n"]
     slots: Int[Tensor, "b n"]
     places: Int[Tensor, "b n 2"]
     is_cached_near: Bool[Tensor, "b n c"]
@@ -100,8 +102,8 @@ class ExtendLayer(StatefulLayer):
         """Return what each token sees of the cache, of the block and of the sum."""
         precision, quadratic = self.precision, self.quadratic
         # Between tokens of one chunk the bias depends on their distance alone, wherever in it they are.
-        size = new.v.shape[1]
-        biases = (F.embedding(block.slots, quadratic.bias), quadratic.bias[:size, :size])
+        corner = gather(gather(quadratic.bias, block.numbers), block.numbers, axis=1)
+        biases = (F.embedding(block.slots, quadratic.bias), corner)
         mixed = precision.multiply(lin_q, precision.narrow(past.kv, "kv"), "linear")
         for seen, bias, is_near in zip((past, new), biases, (block.is_cached_near, block.is_near), strict=True):
             quad_k, lin_k = (precision.narrow(k, "heads") for k in (seen.quad_k, seen.lin_k))
@@ -165,6 +167,7 @@ class ExtendFlash(StatefulFlash):
         is_open = (torch.arange(chunk_size) < first_slot).float().unsqueeze(1)  # (b, 1, c)
         is_kept = (numbers < lengths.float()).unsqueeze(-1)
         return Block(
+            numbers=numbers.int(),
             slots=slots,
             places=torch.stack((rows + slots * 0, slots), dim=-1),
             is_cached_near=is_open > query_chunks,

@@ -44,7 +44,7 @@ def precise_bundle(
         quantize_bundle(causal_byte_bundle, folder / request.param, options=options)
 
     if request.param in ("int8-token", "int4"):
-        return Bundle.open(share_folder(f"{request.param}-bytes", quantize) / request.param)
+        return Bundle.open(share_folder(f"blocks-in-{request.param}", quantize) / request.param)
     return int8_bundle if request.param == "int8" else causal_byte_bundle
 
 
