@@ -116,6 +116,24 @@ def test_a_sequence_goes_on_from_a_state_inside_a_chunk(generator: Generator, al
     assert found == dict.fromkeys("abc", expected)
 
 
+@pytest.mark.parametrize("backend", ["eager", "openvino"])
+def test_backends_that_copy_the_state_write_the_same(
+    causal_byte_bundle: Bundle, alone: Generator, backend: str
+) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    asked = [
+        Request(str(index), make_prompt(5 + 9 * index, index), SamplingOptions(max_tokens=4 + index))
+        for index in range(4)
+    ]
+    with Generator.open(causal_byte_bundle, backend, threads=1) as opened:
+        batcher = Batcher(opened, 2)
+        for request in asked:
+            batcher.submit(request)
+        found = collect(list(batcher.run()))
+    assert found == {request.id: write_alone(alone, request) for request in asked}
+
+
 def test_a_cancelled_sequence_gives_its_slot_away_and_nobody_notices(generator: Generator, alone: Generator) -> None:
     asked = [Request(name, make_prompt(30, index), SamplingOptions(max_tokens=12)) for index, name in enumerate("abcd")]
     batcher = Batcher(generator, 2)
