@@ -154,7 +154,9 @@ def format_precision(facts: PrecisionFacts, unit: str) -> Rows:
 def _list_graph(analysis: GraphAnalysis, *, is_alone: bool) -> Rows:
     """Yield the rows of a graph; of one without a bundle, with all that it says of itself."""
     if is_alone:
-        yield from ((key.removeprefix(METADATA_PREFIX), value) for key, value in analysis.metadata.items())
+        for key, value in analysis.metadata.items():
+            shown = f"{value[:12]}..." if key.endswith("sha256") else value
+            yield key.removeprefix(METADATA_PREFIX), shown
     yield "inputs", join_values(analysis.inputs)
     yield "outputs", join_values(analysis.outputs)
     yield "nodes", f"{count_nodes(analysis)}; opset {analysis.opset}; {analysis.producer}"
