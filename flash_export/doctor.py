@@ -221,8 +221,8 @@ def _check_cpu() -> Finding:
     found = {kind: list_instructions(flags) for kind, flags in (("bf16", BF16_FLAGS), ("int8", INT8_FLAGS))}
     if found["bf16"] is None or found["int8"] is None:
         return Finding("cpu", Status.OK, detail=f"{read_cpu_name()}; this system does not tell its instructions")
-    bf16 = f"bf16 by {', '.join(found['bf16'])}" if found["bf16"] else "no bf16: OpenVINO computes bf16 in fp32"
-    int8 = f"int8 by {', '.join(found['int8'])}" if found["int8"] else "no int8 dot products: int8 gains little"
+    bf16 = f"bf16 by {', '.join(found['bf16'])}" if found["bf16"] else "no bf16, which OpenVINO computes in fp32 then"
+    int8 = f"int8 by {', '.join(found['int8'])}" if found["int8"] else "no int8 dot products"
     return Finding("cpu", Status.OK, detail=f"{read_cpu_name()}; {bf16}; {int8}")
 
 

@@ -13,7 +13,7 @@ import stat
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flash_export.errors import describe_reason
-from flash_export.typed_json import build, show
+from flash_export.typed_json import build, name_type, show
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,7 @@ def read_json_object(path: Path, error: type[FlashExportError], cure: str) -> di
     except ValueError as mismatch:
         raise error(f"{path} cannot be read as JSON ({describe_reason(mismatch)}); {cure}") from mismatch
     if not isinstance(values, dict):
-        raise error(f"{path} holds {type(values).__name__}, not a JSON object; {cure}")
+        raise error(f"{path} holds {name_type(type(values))}, not a JSON object; {cure}")
     return values
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from flash_export.errors import shorten
+from flash_export.suggest import suggest
 
 if TYPE_CHECKING:
     from typing import TypeVar
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _SHOWN_CHARACTERS = 60
+_NAMES: dict[Any, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+    list: "a list",
+    tuple: "a list",
+}
 _get_hints = functools.cache(get_type_hints)
 
 
@@ -61,7 +71,7 @@ def _build(values: object, expected: Any, where: str) -> Any:
     kinds = (int, float) if expected is float else (expected,)
     if expected in (str, int, float, bool, type(None)) and type(values) in kinds:
         return values
-    raise ValueError(f"{where or 'it'} is {type(values).__name__}, wanted {getattr(expected, '__name__', expected)}")
+    raise ValueError(f"{where or 'it'} is {name_type(type(values))}, wanted {name_type(origin or expected)}")
 
 
 def _build_union(values: object, members: tuple[Any, ...], where: str) -> Any:
@@ -91,11 +101,17 @@ def _build_dataclass(values: Mapping[str, object], expected: Any, where: str) ->
         elif field.name in required:
             raise ValueError(f"{_join(where, field.name)} is missing")
     if unknown := sorted(values.keys() - {field.name for field in fields}):
-        raise ValueError(f"{where or 'it'} has the unknown field {show(unknown[0])}")
+        meant = suggest(unknown[0], [field.name for field in fields if field.name not in values])
+        raise ValueError(f"{where or 'it'} has the unknown field {show(unknown[0])}{meant}")
     try:
         return expected(**built)
     except ValueError as error:
         raise ValueError(f"{where}: {error}" if where else str(error)) from error
+
+
+def name_type(kind: Any) -> str:
+    """Return what JSON, and so a message, calls a type; mappings and dataclasses are objects."""
+    return _NAMES.get(kind, "an object")
 
 
 def _join(where: str, name: str) -> str:

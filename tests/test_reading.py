@@ -55,7 +55,7 @@ def test_a_record_is_read(tmp_path: Path) -> None:
         (f'{{"sizes": [{"9" * 5000}]}}', "cannot be read as JSON (it has the number 999999999"),
         ('{"name": "\\ud800"}', "cannot be read as JSON (it has half a character in '\\ud800')"),
         ('{"\\ud800": 1}', "cannot be read as JSON (it has half a character in '\\ud800')"),
-        ("[]", "holds list, not a JSON object; write it again"),
+        ("[]", "holds a list, not a JSON object; write it again"),
         ("{}", "is damaged: sizes is missing; write it again"),
         ('{"sizes": []}', "is damaged: sizes is empty; write it again"),
     ],

@@ -43,21 +43,21 @@ def test_what_a_dataclass_becomes_as_json_becomes_it_again() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"name": 3}, "name is int, wanted str"),
-        ({"name": None}, "name is NoneType, wanted str"),
-        ({"inner": []}, "inner is list, wanted dict"),
-        ({"inner": {"x": 1}}, "inner.x is int, wanted Inner"),
+        ({"name": 3}, "name is a whole number, wanted text"),
+        ({"name": None}, "name is null, wanted text"),
+        ({"inner": []}, "inner is a list, wanted an object"),
+        ({"inner": {"x": 1}}, "inner.x is a whole number, wanted an object"),
         ({"inner": {"x": {}}}, "inner.x.sizes is missing"),
-        ({"inner": {"x": {"sizes": "12"}}}, "inner.x.sizes is str, wanted tuple"),
-        ({"inner": {"x": {"sizes": [1, 2.5]}}}, "inner.x.sizes[1] is float, wanted int"),
+        ({"inner": {"x": {"sizes": "12"}}}, "inner.x.sizes is text, wanted a list"),
+        ({"inner": {"x": {"sizes": [1, 2.5]}}}, "inner.x.sizes[1] is a number, wanted a whole number"),
         ({"inner": {"x": {"sizes": [], "more": 1}}}, "inner.x has the unknown field 'more'"),
-        ({"seconds": "1"}, "seconds is str, wanted float"),
-        ({"seconds": True}, "seconds is bool, wanted float"),
-        ({"optional": 1}, "optional is int, wanted Inner"),
-        ({"counts": {"a": True}}, "counts.a is bool, wanted int"),
+        ({"seconds": "1"}, "seconds is text, wanted a number"),
+        ({"seconds": True}, "seconds is true or false, wanted a number"),
+        ({"optional": 1}, "optional is a whole number, wanted an object"),
+        ({"counts": {"a": True}}, "counts.a is true or false, wanted a whole number"),
         ({"status": "fine"}, "status is 'fine', wanted good or bad"),
         ({"status": ["good"]}, "status is ['good'], wanted good or bad"),
-        ({"is_new": 1}, "is_new is int, wanted bool"),
+        ({"is_new": 1}, "is_new is a whole number, wanted true or false"),
         ({"more": 1}, "it has the unknown field 'more'"),
     ],
 )
@@ -67,7 +67,7 @@ def test_mismatch_is_named_with_its_place(changed: dict[str, Any], message: str)
 
 
 def test_no_object_at_all() -> None:
-    with pytest.raises(ValueError, match=r"^it is list, wanted Outer$"):
+    with pytest.raises(ValueError, match=r"^it is a list, wanted an object$"):
         build([1], Outer)
 
 

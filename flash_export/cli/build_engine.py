@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from flash_export.cli.engine_document import Engines, describe_check, describe_engine
-from flash_export.cli.options import REPORT, Choice, output_options
+from flash_export.cli.options import REPORT, Choice, output_options, refuse_ignored
 from flash_export.config import (
     AUTO_FLAVOUR,
     DEFAULT_PROFILE_BATCH,
@@ -19,7 +18,7 @@ from flash_export.config import (
     MAX_PROFILES,
     BuildOptions,
 )
-from flash_export.errors import BundleError, ConfigError
+from flash_export.errors import BundleError
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
@@ -195,17 +194,10 @@ def _refuse_others_than(option: str, *companions: str) -> None:
     Raises:
         ConfigError: One was given.
     """
-    ctx = click.get_current_context()
     kept = {"--json", "--quiet", "--verbose", "--log-file", *(f"--{name}" for name in REPORT), option, *companions}
-    useless = [
-        one.opts[0]
-        for one in ctx.command.params
-        if isinstance(one, click.Option)
-        and ctx.get_parameter_source(str(one.name)) is ParameterSource.COMMANDLINE
-        and not kept & set(one.opts)
-    ]
-    if useless:
-        raise ConfigError(f"{option} builds nothing, so that {', '.join(useless)} would be ignored; leave it out")
+    params = click.get_current_context().command.params
+    others = [str(one.name) for one in params if isinstance(one, click.Option) and not kept & set(one.opts)]
+    refuse_ignored(others, f"{option} builds nothing")
 
 
 def _choose_next(bundle: Bundle, engine: EngineManifest) -> tuple[str | Path, ...]:

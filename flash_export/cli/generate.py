@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
-from click.core import ParameterSource
 
-from flash_export.cli.options import IntegerList, output_options
+from flash_export.cli.options import IntegerList, output_options, refuse_ignored
 from flash_export.errors import InputError
 from flash_export.formatting import format_bytes
 from flash_export.strict_json import format_json
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from flash_export.cli.output import Output
-    from flash_export.generation.prompt_file import Answers
+    from flash_export.generation.prompt_records import Answers
 
 
 # Parameters that are of no meaning with many prompts, and with one.
@@ -157,13 +156,17 @@ def generate_command(
     """
     if [prompt, prompt_file, tokens, prompts].count(None) != 3:
         raise click.UsageError("Give one of --prompt, --prompt-file, --tokens and --prompts", ctx)
-    _refuse_ignored(ctx, _ONE_ALONE if prompts else _MANY_ALONE, "--prompts" if prompts else "one prompt")
+    if prompts:
+        refuse_ignored(_ONE_ALONE, "--prompts keeps no state")
+    else:
+        refuse_ignored(_MANY_ALONE, "there is one prompt")
     if prompts and not target:
         raise click.UsageError("--prompts needs a file for the answers; give it with -o FILE", ctx)
 
     from flash_export.bundle.bundle import Bundle
     from flash_export.generation.generate import Generator
-    from flash_export.generation.prompt_file import PromptFile, encode_text
+    from flash_export.generation.prompt_file import PromptFile
+    from flash_export.generation.prompt_records import encode_text
     from flash_export.generation.sampling import SamplingOptions
     from flash_export.generation.state import State
 
@@ -204,21 +207,6 @@ def generate_command(
         position=int(result.state.position[0]),
         backend=backend,
     )
-
-
-def _refuse_ignored(ctx: click.Context, names: tuple[str, ...], beside: str) -> None:
-    """Refuse options that were given and would be ignored.
-
-    Raises:
-        UsageError: There is one.
-    """
-    given = [
-        str(one.opts[-1])
-        for one in ctx.command.params
-        if one.name in names and ctx.get_parameter_source(str(one.name)) is ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise click.UsageError(f"{', '.join(given)} would be ignored beside {beside}; leave it out", ctx)
 
 
 def _describe_answers(answers: Answers, target: Path) -> str:

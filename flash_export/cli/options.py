@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from flash_export.cli.output import STDOUT, Output, Result, write_text
 from flash_export.errors import ConfigError
@@ -15,7 +16,7 @@ from flash_export.reading import parse_json, read_json_object
 from flash_export.suggest import list_known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 EXIT_VERDICT_NO = 1
 
@@ -54,6 +55,26 @@ FORMATS = {
 }
 REPORT = ("html", "markdown")  # of every report
 CHECKS = (*REPORT, "junit")  # of one that has checks
+
+
+def refuse_ignored(names: Iterable[str], reason: str) -> None:
+    """Refuse options that were given on the command line and would be ignored.
+
+    Args:
+        names: Parameters of the command that is run.
+        reason: Why they would be, as the first half of the sentence.
+
+    Raises:
+        ConfigError: One was given.
+    """
+    ctx, refused = click.get_current_context(), set(names)
+    given = [
+        max(one.opts, key=len)
+        for one in ctx.command.params
+        if one.name in refused and ctx.get_parameter_source(one.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise ConfigError(f"{reason}, so that {', '.join(given)} would be ignored; leave it out")
 
 
 def output_options(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flash_export.cli.options import REPORT, Choice, output_options
+from flash_export.cli.options import REPORT, Choice, output_options, refuse_ignored
 from flash_export.config import DEFAULT_RUNTIME, SCHEMES, SCHEMES_BY_RUNTIME, QuantizeOptions
 from flash_export.errors import ConfigError
 from flash_export.limits import refuse_retired
@@ -98,6 +98,8 @@ def quantize_command(
     from flash_export.bundle.bundle import Bundle
     from flash_export.quantization.quantize import quantize_bundle
 
+    if scheme is not None:
+        refuse_ignored(["runtime"], "--scheme says what to compute in")
     options = QuantizeOptions(
         scheme or SCHEMES_BY_RUNTIME[runtime],
         data,

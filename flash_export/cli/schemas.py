@@ -32,7 +32,7 @@ def make_schemas() -> dict[str, dict[str, Any]]:
     from flash_export.exporters.engine_report.results import EngineReport
     from flash_export.exporters.inspection import Inspection
     from flash_export.exporters.profile_use import ProfileUse
-    from flash_export.generation.prompt_file import Answers
+    from flash_export.generation.prompt_records import Answers
     from flash_export.models.catalogue import Catalogue
     from flash_export.runtime.engine_check import EngineStatus
     from flash_export.schema import make_schema

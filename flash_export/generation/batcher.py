@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 DEFAULT_SLOTS = 16
 DEFAULT_PROMPT_TOKENS = 512
-STOP, LENGTH, FAILED = "stop", "length", "failed"
+End = Literal["stop", "length", "failed"]
+STOP: Final = "stop"
+LENGTH: Final = "length"
+FAILED: Final = "failed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,7 @@ class Event:
 
     id: str
     token: int | None = None
-    end: str | None = None
+    end: End | None = None
     error: str | None = None
 
 

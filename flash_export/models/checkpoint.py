@@ -20,6 +20,7 @@ from flash_export.models.registry import FAMILIES, get_family, recognise_family
 from flash_export.models.tensor_files import check_inside, find_weights_file, read_weights
 from flash_export.models.weight_sets import check_plain, name_tensors, select_weight_set
 from flash_export.names import list_names, show_name
+from flash_export.typed_json import name_type
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -198,7 +199,7 @@ def _read_config(folder: Path, family: str | None, replaced: Mapping[str, Any]) 
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}); correct it") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds {type(values).__name__}, not a JSON object; correct it")
+        raise CheckpointError(f"{path} holds {name_type(type(values))}, not a JSON object; correct it")
     if family is not None and family != values.get("model_type"):
         raise ConfigError(f"--family {family}, but {path} says {values.get('model_type')!r}; leave --family out")
     kind = get_family(values.get("model_type"))

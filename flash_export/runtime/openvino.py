@@ -121,7 +121,7 @@ def describe_openvino_arithmetic(precision: str) -> str | None:
         return None
     return (
         "OpenVINO computes bf16 in fp32 here, because this processor has no instructions for it: weights alone are "
-        "rounded, and it is as fast as fp32."
+        "rounded."
     )
 
 

@@ -161,8 +161,8 @@ def test_what_is_no_bundle(bundle: Bundle, tmp_path: Path) -> None:
         (b"{", "manifest.json cannot be read as JSON"),
         (b"\xff\xfe", "manifest.json cannot be read as JSON"),
         (b"[" * 100_000, "manifest.json cannot be read as JSON"),
-        (b"[]", "manifest.json holds list, not a JSON object"),
-        (b"null", "manifest.json holds NoneType, not a JSON object"),
+        (b"[]", "manifest.json holds a list, not a JSON object"),
+        (b"null", "manifest.json holds null, not a JSON object"),
         (b"{}", "manifest.json has format_version None, this version reads 3"),
         (b'{"format_version": 3}', "manifest.json is damaged: versions is missing; export the bundle again"),
     ],
@@ -279,8 +279,8 @@ def test_engine_of_an_unknown_graph_is_refused(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"engine_sha256": None}, "forward.json is damaged: engine_sha256 is NoneType, wanted str; build the engine"),
-        ({"profiles": [["junk"]]}, r"forward.json is damaged: profiles\[0\] is list, wanted dict"),
+        ({"engine_sha256": None}, "forward.json is damaged: engine_sha256 is null, wanted text; build the engine"),
+        ({"profiles": [["junk"]]}, r"forward.json is damaged: profiles\[0\] is a list, wanted an object"),
         ({"news": 1}, "forward.json is damaged: it has the unknown field 'news'"),
         ({"name": "other"}, "forward.json describes the engine 'other'; build the engine again"),
         ({"name": "../../outside"}, "forward.json describes the engine '../../outside'"),
@@ -586,7 +586,7 @@ def test_a_quantized_graph_and_its_record_belong_together(bundle: Bundle) -> Non
     ("config", "message"),
     [
         ({"vocab_size": 5}, "model_type is missing"),
-        ({"model_type": 8}, "model_type is int, wanted str"),
+        ({"model_type": 8}, "model_type is a whole number, wanted text"),
     ],
 )
 def test_a_config_that_no_model_has(bundle: Bundle, config: dict[str, Any], message: str) -> None:

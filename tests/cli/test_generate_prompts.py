@@ -34,6 +34,9 @@ BAD = [
     ('{"tokens": [1]}', "line 10", "id is missing"),
     ('{"id": "words", "prompt": "x"}', "words", "not the 256 bytes"),
     ('{"id": "none", "tokens": []}', "none", "has no tokens"),
+    ("[1, 2]", "line 13", "it is a list, wanted an object"),
+    ('{"id": "wrong", "tokens": [1], "stop": [3]}', "wrong", "unknown field 'stop' (did you mean stop_tokens?)"),
+    ('{"id": "half", "tokens": [1.5]}', "half", "tokens[0] is a number, wanted a whole number"),
 ]
 
 
@@ -120,20 +123,30 @@ def test_a_line_that_was_left_half_is_answered_again(causal_byte_bundle: Bundle,
         (("--prompts", "{prompts}"), "needs a file for the answers; give it with -o FILE"),
         (
             ("--prompts", "{prompts}", "-o", "{out}", "--save-state", "S"),
-            "--save-state would be ignored beside --prompts",
+            "--prompts keeps no state, so that --save-state would be ignored",
         ),
-        (("--tokens", "1", "--resume"), "--resume would be ignored beside one prompt"),
-        (("--tokens", "1", "--slots", "3"), "--slots would be ignored beside one prompt"),
+        (("--tokens", "1", "--resume"), "there is one prompt, so that --resume would be ignored"),
+        (("--tokens", "1", "--slots", "3"), "there is one prompt, so that --slots would be ignored"),
         (("--prompts", "{prompts}", "-o", "{out}", "--slots", "0"), "slots=0 is not usable"),
         (("--prompts", "{out}", "-o", "{out}"), "cannot be read"),
-        (("--prompts", "{prompts}", "-o", "{prompts}", "--resume"), "holds no answers"),
+        (("--prompts", "{prompts}", "-o", "{prompts}", "--resume"), "holds the prompts; give another file"),
+        (("--prompts", "{prompts}", "-o", "{folder}", "--resume"), "is a folder; give a file"),
+        (("--prompts", "{empty}", "-o", "{out}"), "has no prompts; give a file with a JSON object a line"),
+        (("--prompts", "{prompts}", "-o", "{others}", "--resume"), "holds no answers (text is missing)"),
+        (("--prompts", "{prompts}", "-o", "{note}", "--resume"), "holds no answers (its last line is none)"),
     ],
 )
 def test_what_cannot_be_is_one_line(
     causal_byte_bundle: Bundle, prompts: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    places = {"prompts": prompts, "out": tmp_path / "answers.jsonl"}
+    contents = {"empty": "\n \n", "others": '{"id": "a", "tokens": [1]}\n', "note": "no line, and not ours"}
+    places = {name: tmp_path / name for name in contents}
+    for name, content in contents.items():
+        places[name].write_text(content)
+    places |= {"prompts": prompts, "out": tmp_path / "answers.jsonl", "folder": tmp_path}
     result = generate(causal_byte_bundle, *(argument.format(**places) for argument in arguments))
     assert result.exit_code == 2
     assert message in result.output
     assert prompts.read_text() == "\n".join(LINES) + "\n\n"
+    assert {name: places[name].read_text() for name in contents} == contents
+    assert not places["out"].exists()

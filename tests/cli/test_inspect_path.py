@@ -237,7 +237,7 @@ def test_changed_bundle(bundle: Bundle, engine: EngineManifest) -> None:
         ("{", "manifest.json cannot be read as JSON"),
         ("[]", "manifest.json holds list, not a JSON object"),
         ('{"format_version": 4}', "manifest.json has format_version 4, this version reads 3; export the bundle again"),
-        ('{"format_version": 3, "versions": []}', "manifest.json is damaged: versions is list, wanted dict"),
+        ('{"format_version": 3, "versions": []}', "manifest.json is damaged: versions is a list, wanted an object"),
     ],
 )
 def test_damaged_manifest(bundle: Bundle, text: str, message: str) -> None:
@@ -254,7 +254,9 @@ def test_damaged_engines(bundle: Bundle, engine: EngineManifest) -> None:
     (engines / "small.json").write_text(manifest.replace(engine.graph_sha256, "0" * 64))
     check_refused(inspect(engines / "small.engine"), "was built from another graph than this bundle's")
     (engines / "small.json").write_text(manifest.replace("4.25", '"fast"'))
-    check_refused(inspect(bundle.path), "small.json is damaged: build_seconds is str, wanted float; build the engine")
+    check_refused(
+        inspect(bundle.path), "small.json is damaged: build_seconds is text, wanted a number; build the engine"
+    )
     (engines / "small.json").write_text("")
     check_refused(inspect(engines / "small.json"), "small.json cannot be read as JSON")
 

@@ -35,7 +35,7 @@ def test_a_file_is_read(tmp_path: Path, name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("l.json", "[1, 2]", "holds list, not a JSON object"),
+        ("l.json", "[1, 2]", "holds a list, not a JSON object"),
         ("l.json", '{"17": "many"}', "has 'many' as count of 17, wanted a whole number from 0 on"),
         ("l.json", '{"17": -1}', "has -1 as count of 17"),
         ("l.json", '{"17": 1.5}', "has 1.5 as count of 17"),

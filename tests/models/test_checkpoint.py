@@ -504,8 +504,8 @@ def test_absurd_layer_number_is_refused_before_layers_are_built(state: StateDict
         (b"{", "config.json is not JSON"),
         (b"\xff", "config.json is not JSON"),
         (b"[" * 100_000, "config.json is not JSON"),
-        (b"[]", "config.json holds list, not a JSON object; correct it"),
-        (b'"flash"', "config.json holds str, not a JSON object"),
+        (b"[]", "config.json holds a list, not a JSON object; correct it"),
+        (b'"flash"', "config.json holds text, not a JSON object"),
     ],
 )
 def test_config_that_is_no_json_object(folder: Path, content: bytes, message: str) -> None:

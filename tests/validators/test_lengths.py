@@ -151,10 +151,10 @@ def test_only_long_batches_are_left_out_by_default(batch: int, seq_len: int, lef
     ("text", "message"),
     [
         ("{}", "is damaged: seq_lens is missing; use a JSON file such as"),
-        ('{"seq_lens": [1.5]}', r"is damaged: seq_lens\[0\] is float, wanted int"),
+        ('{"seq_lens": [1.5]}', r"is damaged: seq_lens\[0\] is a number, wanted a whole number"),
         ('{"seq_lens": [1], "batches": null, "more": 1}', "is damaged: it has the unknown field 'more'"),
         ('{"seq_lens": [1e999]}', "cannot be read as JSON .*1e999"),
-        ("[1, 17]", "holds list, not a JSON object"),
+        ("[1, 17]", "holds a list, not a JSON object"),
         ("[" * 100_000, "cannot be read as JSON .*nested deeper"),
     ],
 )

@@ -30,10 +30,8 @@ if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
     from flash_export.bundle.manifest import GraphSpec
     from flash_export.models.base import ReferenceModel
-    from flash_export.probes import Probe
     from flash_export.progress import ProgressCallback
     from flash_export.runtime.runner import Runner
-    from flash_export.validators.bisect.readings import Reader
     from flash_export.validators.bisect.results import Run
 
 DEFAULT_BACKEND = "ort-cpu"
@@ -122,11 +120,9 @@ def bisect_bundle(
     model = bundle.load_model()
     if options.graph != FORWARD:
         get_carried_state(model.config, options.graph)
-    probes = bundle.read_probes(options.graph)
-    check_probes(bundle, model.config, probes)
+    check_probes(bundle, model.config, bundle.read_probes(options.graph))
     with contextlib.ExitStack() as stack:
-        find_runs = _find_runs if options.graph == FORWARD else _find_state_runs
-        runs = find_runs(stack, bundle, against, model, probes.probes, precision, options, progress)
+        runs = _Bisection(stack, bundle, against, model, precision, options, progress).find_runs()
     name = FLOAT64_MODEL if against is None else str(against.path)
     return BisectReport(str(bundle.path), name, options.backend, runs, options.graph)
 
@@ -146,97 +142,95 @@ def _check_sizes(graph: GraphSpec, options: BisectOptions) -> None:
         check_lengths(graph, None, (options.batch,))
 
 
-def _find_runs(
-    stack: contextlib.ExitStack,
-    bundle: Bundle,
-    against: Bundle | None,
-    model: ReferenceModel,
-    probes: tuple[Probe, ...],
-    precision: str,
-    options: BisectOptions,
-    progress: ProgressCallback | None,
-) -> tuple[Run, ...]:
-    """Compare whole texts, up to the first run with a fault."""
-    graph = bundle.get_graph()
-    inputs = None
-    if options.inputs is not None:
-        inputs = read_inputs(options.inputs, graph, model.config.interface)
-        if inputs.is_padded and not graph.has_mask:
-            raise InputError(f"{options.inputs} has padded rows, and the graph takes no mask; bisect without --inputs")
-        cells = [Cell(inputs.size, inputs.seq_len, inputs.is_padded)]
-    else:
-        cells = plan_runs(graph, model.config, options.seq_len, options.batch)
-    for cell in cells:
-        check_memory(model.config, cell)
-    actual = GraphReader(bundle, bundle.read_probes(), model.config, *_open_graph(stack, bundle, options))
-    reference: Reader
-    eager: Reader | None = None
-    if against is None:
-        reference = _open_model(stack, model, "fp64", options)
-        if precision in ERROR_BUDGETS:  # there is no eager model in few bits
-            eager = _open_model(stack, model, precision, options)
-    else:
-        reference = GraphReader(against, against.read_probes(), model.config, *_open_graph(stack, against, options))
-    runs = []
-    for index, cell in enumerate(cells):
-        if progress:
-            progress(index, len(cells), str(cell))
-        runs.append(compare_run(cell, model.config, probes, (reference, actual, eager), precision, inputs))
-        if not runs[-1]:
-            break
-    return tuple(runs)
+@dataclass(frozen=True)
+class _Bisection:
+    """What is compared: the graph of a bundle with the model, or with that of another bundle."""
 
+    stack: contextlib.ExitStack
+    bundle: Bundle
+    against: Bundle | None
+    model: ReferenceModel
+    precision: str
+    options: BisectOptions
+    progress: ProgressCallback | None
 
-def _find_state_runs(
-    stack: contextlib.ExitStack,
-    bundle: Bundle,
-    against: Bundle | None,
-    model: ReferenceModel,
-    probes: tuple[Probe, ...],
-    precision: str,
-    options: BisectOptions,
-    progress: ProgressCallback | None,
-) -> tuple[Run, ...]:
-    """Compare runs from positions inside texts, up to the first with a fault."""
-    carried = get_carried_state(model.config, options.graph)
+    def find_runs(self) -> tuple[Run, ...]:
+        """Compare runs, up to the first with a fault."""
+        return self._find_text_runs() if self.options.graph == FORWARD else self._find_state_runs()
 
-    def open_reader(one: Bundle) -> GraphStepReader:
-        known = one.read_probes(options.graph)
-        runners = _open_graph(stack, one, options)
-        return GraphStepReader(one.get_graph(options.graph), known, model.config, carried, runners)
+    def _find_text_runs(self) -> tuple[Run, ...]:
+        """Compare whole texts."""
+        options, config, graph = self.options, self.model.config, self.bundle.get_graph()
+        inputs = None
+        if options.inputs is not None:
+            inputs = read_inputs(options.inputs, graph, config.interface)
+            if inputs.is_padded and not graph.has_mask:
+                raise InputError(
+                    f"{options.inputs} has padded rows, and the graph takes no mask; bisect without --inputs"
+                )
+            cells = [Cell(inputs.size, inputs.seq_len, inputs.is_padded)]
+        else:
+            cells = plan_runs(graph, config, options.seq_len, options.batch)
+        for cell in cells:
+            check_memory(config, cell)
+        actual = self._open_text_reader(self.bundle)
+        reference = self._open_model("fp64") if self.against is None else self._open_text_reader(self.against)
+        readers = (reference, actual, self._open_eager())
+        probes, runs = self.bundle.read_probes().probes, []
+        for index, cell in enumerate(cells):
+            if self.progress:
+                self.progress(index, len(cells), str(cell))
+            runs.append(compare_run(cell, config, probes, readers, self.precision, inputs))
+            if not runs[-1]:
+                break
+        return tuple(runs)
 
-    has_eager = against is None and precision in ERROR_BUDGETS
-    models = (
-        _open_model(stack, model, "fp64", options),
-        _open_model(stack, model, precision, options) if has_eager else None,
-    )
-    graphs = (open_reader(bundle), None if against is None else open_reader(against))
-    bisection = StateBisection(model.config, carried, probes, precision, models, graphs)
-    return bisection.run(options.graph, bundle.get_graph(options.graph), options.seq_len, options.batch, progress)
+    def _find_state_runs(self) -> tuple[Run, ...]:
+        """Compare runs from positions inside texts."""
+        options, config = self.options, self.model.config
+        carried = get_carried_state(config, options.graph)
 
+        def open_reader(one: Bundle) -> GraphStepReader:
+            known = one.read_probes(options.graph)
+            return GraphStepReader(one.get_graph(options.graph), known, config, carried, self._open_graph(one))
 
-def _open_model(
-    stack: contextlib.ExitStack, model: ReferenceModel, precision: str, options: BisectOptions
-) -> ModelReader:
-    """Open a copy of the model in a precision."""
-    from flash_export.runtime.eager import EagerRunner
+        models = (self._open_model("fp64"), self._open_eager())
+        graphs = (open_reader(self.bundle), None if self.against is None else open_reader(self.against))
+        probes = self.bundle.read_probes(options.graph).probes
+        bisection = StateBisection(config, carried, probes, self.precision, models, graphs)
+        graph = self.bundle.get_graph(options.graph)
+        return bisection.run(options.graph, graph, options.seq_len, options.batch, self.progress)
 
-    own = copy.deepcopy(model)
-    return ModelReader(own, stack.enter_context(EagerRunner(own, threads=options.threads, precision=precision)))
+    def _open_eager(self) -> ModelReader | None:
+        """Open the model in the graph's precision; None: against another graph, or there is none in few bits."""
+        has_eager = self.against is None and self.precision in ERROR_BUDGETS
+        return self._open_model(self.precision) if has_eager else None
 
+    def _open_model(self, precision: str) -> ModelReader:
+        """Open a copy of the model in a precision."""
+        from flash_export.runtime.eager import EagerRunner
 
-def _open_graph(stack: contextlib.ExitStack, bundle: Bundle, options: BisectOptions) -> tuple[Runner, Runner]:
-    """Open the graph twice: as it is, and with its probes as outputs, as far as it has them."""
-    from flash_export.runtime.ort import list_values
+        own = copy.deepcopy(self.model)
+        runner = EagerRunner(own, threads=self.options.threads, precision=precision)
+        return ModelReader(own, self.stack.enter_context(runner))
 
-    graph, path = bundle.get_graph(options.graph), bundle.get_graph_path(options.graph)
-    there, outputs = list_values(path), {spec.name for spec in graph.outputs}
-    probes = bundle.read_probes(options.graph).probes
-    wanted = [probe.tensor for probe in probes if probe.tensor in there and probe.tensor not in outputs]
-    if not wanted:
-        raise BundleError(f"{path} has none of the values that the bundle says it can be read at; export it again")
-    target = find_target(bundle, options.backend, options.graph)
-    plain, probed = (
-        stack.enter_context(target.open(threads=options.threads, inner_values=names)) for names in ((), tuple(wanted))
-    )
-    return plain, probed
+    def _open_text_reader(self, bundle: Bundle) -> GraphReader:
+        return GraphReader(bundle, bundle.read_probes(), self.model.config, *self._open_graph(bundle))
+
+    def _open_graph(self, bundle: Bundle) -> tuple[Runner, Runner]:
+        """Open the graph twice: as it is, and with its probes as outputs, as far as it has them."""
+        from flash_export.runtime.ort import list_values
+
+        options = self.options
+        graph, path = bundle.get_graph(options.graph), bundle.get_graph_path(options.graph)
+        there, outputs = list_values(path), {spec.name for spec in graph.outputs}
+        probes = bundle.read_probes(options.graph).probes
+        wanted = [probe.tensor for probe in probes if probe.tensor in there and probe.tensor not in outputs]
+        if not wanted:
+            raise BundleError(f"{path} has none of the values that the bundle says it can be read at; export it again")
+        target = find_target(bundle, options.backend, options.graph)
+        plain, probed = (
+            self.stack.enter_context(target.open(threads=options.threads, inner_values=names))
+            for names in ((), tuple(wanted))
+        )
+        return plain, probed
