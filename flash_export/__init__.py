@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from flash_export.validators.report.files import read_report as read_report
     from flash_export.validators.trade_off.compare import CompareOptions as CompareOptions
     from flash_export.validators.trade_off.compare import compare_bundles as compare_bundles
-    from flash_export.validators.validate import ValidationOptions as ValidationOptions
     from flash_export.validators.validate import validate_bundle as validate_bundle
+    from flash_export.validators.validation_options import ValidationOptions as ValidationOptions
     from flash_export.version import __version__ as __version__
 
 _MODULES = {
@@ -63,7 +63,7 @@ _MODULES = {
     "SamplingOptions": "flash_export.generation.sampling",
     "State": "flash_export.generation.state",
     "Tolerance": "flash_export.limits",
-    "ValidationOptions": "flash_export.validators.validate",
+    "ValidationOptions": "flash_export.validators.validation_options",
     "bisect_bundle": "flash_export.validators.bisect.bisect",
     "build_engine": "flash_export.exporters.engine",
     "check_engine": "flash_export.runtime.engine_check",

@@ -138,7 +138,8 @@ def validate_command(
     from flash_export.bundle.bundle import REPORT_FOLDER, Bundle
     from flash_export.validators.report.files import HTML_FILE, write_report
     from flash_export.validators.report.validation import describe_validation
-    from flash_export.validators.validate import ValidationOptions, validate_bundle
+    from flash_export.validators.validate import validate_bundle
+    from flash_export.validators.validation_options import ValidationOptions
 
     options = ValidationOptions(
         plan=plan,

@@ -15,7 +15,8 @@ from flash_export.validators.lengths import Cell
 from flash_export.validators.report.rows import compute_noise_multiple
 from flash_export.validators.trade_off.candidates import Candidate
 from flash_export.validators.trade_off.speed import time_forward
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -9,7 +9,8 @@ import pytest
 import flash_export
 from flash_export.config import DEFAULT_MAX_SEQ_LEN
 from flash_export.exporters.export import export_onnx
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 
 pytest.importorskip("onnxruntime")
 

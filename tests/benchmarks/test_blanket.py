@@ -11,7 +11,8 @@ import pytest
 
 from flash_export import ExportOptions, export_onnx
 from flash_export.config import FORWARD
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 
 if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle

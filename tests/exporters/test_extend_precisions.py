@@ -17,7 +17,8 @@ from flash_export.quantization.quantize import quantize_bundle
 from flash_export.runtime.ort import OrtRunner
 from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
 from flash_export.validators.bisect.summary import describe_finding
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

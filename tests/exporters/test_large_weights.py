@@ -18,7 +18,8 @@ from flash_export.limits import ERROR_BUDGETS
 from flash_export.models.flash import FlashConfig, FlashModel
 from flash_export.models.gau import GauConfig, GauModel
 from flash_export.runtime.ort import OrtRunner
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

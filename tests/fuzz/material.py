@@ -15,7 +15,8 @@ from flash_export.bundle.manifest import EngineManifest, ProfileShapes
 from flash_export.generation.state import State, identify_model
 from flash_export.models.checkpoint import load_pretrained
 from flash_export.validators.report.files import write_report
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

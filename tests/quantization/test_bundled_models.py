@@ -11,7 +11,8 @@ import flash_export
 from flash_export.config import SCHEMES, QuantizeOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.quantization.quantize import quantize_bundle
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 
 if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle

@@ -13,7 +13,8 @@ from flash_export.errors import BackendUnavailableError, BundleError, InputError
 from flash_export.generation.generate import Generator
 from flash_export.runtime.backends import find_target, get_backend
 from flash_export.runtime.openvino import OpenVinoRunner
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,7 +27,8 @@ from flash_export.runtime import trt_api, trt_network
 from flash_export.runtime.trt_network import NetworkRunner
 from flash_export.validators.backends import list_backends
 from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,8 @@ from flash_export.files import hash_file
 from flash_export.runtime.backends import find_target
 from flash_export.validators.backends import list_backends
 from flash_export.validators.lengths import Cell
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 from tests.runtime.test_trt import VERSION
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
 from flash_export.validators.failures import MAX_FAILURES, FailureFolder, read_inputs
 from flash_export.validators.lengths import Cell, build_batch
 from flash_export.validators.report.validation import describe_validation
-from flash_export.validators.validate import CHECKS, ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import CHECKS, ValidationOptions
 from tests.validators.report.builders import FAILED
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from flash_export.errors import BundleError, InputError
 from flash_export.exporters.export import export_onnx
 from flash_export.exporters.tracing import quiet_exporter
 from flash_export.validators.foreign import ForeignRunner, read_foreign_graph
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

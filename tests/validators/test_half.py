@@ -13,7 +13,8 @@ from flash_export.bundle.bundle import Bundle
 from flash_export.files import hash_file, write_file
 from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
 from flash_export.validators.bisect.summary import describe_finding
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

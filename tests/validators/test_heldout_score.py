@@ -9,7 +9,8 @@ import pytest
 from flash_export.data.heldout import load_heldout
 from flash_export.errors import BundleError
 from flash_export.validators.heldout_score import measure_score
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 from tests.validators.conftest import sign_files
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from flash_export.models.token_model import describe_token_model
 from flash_export.runtime import ort as ort_module
 from flash_export.runtime.ort import OrtRunner
 from flash_export.validators.accuracy import compare_outputs
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

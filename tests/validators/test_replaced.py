@@ -14,7 +14,8 @@ from flash_export.files import replace_folder
 from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
 from flash_export.validators.ranges.profile import RangesOptions, profile_ranges
 from flash_export.validators.trade_off.compare import CompareOptions, compare_bundles
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

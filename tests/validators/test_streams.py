@@ -15,7 +15,8 @@ from flash_export.bundle.bundle import Bundle
 from flash_export.config import DECODE, EXTEND, PREFILL
 from flash_export.generation.pieces import cut_texts
 from flash_export.validators.backends import list_backends
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 from tests.validators.conftest import sign_files
 
 if TYPE_CHECKING:

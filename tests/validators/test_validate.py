@@ -10,7 +10,8 @@ from onnx import helper, numpy_helper
 
 from flash_export.bundle.bundle import Bundle
 from flash_export.errors import BundleError, ConfigError, InputError
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 from tests.validators.conftest import sign_files
 
 if TYPE_CHECKING:

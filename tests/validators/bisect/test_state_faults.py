@@ -15,7 +15,8 @@ from flash_export.config import DECODE, EXTEND, FORWARD, PREFILL
 from flash_export.errors import BundleError, ConfigError
 from flash_export.validators.bisect.bisect import BisectOptions, bisect_bundle
 from flash_export.validators.bisect.summary import describe_finding
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 from tests.validators.bisect.conftest import SIZES
 from tests.validators.conftest import sign_files
 

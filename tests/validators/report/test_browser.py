@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flash_export.validators.report.files import HTML_FILE, write_report
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 from tests.validators.report.browser import THEMES, browse, list_requests, needs_browser, read_image
 
 if TYPE_CHECKING:

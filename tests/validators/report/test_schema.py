@@ -27,7 +27,8 @@ from flash_export.validators.report.comparison import compare_reports
 from flash_export.validators.report.comparison_page import describe_comparison
 from flash_export.validators.report.validation import describe_validation
 from flash_export.validators.results import HeldoutScores, Row, ValidationReport
-from flash_export.validators.validate import ValidationOptions, validate_bundle
+from flash_export.validators.validate import validate_bundle
+from flash_export.validators.validation_options import ValidationOptions
 from tests.validators.report.builders import (
     BITS,
     ENVIRONMENT,
