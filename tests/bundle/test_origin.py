@@ -84,7 +84,7 @@ def test_what_is_not_as_the_old_manifest_says_is_not_exported(causal_byte_bundle
     [
         ({"files": {}}, "it has no sha256 of config.json"),
         ({"checkpoint": {}}, "checkpoint.source is missing"),
-        ({"imported": 3}, "imported is int"),
+        ({"imported": 3}, "imported is a whole number, wanted an object"),
     ],
 )
 def test_damaged_manifests_of_the_old_format_are_refused(

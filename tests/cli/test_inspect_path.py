@@ -235,7 +235,7 @@ def test_changed_bundle(bundle: Bundle, engine: EngineManifest) -> None:
     ("text", "message"),
     [
         ("{", "manifest.json cannot be read as JSON"),
-        ("[]", "manifest.json holds list, not a JSON object"),
+        ("[]", "manifest.json holds a list, not a JSON object"),
         ('{"format_version": 4}', "manifest.json has format_version 4, this version reads 3; export the bundle again"),
         ('{"format_version": 3, "versions": []}', "manifest.json is damaged: versions is a list, wanted an object"),
     ],

@@ -81,14 +81,12 @@ def test_defaults_are_those_of_the_library(masked_byte_bundle: Bundle, tmp_path:
 
 
 @pytest.mark.parametrize(("runtime", "scheme"), SCHEMES_BY_RUNTIME.items())
-def test_what_is_to_run_it_chooses_the_scheme_unless_one_is_given(
+def test_what_is_to_run_it_chooses_the_scheme(
     masked_byte_bundle: Bundle, tmp_path: Path, asked: dict[str, Any], runtime: str, scheme: str
 ) -> None:
     arguments = masked_byte_bundle.path, "-o", tmp_path / "q", "--for", runtime
     assert invoke(*arguments).exit_code == 0
     assert asked["options"].scheme == scheme
-    assert invoke(*arguments, "--scheme", "int4").exit_code == 0
-    assert asked["options"].scheme == "int4"
 
 
 @pytest.mark.parametrize(("text", "share"), [("0.5%", 0.005), ("0.005", 0.005), (" 2 %", 0.02), ("1e-3", 0.001)])
@@ -116,6 +114,7 @@ def test_what_is_no_share_is_refused(masked_byte_bundle: Bundle, tmp_path: Path,
         (["--block-size", "24"], "block_size=24 is not usable; use a power of two from 16 on"),
         (["--block-size", "8"], "block_size=8 is not usable"),
         (["--threads", "0"], "threads=0 is not usable; use at least 1"),
+        (["--scheme", "int8", "--for", "openvino"], "--scheme says what to compute in, so that --for would be ignored"),
         (["--data", "none.txt"], "none.txt cannot be read"),
         (
             ["--keep", "nothing"],

@@ -72,7 +72,7 @@ def test_comparison_as_markdown(tmp_path: Path) -> None:
     [
         ("no json", "cannot be read as JSON"),
         ('{"format_version": 1, "rows": []}', "has format_version 1, this version reads 3"),
-        ("[]", "bad.json holds list, not a JSON object; give the report.json of 'flash-export validate'"),
+        ("[]", "bad.json holds a list, not a JSON object; give the report.json of 'flash-export validate'"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, text: str, message: str) -> None:
