@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -31,10 +30,6 @@ if TYPE_CHECKING:
     from flash_export.exporters.traced_sizes import TracedSizes
     from flash_export.interface import TensorSpec
     from flash_export.probes import Probe
-
-
-# Names that the exporter gives to constants that are no buffers of a module, before a number unless it is the first.
-_NUMBERED = re.compile(r"(val|arange|zeros|scalar_tensor_default)(_\d+)?")
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,7 @@ def trace_model(module: nn.Module, graph: GraphSpec, example: TracedSizes) -> Tr
     set_marks_aside(program.model.graph)
     simplify_graph(program.model)
     marked = take_marks(program.model)
-    _name_nodes(program.model.graph)
+    _name_nodes(program.model.graph, {name for name, _ in (*module.named_parameters(), *module.named_buffers())})
     _drop_metadata(program.model)
     program.model.producer_name, program.model.producer_version = "flash-export", metadata.version("flash-export")
     return TracedGraph(program.model, tuple(value.name_probe() for value in marked))
@@ -114,10 +109,11 @@ def quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _name_nodes(graph: ir.Graph) -> None:
+def _name_nodes(graph: ir.Graph, weights: set[str]) -> None:
     """Name each node, and the values it makes, ``SCOPE/OP_NUMBER``; constants after the node that reads them first.
 
-    The exporter numbers its constants by what it saw on the way, which is not the same in two traces of one model.
+    The exporter numbers what is no weight of the module by what it saw on the way, which is not the same in two traces
+    of one model: two graphs would have different constants of one name.
     """
     counts: Counter[str] = Counter()
     outputs = {id(value) for value in graph.outputs}
@@ -134,8 +130,9 @@ def _name_nodes(graph: ir.Graph) -> None:
                 value.name = f"{node.name}:{index}"
     for node in graph:
         for index, constant in enumerate(node.inputs):
-            if constant and constant.is_initializer() and _NUMBERED.fullmatch(constant.name or ""):
-                constant.name = f"{node.name}.{index}"
+            if constant and constant.is_initializer() and constant.name not in weights:
+                weights.add(name := f"{node.name}.{index}")
+                constant.name = name
 
 
 def _drop_metadata(model: ir.Model) -> None:

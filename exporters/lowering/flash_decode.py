@@ -58,9 +58,9 @@ class DecodeLayer(StatefulLayer):
             passing, shift = normed.chunk(2, dim=-1)
             normed = torch.cat((precision.narrow(past.shift, "normed"), passing), dim=-1)
             shift = self.store(shift, "normed")
-        value, gate, z = self.projection.project_token(mark(normed, "normed", self.norm_gain))
+        value, gate, z = self.projection.project_few(mark(normed, "normed", self.norm_gain))
         value = mark(value, "value")
-        entering = self.store(self.heads.rotate_token(z, turns), "heads")  # (b, 4, s)
+        entering = self.store(self.heads.rotate_few(z, turns), "heads")  # (b, 4, s)
         *entered, leaving_k = _order(entering, take_at(past.lin_k, slot.place))
         quad_q, lin_q, quad_k, lin_k = self.mark_heads(entered)
         value, leaving_v = _order(self.store(value, "value"), take_at(past.v, slot.place))
@@ -103,7 +103,7 @@ class DecodeFlash(StatefulFlash):
         """Return the logits of the token, and the state with it."""
         positions = state[0].float()
         x = mark(self.embedding(input_ids.squeeze(1), positions), "embedding", order="channels")
-        turns = self.rotary.turn_token(positions.unsqueeze(-1), x.unsqueeze(1))
+        turns = self.rotary.turn_few(positions.unsqueeze(-1), x.unsqueeze(1))
         slot, layers = self._find_slot(state[0]), []
         for layer, past in zip(self.layers, self.split_state(state), strict=True):
             x, new = layer(x, turns, slot, past)

@@ -3,9 +3,8 @@
 What a token sees stands in the cache, in the block of new tokens or in the sum over earlier chunks. A block is at most
 as long as a chunk, so that its tokens have slots of their own, and reach the end of one chunk at most:
 
-- a cached token is weighed by its score where it is of the query's chunk, and as linear attention does where not;
-- so is a new token, if it is of an earlier chunk or of the query's own; the table of biases hides what comes later in
-  that chunk.
+- a token of an earlier chunk than the query's is weighed as linear attention does;
+- one of the query's own chunk by its score; the table of biases hides the new tokens that come later.
 
 The cache is read before it is written: a new token takes the slot of one that others of its block still see.
 
@@ -17,10 +16,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from flash_export.exporters.lowering.chunks import count_half_tokens, count_tokens
 from flash_export.exporters.lowering.flash_state import LayerState, StatefulFlash, StatefulLayer
+from flash_export.exporters.lowering.fold import HIDDEN_SCORE
 from flash_export.exporters.lowering.precision import widen
 from flash_export.exporters.lowering.shared_modules import WEIGHTS
 from flash_export.exporters.marks import mark
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-    from flash_export.exporters.lowering.flash import LoweredFlash
+    from flash_export.exporters.lowering.flash import LoweredFlash, LoweredFlashLayer
     from flash_export.exporters.lowering.heads import Turns
 
 
@@ -38,12 +39,11 @@ class Block(NamedTuple):
     """Where the tokens of a block go, and what they see.
 
     Attributes:
-        numbers: The numbers of the tokens, ``(n,)``.
         slots: The slot of each token in the cache, ``(b, n)``.
         places: Row and slot of each token, ``(b, n, 2)``.
-        is_cached_near: Whether a cached token is of the query's chunk, ``(b, n, c)``.
-        is_near: Whether a new token is, ``(b, n, n)``.
-        is_earlier: 1 for new tokens of an earlier chunk than the query's, ``(b, n, n)``.
+        distances: From each new token back to each, ``(n, n)``; a chunk's length to those after it.
+        is_cached_linear: Whether a cached token is of an earlier chunk than the query, ``(b, n, c)``.
+        is_linear: Whether a new token is, ``(b, n, n)``.
         is_kept: Whether a token goes into the state, ``(b, n, 1)``.
         kept: 1 for those tokens, ``(b, n, 1)``.
         halves: The numbers of all half tokens, ``(2n)``.
@@ -51,12 +51,11 @@ class Block(NamedTuple):
             ``(b, 2)``.
     """
 
-    numbers: Int[Tensor, " n"]
     slots: Int[Tensor, "b n"]
     places: Int[Tensor, "b n 2"]
-    is_cached_near: Bool[Tensor, "b n c"]
-    is_near: Bool[Tensor, "b n n"]
-    is_earlier: Float[Tensor, "b n n"]
+    distances: Int[Tensor, "n n"]
+    is_cached_linear: Bool[Tensor, "b n c"]
+    is_linear: Bool[Tensor, "b n n"]
     is_kept: Bool[Tensor, "b n 1"]
     kept: Float[Tensor, "b n 1"]
     halves: Int[Tensor, " 2n"]
@@ -66,6 +65,15 @@ class Block(NamedTuple):
 class ExtendLayer(StatefulLayer):
     """One layer over a block of tokens."""
 
+    def __init__(self, layer: LoweredFlashLayer) -> None:
+        """Share the weights of a layer.
+
+        Between tokens of one chunk the bias depends on their distance alone, wherever in it they are.
+        """
+        super().__init__(layer)
+        bias = self.quadratic.bias
+        self.bias_by_distance = nn.Buffer(torch.cat((bias[-1].flip(0), bias.new_full((1,), HIDDEN_SCORE))))
+
     def forward(
         self, x: Float[Tensor, "b n d"], turns: Turns, block: Block, past: LayerState
     ) -> tuple[Float[Tensor, "b n d"], LayerState]:
@@ -73,9 +81,9 @@ class ExtendLayer(StatefulLayer):
         normed, shift = self.precision.narrow(self.norm(x), "normed"), None
         if past.shift is not None:
             normed, shift = self._shift(normed, block, past.shift)
-        v, gate, z = self.projection(mark(normed, "normed", self.norm_gain))
-        heads = self.heads(z.unsqueeze(1), turns).split(1, dim=1)
-        quad_q, lin_q, quad_k, lin_k = self.mark_heads([head.squeeze(1) for head in heads])
+        v, gate, z = self.projection.project_few(mark(normed, "normed", self.norm_gain))
+        heads = reshape(self.heads.rotate_few(z.unsqueeze(2), turns), [0, 0, -1])  # side by side
+        quad_q, lin_q, quad_k, lin_k = self.mark_heads(heads.split(z.shape[-1], dim=-1))
         v = mark(v, "value")
         new = LayerState(past.kv, self.store(quad_k, "heads"), self.store(lin_k, "heads"), self.store(v, "value"))
         mixed = self._attend(quad_q, lin_q, new, block, past)
@@ -101,16 +109,12 @@ class ExtendLayer(StatefulLayer):
     ) -> Float[Tensor, "b n e"]:
         """Return what each token sees of the cache, of the block and of the sum."""
         precision, quadratic = self.precision, self.quadratic
-        # Between tokens of one chunk the bias depends on their distance alone, wherever in it they are.
-        corner = gather(gather(quadratic.bias, block.numbers), block.numbers, axis=1)
-        biases = (F.embedding(block.slots, quadratic.bias), corner)
+        biases = (F.embedding(block.slots, quadratic.bias), gather(self.bias_by_distance, block.distances))
         mixed = precision.multiply(lin_q, precision.narrow(past.kv, "kv"), "linear")
-        for seen, bias, is_near in zip((past, new), biases, (block.is_cached_near, block.is_near), strict=True):
+        for seen, bias, is_linear in zip((past, new), biases, (block.is_cached_linear, block.is_linear), strict=True):
             quad_k, lin_k = (precision.narrow(k, "heads") for k in (seen.quad_k, seen.lin_k))
             linear = precision.multiply(lin_q, lin_k.mT, WEIGHTS)
-            if seen is new:
-                linear = precision.combine(torch.mul, linear, block.is_earlier, WEIGHTS)
-            weights = torch.where(is_near, quadratic.weigh(quad_q, quad_k, bias), linear)  # (b, n, t)
+            weights = torch.where(is_linear, linear, quadratic.weigh(quad_q, quad_k, bias))  # (b, n, t)
             attended = precision.multiply(weights, precision.narrow(seen.v, "value"), "quadratic")
             mixed = precision.combine(torch.add, mixed, attended, "mixed")
         return mixed
@@ -148,7 +152,7 @@ class ExtendFlash(StatefulFlash):
         position, numbers = state[0], count_tokens(input_ids.shape[1])
         positions = (position.float() + numbers).unsqueeze(-1)  # (b, n, 1)
         x, layers = mark(self.embedding(input_ids, positions), "embedding", order="channels"), []
-        turns = self.rotary(positions.unsqueeze(1), x.unsqueeze(1))
+        turns = self.rotary.turn_few(positions.unsqueeze(-1), x.unsqueeze(2))
         block = self._find_block(position % self.config.chunk_size, numbers, lengths.unsqueeze(1))
         for layer, past in zip(self.layers, self.split_state(state), strict=True):
             x, new = layer(x, turns, block, past)
@@ -165,14 +169,14 @@ class ExtendFlash(StatefulFlash):
         chunks = (ends >= chunk_size).float()  # 0 for the open chunk, 1 for the one after it
         query_chunks, key_chunks = chunks.unsqueeze(2), chunks.unsqueeze(1)
         is_open = (torch.arange(chunk_size) < first_slot).float().unsqueeze(1)  # (b, 1, c)
+        distances = numbers.unsqueeze(1) - numbers
         is_kept = (numbers < lengths.float()).unsqueeze(-1)
         return Block(
-            numbers=numbers.int(),
             slots=slots,
             places=torch.stack((rows + slots * 0, slots), dim=-1),
-            is_cached_near=is_open > query_chunks,
-            is_near=query_chunks == key_chunks,
-            is_earlier=self.precision.narrow((query_chunks > key_chunks).float(), "valid"),
+            distances=torch.where(distances < 0, float(chunk_size), distances).int(),
+            is_cached_linear=is_open <= query_chunks,
+            is_linear=query_chunks > key_chunks,
             is_kept=is_kept,
             kept=is_kept.float(),
             halves=count_half_tokens(numbers.unsqueeze(-1)),

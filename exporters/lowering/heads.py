@@ -75,8 +75,8 @@ class Rotary(nn.Module):
         """Return the turns at each position; x is anything of as many rows and tokens."""
         return self._turn(positions, x, self.rest)
 
-    def turn_token(self, positions: Float[Tensor, "b 1 1"], x: Float[Tensor, "b 1 d"]) -> Turns:
-        """Return the turns of one token per row, which has no axis of its own."""
+    def turn_few(self, positions: Float[Tensor, "*b 1 1"], x: Float[Tensor, "*b 1 d"]) -> Turns:
+        """Return the same for heads that lie on the axis before the channels."""
         return self._turn(positions, x, None if self.rest is None else self.rest.squeeze(1))
 
     def _turn(self, positions: Tensor, x: Tensor, rest: Tensor | None) -> Turns:
@@ -104,8 +104,8 @@ class Heads(nn.Module):
         """Return the heads of each token, beside each other where z has an axis of 1."""
         return self._rotate(z, turns, self.gamma, self.beta)
 
-    def rotate_token(self, z: Float[Tensor, "b 1 s"], turns: Turns) -> Float[Tensor, "b h s"]:
-        """Return the heads of one token per row, which has no axis of its own."""
+    def rotate_few(self, z: Float[Tensor, "*b 1 s"], turns: Turns) -> Float[Tensor, "*b h s"]:
+        """Return the heads of few tokens on the axis before the channels: beside each other, once those are joined."""
         return self._rotate(z, turns, self.gamma.squeeze(1), self.beta.squeeze(1))
 
     def _rotate(self, z: Tensor, turns: Turns, gamma: Tensor, beta: Tensor) -> Tensor:

@@ -111,14 +111,15 @@ class InputProjection(nn.Module):
         """Return the parts: values, gates, and what queries and keys are made of."""
         return self._split(self._project_all(x) if self.is_joined else self._project_apart(x))
 
-    def project_token(self, x: Float[Tensor, "b d"]) -> tuple[Tensor, ...]:
-        """Return the same with an axis for the token, ``(b, 1, w)``, by one product where the precisions allow it.
+    def project_few(self, x: Float[Tensor, "b *n d"]) -> tuple[Tensor, ...]:
+        """Return the same, ``(b, n, w)``, by one product where the precisions allow it.
 
-        For one token it is the number of operations that counts. Runtimes join the weights when they load the graph.
+        For few tokens it is the number of operations that counts. Runtimes join the weights when they load the graph. A
+        single token has no axis of its own in x.
         """
         is_mixed = not self.is_joined and self.value_weight.dtype != self.weight.dtype
         parts = self._project_apart(x) if is_mixed else self._project_all(x)
-        return self._split([part.unsqueeze(1) for part in parts])
+        return self._split([part.unsqueeze(1) if part.ndim == 2 else part for part in parts])
 
     def _project_apart(self, x: Tensor) -> list[Tensor]:
         """Return the values, and the others as one."""
