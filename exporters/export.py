@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +13,18 @@ from flash_export.bundle.origin import read_origin
 from flash_export.config import FORWARD, WEIGHTS_FILE, ExportOptions
 from flash_export.data.heldout import load_heldout, read_data
 from flash_export.data.sources import Data, RandomSource
-from flash_export.errors import BundleError, CheckpointError, InputError
+from flash_export.errors import CheckpointError, InputError
 from flash_export.exporters.graphs import build_graph_module, count_state_bytes, describe_graphs, find_longest
+from flash_export.exporters.islands import choose_islands
+from flash_export.exporters.lowering.precision import FP32
 from flash_export.exporters.lowering.registry import lower_model
-from flash_export.exporters.promises import check_promises, check_traced_sizes
+from flash_export.exporters.output import check_graphs, check_output, read_versions
+from flash_export.exporters.promises import check_traced_sizes
 from flash_export.exporters.self_description import describe_in_graph
 from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.exporters.traced_sizes import choose_traced_sizes
 from flash_export.exporters.tracing import trace_model
-from flash_export.exporters.variants import choose_variant
-from flash_export.files import hash_file, hash_files, replace_folder
+from flash_export.files import hash_file, hash_folder, replace_folder
 from flash_export.models.checkpoint import load_checkpoint
 from flash_export.models.registry import get_family
 from flash_export.probes import Point, Probe, ProbeMap
@@ -36,13 +36,11 @@ if TYPE_CHECKING:
     from flash_export.bundle.manifest import GraphSpec
     from flash_export.data.heldout import Heldout
     from flash_export.exporters.lowering.base import LoweredModel
-    from flash_export.exporters.quantization.recipe import Quantization
     from flash_export.models.base import ReferenceModel
     from flash_export.models.checkpoint import Checkpoint
     from flash_export.progress import ProgressCallback
 
 FLOPS_SEQ_LEN = 1024
-VERSIONED_PACKAGES = ("flash-export", "torch", "onnx", "onnxscript", "onnx-ir", "numpy", "safetensors")
 
 
 NUM_STEPS = 7
@@ -60,7 +58,6 @@ def export_onnx(
     assume_defaults: bool = False,
     heldout_file: str | Path | None = None,
     force: bool = False,
-    quantization: Quantization | None = None,
     progress: ProgressCallback | None = None,
 ) -> Bundle:
     """Export a checkpoint as a bundle.
@@ -78,7 +75,6 @@ def export_onnx(
         heldout_file: Data to put into the bundle, for validation, ranges and quantization, see docs/data.md; None: what
             a checkpoint folder has.
         force: Replace a bundle that is there, with its engines and reports.
-        quantization: What :func:`quantize_bundle` decided; None: nothing is quantized.
         progress: Called before each step.
 
     Returns:
@@ -107,58 +103,46 @@ def export_onnx(
     steps.begin("measuring the ranges")
     heldout = _read_heldout(loaded, heldout_file, find_longest(loaded.model.config.interface, options))
     data = Data(RandomSource(loaded.model.config.interface), None if heldout is None else heldout.source)
-    variant = choose_variant(loaded.model, data, options, quantization)
-    graphs = describe_graphs(loaded.model.config, options, variant.precision)
-    graphs = {name: replace(graph, precision=variant.name) for name, graph in graphs.items()}
-    provenance, imported = quantization.provenance if quantization else loaded.provenance, loaded.imported
-    interface = loaded.model.config.interface
+    half = None if options.precision == "fp32" else choose_islands(loaded.model, data, options)
+    precision = half.precision if half else FP32
+    graphs = describe_graphs(loaded.model.config, options, precision)
+    provenance, imported, interface = loaded.provenance, loaded.imported, loaded.model.config.interface
     facts = _describe_model(loaded.model, options, graphs)
     with replace_folder(target, overwrite=force) as staging:
         steps.begin("lowering")
         loaded.model.save_pretrained(staging)
         weights_sha256 = hash_file(staging / WEIGHTS_FILE)
         _write_heldout(heldout, staging)
-        lowered = lower_model(loaded.model, variant.precision, options.opset)
-        variant.prepare(lowered)
+        lowered = lower_model(loaded.model, precision, options.opset)
         del loaded  # its weights are on disk; together with the lowered ones they would be twice in memory
         steps.begin("tracing")
         models, probes = SplitModels(f"{GRAPH_FILE}.data"), {}
         for name, graph in graphs.items():
             module = build_graph_module(name, lowered)
             sizes = choose_traced_sizes(module, interface, graph)
-            before = variant.traced if name == FORWARD else None
-            traced = before or trace_model(module, graph, sizes)
+            traced = trace_model(module, graph, sizes)
             check_traced_sizes(traced.model, sizes)
-            variant.rewrite(traced.model)
             describe_in_graph(
                 traced.model, name, graph, interface, family=lowered.config.model_type, weights_sha256=weights_sha256
             )
             models.add(graph.file, traced.model)
             probes[name] = _describe_probes(name, lowered, traced.probes)
         steps.begin("checking the promises")
-        for graph in graphs.values():
-            skeleton = models.skeletons[graph.file]
-            check_promises(skeleton, graph.inputs, graph.outputs)
-            # Where onnxruntime knows that two blocks have values of the same shape, it keeps one buffer for both all
-            # the time: twice the memory of letting go of it in between.
-            del skeleton.graph.value_info[:]
+        check_graphs(models, graphs)
         steps.begin("writing")
         write_models(models, staging)
         for name, known in probes.items():
             if known.probes:
                 (staging / name_probes_file(name)).write_text(known.to_json(), encoding="utf-8")
-        for name, text in variant.files.items():
-            (staging / name).write_text(text, encoding="utf-8")
         steps.begin("hashing")
-        written = sorted(staging.iterdir())
         manifest = Manifest(
-            versions=_read_versions(),
+            versions=read_versions(),
             interface=interface,
             graphs=graphs,
             checkpoint=provenance,
-            files={path.name: digest for path, digest in zip(written, hash_files(written), strict=True)},
+            files=hash_folder(staging),
             model=facts,
-            precision=variant.facts,
+            precision=half.facts if half else None,
             imported=imported,
         )
         (staging / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
@@ -186,23 +170,6 @@ def _take_waveform(model: ReferenceModel) -> ReferenceModel:
     hearing = get_family(config.model_type).model_class(config)
     hearing.load_state_dict(model.state_dict(), assign=True)
     return hearing.requires_grad_(requires_grad=False).eval()
-
-
-def check_output(target: Path, *, force: bool) -> None:
-    """Refuse to write where something else is.
-
-    Raises:
-        BundleError: ``target`` is a file, another folder, or a bundle and ``force`` is not set.
-    """
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise BundleError(f"{target} is a file; give the name of a folder to create")
-    is_bundle = (target / MANIFEST_FILE).is_file()
-    if not is_bundle and any(target.iterdir()):
-        raise BundleError(f"{target} holds other files and is no bundle; choose another folder")
-    if is_bundle and not force:
-        raise BundleError(f"{target} already holds a bundle; add --force to replace it, with its engines and reports")
 
 
 def _read_heldout(loaded: Checkpoint, path: str | Path | None, longest: int) -> Heldout | None:
@@ -237,10 +204,6 @@ def _describe_probes(name: str, lowered: LoweredModel, probes: tuple[Probe, ...]
     orders = {name: tuple(order) for name, order in lowered.orders.items()}
     outputs = (Probe(spec.name, spec.name) for spec in lowered.config.interface.outputs)
     return ProbeMap(name, orders, (*probes, *outputs))
-
-
-def _read_versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONED_PACKAGES}}
 
 
 def _describe_model(model: ReferenceModel, options: ExportOptions, graphs: Mapping[str, GraphSpec]) -> ModelFacts:

@@ -56,6 +56,12 @@ def hash_files(paths: Sequence[Path]) -> list[str]:
         return list(pool.map(hash_file, paths))
 
 
+def hash_folder(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each file of a folder, by name."""
+    paths = sorted(folder.iterdir())
+    return {path.name: digest for path, digest in zip(paths, hash_files(paths), strict=True)}
+
+
 def flush_file(path: Path) -> None:
     """Make sure that a file or folder has reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -226,8 +226,8 @@ def retired_bundle(causal_byte_bundle: Bundle, share_folder: FolderSharer) -> Bu
 def export_scheme(masked_byte_bundle: Bundle, share_folder: FolderSharer) -> SchemeExporter:
     """Quantize all of the masked model by a plan that asks no one, each scheme once; not to be changed."""
     from flash_export.bundle.quantization_record import QuantizationRecord
-    from flash_export.exporters.export import export_onnx
-    from flash_export.exporters.quantization.recipe import ProductRecipe, Quantization, QuantizationRecipe
+    from flash_export.exporters.quantization.bundle import write_quantized
+    from flash_export.exporters.quantization.recipe import ProductRecipe, QuantizationRecipe
     from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 
     names = ("layers.0.projection", "layers.0.out", "head")
@@ -239,11 +239,9 @@ def export_scheme(masked_byte_bundle: Bundle, share_folder: FolderSharer) -> Sch
         product = ProductRecipe(scheme, largest, block_size=block_size)
         plan = QuantizationRecipe(scheme, dict.fromkeys(names, product))
         record = QuantizationRecord(name, "", "text", "", (96,), 1, 0.02, 0.01, {"kl_bits": 0.01}, None, 1.0, None, ())
-        options = ExportOptions(opset=21, max_seq_len=96, max_batch=4, mask=True)
-        quantization = Quantization(plan, masked_byte_bundle.manifest.checkpoint, record.to_json())
 
         def write(folder: Path) -> None:
-            export_onnx(masked_byte_bundle.path, folder / "bundle", options=options, quantization=quantization)
+            write_quantized(masked_byte_bundle, folder / "bundle", plan, record.to_json())
 
         return Bundle.open(share_folder(f"planned-{name}", write) / "bundle")
 

@@ -158,14 +158,17 @@ def separate_weights(lowered: nn.Module) -> None:
     """Cut weights and biases into those of values, gates, and what queries and keys are made of."""
     for module in lowered.modules():
         if isinstance(module, shared_modules.InputProjection):
-            module.join()
             assert module.bias is not None
-            weights, biases = (x.split(module.widths, dim=-1) for x in (module.weight, module.bias))
+            assert module.value_bias is not None
+            widths = module.widths[1:]
+            weights = (module.value_weight, *module.weight.split(widths, dim=-1))
+            biases = (module.value_bias, *module.bias.split(widths))
             module.weights = nn.ParameterList(weight.contiguous() for weight in weights)
             module.biases = nn.ParameterList(bias.clone() for bias in biases)
-            del module.weight, module.bias
+            del module.value_weight, module.value_bias, module.weight, module.bias
 
 
+_PROJECTION = shared_modules.InputProjection
 STEPS = (
     Step("none: the noise"),
     Step("values of padding zeroed, not scores masked", mask_scores, causal=False),
@@ -173,7 +176,7 @@ STEPS = (
     Step("divisors and norm gain in the weights", unfold_factors),
     Step("bias table hides the future", mask_future, causal=True),
     Step("queries and keys in the product of the gates", project_apart, separate_weights),
-    Step("values in a product of their own", prepare=shared_modules.join_projections),
+    Step("values in a product of their own", lambda _: {(_PROJECTION, "forward"): _PROJECTION.project_few}),
     Step("rotary without cutting channels out", slice_rotary),
     Step("token shift by half a token", shift_halves),
     Step("CumSum, not a triangular product", multiply_chunks, causal=True),

@@ -91,7 +91,7 @@ class InputProjection(nn.Module):
             precision: What the parts are computed in.
         """
         super().__init__()
-        self.precision, self.widths, self.is_joined = precision, list(widths), False
+        self.precision, self.widths = precision, list(widths)
         value_width, *rest = self.widths
         value_weight, weight = weight.split([value_width, sum(rest)], dim=1)
         value_bias, bias = (None, None) if bias is None else bias.split([value_width, sum(rest)])
@@ -109,7 +109,7 @@ class InputProjection(nn.Module):
 
     def forward(self, x: Float[Tensor, "*b d"]) -> tuple[Tensor, ...]:
         """Return the parts: values, gates, and what queries and keys are made of."""
-        return self._split(self._project_all(x) if self.is_joined else self._project_apart(x))
+        return self._split(self._project_apart(x))
 
     def project_few(self, x: Float[Tensor, "b *n d"]) -> tuple[Tensor, ...]:
         """Return the same, ``(b, n, w)``, by one product where the precisions allow it.
@@ -117,7 +117,7 @@ class InputProjection(nn.Module):
         For few tokens it is the number of operations that counts. Runtimes join the weights when they load the graph. A
         single token has no axis of its own in x.
         """
-        is_mixed = not self.is_joined and self.value_weight.dtype != self.weight.dtype
+        is_mixed = self.value_weight.dtype != self.weight.dtype
         parts = self._project_apart(x) if is_mixed else self._project_all(x)
         return self._split([part.unsqueeze(1) if part.ndim == 2 else part for part in parts])
 
@@ -133,35 +133,15 @@ class InputProjection(nn.Module):
 
     def _project_all(self, x: Tensor) -> list[Tensor]:
         """Return all as one."""
-        weight, bias = (self.weight, self.bias) if self.is_joined else self._join_weights()
+        weight = torch.cat((self.value_weight, self.weight), dim=1)
+        bias = None if self.value_bias is None or self.bias is None else torch.cat((self.value_bias, self.bias))
         product = self.precision.multiply(x, weight, "value")
         return [apply_silu(product if bias is None else product + bias)]
-
-    def _join_weights(self) -> tuple[Tensor, Tensor | None]:
-        """Return weight and bias of one product of both."""
-        weight = torch.cat((self.value_weight, self.weight), dim=1)
-        if self.value_bias is None or self.bias is None:
-            return weight, None
-        return weight, torch.cat((self.value_bias, self.bias))
 
     def _split(self, parts: list[Tensor]) -> tuple[Tensor, ...]:
         """Return all of two products, or of one."""
         *value, rest = parts
         return (*value, *rest.split(self.widths[1:] if value else self.widths, dim=-1))
-
-    def join(self) -> None:
-        """Make one product of both for good: in few bits a product costs less than to round its input once more."""
-        weight, bias = self._join_weights()
-        self.weight, self.bias = nn.Buffer(weight), None if bias is None else nn.Buffer(bias)
-        del self.value_weight, self.value_bias
-        self.is_joined = True
-
-
-def join_projections(lowered: nn.Module) -> None:
-    """Make one product of the input projections of every layer."""
-    for module in lowered.modules():
-        if isinstance(module, InputProjection):
-            module.join()
 
 
 class TokenEmbedding(nn.Module):

@@ -66,9 +66,15 @@ def insert_nodes(
 def replace_value(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     """Make whoever uses a value use another one, which takes its name, and remove the node that made it."""
     node, name = old.producer(), old.name
-    new.shape, new.type = old.shape, old.type
-    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    replace_uses(old, new)
     if node is None:
         raise RuntimeError(f"{name} comes from no node")
     graph.remove(node, safe=True)
     new.name = name
+
+
+def replace_uses(old: ir.Value, new: ir.Value) -> None:
+    """Make whoever uses a value use another one."""
+    if new.producer() is not None:
+        new.shape, new.type = old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)

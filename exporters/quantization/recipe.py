@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from flash_export.exporters.quantization.numbers import NumberFormat
     from flash_export.exporters.quantization.rewrite import Place
     from flash_export.exporters.quantization.rounding import ProductSample, Rounding
-    from flash_export.exporters.tracing import TracedGraph
 
 
 @dataclass(frozen=True)
@@ -95,20 +94,3 @@ class QuantizationRecipe:
 
     scheme: Scheme
     products: Mapping[str, ProductRecipe] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """A recipe, and what a bundle made by it says of its origin.
-
-    Attributes:
-        recipe: What is quantized.
-        provenance: Where the weights came from, from the bundle that is quantized.
-        record: Text of ``quantization.json``: how the recipe came about.
-        traced: The forward graph, where it was traced to find the recipe; None: it has to be.
-    """
-
-    recipe: QuantizationRecipe
-    provenance: dict[str, str]
-    record: str
-    traced: TracedGraph | None = None

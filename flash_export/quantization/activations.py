@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from flash_export.quantization.trial import TrialGraph
+    from flash_export.exporters.quantization.source import SourceGraph
 
 SAMPLED_TOKENS = 512
 MAX_RECORDED_BYTES = 1 << 30
@@ -38,25 +38,25 @@ def list_lengths(rows: Batch, longest: int, bytes_a_position: int) -> list[int]:
 
 
 def record_activations(
-    trial: TrialGraph, path: Path, rows: Batch, seq_lens: Sequence[int], threads: int | None = None
+    source: SourceGraph, path: Path, rows: Batch, seq_lens: Sequence[int], threads: int | None = None
 ) -> dict[str, ProductSample]:
     """Run the graph as it is, and return what each product was given: samples, and the largest, in short rows too.
 
     Args:
-        trial: The graph.
+        source: The graph.
         path: Its file, not quantized.
         rows: The data; each length starts where the last one ended.
         seq_lens: Lengths.
         threads: Threads of one operator.
     """
-    values = sorted({product.input_name for product in trial.products})
+    values = sorted({product.input_name for product in source.products})
     samples: dict[str, list[np.ndarray]] = {name: [] for name in values}
     largest: dict[str, np.ndarray] = {}
     each = max(SAMPLED_TOKENS // len(seq_lens), 1)
-    short = _cut_short(rows, seq_lens[0], trial.graph.axes[BATCH].max)
-    with OrtRunner(trial.graph, path, threads=threads, inner_values=values) as runner:
+    short = _cut_short(rows, seq_lens[0], source.graph.axes[BATCH].max)
+    with OrtRunner(source.graph, path, threads=threads, inner_values=values) as runner:
         for index, piece in enumerate((*_cut(rows, seq_lens), *short)):
-            outputs = runner.run(piece.to_inputs(trial.graph.inputs))
+            outputs = runner.run(piece.to_inputs(source.graph.inputs))
             for name in values:
                 given = outputs[name].reshape(-1, outputs[name].shape[-1])
                 peak = np.abs(given).max(axis=0)
@@ -66,15 +66,15 @@ def record_activations(
                     samples[name].append(given[chosen])
     joined = {name: np.concatenate(samples[name]) for name in values}
     return {
-        one.name: ProductSample(one.weight, joined[one.input_name], largest[one.input_name]) for one in trial.products
+        one.name: ProductSample(one.weight, joined[one.input_name], largest[one.input_name]) for one in source.products
     }
 
 
-def skip_activations(trial: TrialGraph) -> dict[str, ProductSample]:
+def skip_activations(source: SourceGraph) -> dict[str, ProductSample]:
     """Return the products without what they are given, for schemes that need not know it."""
     return {
         one.name: ProductSample(one.weight, np.empty((0, len(one.weight)), np.float32), np.empty(0, np.float32))
-        for one in trial.products
+        for one in source.products
     }
 
 

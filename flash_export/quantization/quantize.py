@@ -9,32 +9,30 @@ from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import MANIFEST_FILE, reads_bundles
 from flash_export.bundle.quantization_record import FP32, ProductRecord, QuantizationRecord
-from flash_export.config import FORWARD, ExportOptions, QuantizeOptions
+from flash_export.config import FORWARD, QuantizeOptions
 from flash_export.errors import ConfigError
-from flash_export.exporters.export import check_output, export_onnx
-from flash_export.exporters.graphs import describe_graphs
-from flash_export.exporters.quantization.recipe import Quantization
+from flash_export.exporters.output import check_output
+from flash_export.exporters.quantization.bundle import describe_quantized, write_quantized
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
+from flash_export.exporters.quantization.source import SourceGraph
 from flash_export.files import hash_file
 from flash_export.progress import Steps
 from flash_export.quantization.activations import list_lengths, record_activations, skip_activations
 from flash_export.quantization.calibration import read_calibration
 from flash_export.quantization.loss import Judge
 from flash_export.quantization.search import Candidate, Search
-from flash_export.quantization.trial import TrialGraph
 from flash_export.suggest import list_known
 from flash_export.temporary import create_temporary_folder
 
 if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
-    from flash_export.exporters.quantization.recipe import Scheme
     from flash_export.exporters.quantization.rounding import Rounding
     from flash_export.progress import ProgressCallback
     from flash_export.quantization.calibration import Calibration
     from flash_export.quantization.search import Choice
 
 
-# Trace, all of them together, export, besides one per product; what the search adds is counted as it comes.
+# Read, all of them together, write, besides one per product; what the search adds is counted as it comes.
 _OTHER_STEPS = 3
 
 
@@ -77,34 +75,33 @@ def quantize_bundle(
         raise ConfigError(f"{output} is the bundle itself, which would be lost; choose another folder")
     check_output(Path(output), force=force)
     scheme, longest = SCHEMES_BY_NAME[options.scheme], graph.axes["seq"].max
-    export_options = _read_export_options(bundle, scheme)
+    graph = describe_quantized(bundle, scheme)[FORWARD]
     data = read_calibration(bundle, options.data, longest, may_draw=not scheme.reads_activations)
     other_steps = _OTHER_STEPS + scheme.reads_activations
     steps = Steps(progress, other_steps)
 
-    steps.begin("tracing")
-    model = bundle.load_model()
-    trial = TrialGraph(model, describe_graphs(model.config, export_options)[FORWARD])
-    sizes = {product.name: product.weight.size for product in trial.products}
+    steps.begin("reading the graph")
+    source = SourceGraph.read(bundle.get_graph_path(), graph)
+    sizes = {product.name: product.weight.size for product in source.products}
     kept = _match(options.keep, list(sizes))
     steps.total = other_steps + len(sizes)
     with create_temporary_folder() as folder:
-        path = trial.write(folder)
+        path = source.write(folder)
         seq_lens: list[int] = []
         if scheme.reads_activations and data.rows is not None:
             steps.begin("ranges of the activations")
-            widest = 4 * sum(len(product.weight) for product in trial.products)
+            widest = 4 * sum(len(product.weight) for product in source.products)
             seq_lens = list_lengths(data.rows, longest, widest)
-            samples = record_activations(trial, path, data.rows, seq_lens, options.threads)
+            samples = record_activations(source, path, data.rows, seq_lens, options.threads)
         else:
-            samples = skip_activations(trial)
+            samples = skip_activations(source)
         # A sample keeps its exact product, which is not to stay in memory for all of them.
         ladders = {name: scheme.list_roundings(samples.pop(name), options) for name in sizes}
-        for product in trial.products:
+        for product in source.products:
             if not ladders[product.name]:
                 reason = f"its {len(product.weight)} inputs are no multiple of the block of {options.block_size}"
                 kept.setdefault(product.name, reason)
-        judge = Judge(bundle.manifest.interface, trial.graph, path, data.samples, options.threads)
+        judge = Judge(bundle.manifest.interface, graph, path, data.samples, options.threads)
         candidates = tuple(
             Candidate(name, weights, tuple(rounding.recipe for rounding in ladders[name]))
             for name, weights in sizes.items()
@@ -116,7 +113,7 @@ def quantize_bundle(
                 f"nothing of {bundle.path} can be {options.scheme} ({name}: {reason}); take --keep back, or choose "
                 "another --block-size or --scheme"
             )
-        choice = Search(trial, judge, scheme, steps.begin).run(candidates, options.accepted_loss)
+        choice = Search(source, judge, scheme, steps.begin).run(candidates, options.accepted_loss)
     if not choice.recipe.products:
         least = min(choice.sensitivity.values())
         raise ConfigError(
@@ -124,30 +121,8 @@ def quantize_bundle(
             f"loses at least {least:.2g}; raise --budget, or choose another --scheme"
         )
     record = _record(bundle, options, data, seq_lens, sizes, ladders, kept, choice)
-    steps.begin("exporting")
-    return export_onnx(
-        bundle.path,
-        output,
-        options=export_options,
-        force=force,
-        quantization=Quantization(
-            choice.recipe, bundle.manifest.checkpoint, record.to_json(), traced=trial.copy_traced()
-        ),
-    )
-
-
-def _read_export_options(bundle: Bundle, scheme: Scheme) -> ExportOptions:
-    """Return the options that the bundle was exported with, at an opset that the scheme has operators in."""
-    graph = bundle.get_graph()
-    batch = graph.axes["batch"]
-    return ExportOptions(
-        opset=max(graph.opset, scheme.opset),
-        max_seq_len=graph.axes["seq"].max,
-        max_batch=batch.max,
-        mask=graph.has_mask,
-        batch=batch.max if batch.min == batch.max else None,
-        graphs=tuple(bundle.manifest.graphs),
-    )
+    steps.begin("writing")
+    return write_quantized(bundle, Path(output), choice.recipe, record.to_json(), read={FORWARD: source}, force=force)
 
 
 def _match(patterns: tuple[str, ...], names: list[str]) -> dict[str, str]:

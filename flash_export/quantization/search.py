@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from flash_export.exporters.quantization.recipe import ProductRecipe, Scheme
+    from flash_export.exporters.quantization.source import SourceGraph
     from flash_export.quantization.loss import Judge
-    from flash_export.quantization.trial import TrialGraph
     from flash_export.tasks.base import Loss
 
 
@@ -61,10 +61,10 @@ class Search:
     """Writes variants of a graph into a folder of its own, one at a time, and has them judged."""
 
     def __init__(
-        self, trial: TrialGraph, judge: Judge, scheme: Scheme, on_measure: Callable[[str], None] | None = None
+        self, source: SourceGraph, judge: Judge, scheme: Scheme, on_measure: Callable[[str], None] | None = None
     ) -> None:
         """Take what is needed; ``on_measure`` is called with the name of each variant before it is measured."""
-        self._trial, self._judge, self._scheme = trial, judge, scheme
+        self._source, self._judge, self._scheme = source, judge, scheme
         self._on_measure = on_measure or (lambda _: None)
 
     def run(self, candidates: tuple[Candidate, ...], accepted: float) -> Choice:
@@ -103,13 +103,13 @@ class Search:
     def _measure(self, candidates: tuple[Candidate, ...], rungs: Mapping[str, int], label: str) -> Loss:
         self._on_measure(label)
         with create_temporary_folder() as folder:
-            return self._judge.measure(self._trial.write(folder, self._join(candidates, rungs)))
+            return self._judge.measure(self._source.write(folder, self._join(candidates, rungs)))
 
     def _estimate(self, candidate: Candidate, rung: int) -> float:
         self._on_measure(candidate.name)
         with create_temporary_folder() as folder:
             recipe = self._join((candidate,), {candidate.name: rung})
-            return self._judge.estimate(self._trial.write(folder, recipe))
+            return self._judge.estimate(self._source.write(folder, recipe))
 
     def _join(self, candidates: tuple[Candidate, ...], rungs: Mapping[str, int]) -> QuantizationRecipe:
         chosen = {one.name: one.recipes[rungs[one.name]] for one in candidates if rungs[one.name] < len(one.recipes)}

@@ -36,7 +36,7 @@ setattr(owner, name, stall)
 main(sys.argv[3:])
 """
 FLUSH = ("os", "fsync")
-TRIAL = ("flash_export.quantization.trial", "TrialGraph.write")
+TRIAL = ("flash_export.exporters.quantization.source", "SourceGraph.write")
 COMMANDS = {
     "generate": (FLUSH, "generate {bundle} --tokens 97 --max-tokens 1 --threads 1 --save-state {folder}/text.state"),
     "validate": (FLUSH, "validate {bundle} --seq-lens 1 --batch 1 --backend ort-cpu --no-latency --threads 1"),

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flash_export.bundle.manifest import AxisRange, GraphSpec
 from flash_export.data.batch import Batch
+from flash_export.exporters.quantization.source import SourceProduct
 from flash_export.interface import TensorSpec
 from flash_export.models.token_model import describe_token_model
 from flash_export.quantization.activations import (
@@ -23,13 +24,12 @@ from flash_export.quantization.activations import (
     list_lengths,
     record_activations,
 )
-from flash_export.quantization.trial import TrialProduct
 from flash_export.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flash_export.quantization.trial import TrialGraph
+    from flash_export.exporters.quantization.source import SourceGraph
 
 pytest.importorskip("onnxruntime")
 
@@ -78,7 +78,7 @@ class TwoProducts:
         {"batch": AxisRange(1, 4), "seq": AxisRange(1, 10**4)},
     )
     products = tuple(
-        TrialProduct(name, value, np.ones((1, 1), np.float32))
+        SourceProduct(name, value, np.ones((1, 1), np.float32))
         for name, value in (("a", "twice"), ("b", "twice"), ("c", "square"))
     )
 
@@ -103,14 +103,14 @@ class TwoProducts:
 
 
 def record(tmp_path: Path, tokens: np.ndarray, seq_lens: list[int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    trial = TwoProducts()
-    path = trial.write(tmp_path)
-    found = record_activations(as_trial(trial), path, make_row(tokens), seq_lens, threads=1)
+    source = TwoProducts()
+    path = source.write(tmp_path)
+    found = record_activations(as_source(source), path, make_row(tokens), seq_lens, threads=1)
     return {name: (activations.x, activations.max_abs) for name, activations in found.items()}
 
 
-def as_trial(trial: object) -> TrialGraph:
-    return trial  # type: ignore[return-value]
+def as_source(source: object) -> SourceGraph:
+    return source  # type: ignore[return-value]
 
 
 def test_the_largest_of_all_tokens_and_a_sample_of_them_are_recorded(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from flash_export.exporters.quantization.source import SourceGraph
     from flash_export.quantization.loss import Judge
     from flash_export.quantization.search import Choice
-    from flash_export.quantization.trial import TrialGraph
 
     Together = Callable[[list[float]], float]
 
@@ -54,7 +54,7 @@ class MadeUp:
         candidates = tuple(
             Candidate(name, (weights or {}).get(name, 100), ways[: len(costs)]) for name, costs in self.costs.items()
         )
-        return Search(cast("TrialGraph", self), cast("Judge", self), INT8).run(candidates, accepted)
+        return Search(cast("SourceGraph", self), cast("Judge", self), INT8).run(candidates, accepted)
 
 
 def test_what_is_within_the_budget_stays_as_cheap_as_it_can_be() -> None:

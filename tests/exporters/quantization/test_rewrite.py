@@ -13,12 +13,12 @@ from onnx.reference.op_run import OpRun
 from flash_export.config import SCHEMES, ExportOptions
 from flash_export.exporters.export import export_onnx
 from flash_export.exporters.promises import check_promises
+from flash_export.exporters.quantization.bundle import write_quantized
 from flash_export.exporters.quantization.numbers import INT8
 from flash_export.exporters.quantization.products import list_products, name_product
-from flash_export.exporters.quantization.recipe import ProductRecipe, Quantization, QuantizationRecipe
+from flash_export.exporters.quantization.recipe import ProductRecipe, QuantizationRecipe
 from flash_export.exporters.quantization.schemes.registry import SCHEMES_BY_NAME
 from flash_export.models.flash import FlashConfig, FlashModel
-from tests.conftest import PROVENANCE
 from tests.exporters.quantization.builders import count_fused, measure_error, quantize_product, run
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from flash_export.quantization.trial import TrialGraph, TrialProduct
+    from flash_export.exporters.quantization.source import SourceGraph, SourceProduct
 
     ProductWriter = Callable[..., ir.Model]
 
@@ -39,10 +39,10 @@ WAYS = (*SCHEMES, "int8-smoothed", "int8-two-terms", "int8-token-two-terms")
 FUSED = {"int8-token": "MatMulIntegerToFloat", "int8": "MatMulIntegerToFloat", "int4": "MatMulNBits"}
 
 
-class Traced(Protocol):
+class Exported(Protocol):
     """See conftest.py."""
 
-    trial: TrialGraph
+    source: SourceGraph
 
     def make_inputs(self, seq_len: int) -> dict[str, np.ndarray]: ...
 
@@ -71,7 +71,7 @@ def make_recipe(way: str, inputs: int, activation_max: float = 12.0) -> ProductR
     return ProductRecipe(scheme, known, smoothing, terms, BLOCK_SIZE if scheme.has_blocks else None)
 
 
-def plan_all(way: str, products: tuple[TrialProduct, ...]) -> QuantizationRecipe:
+def plan_all(way: str, products: tuple[SourceProduct, ...]) -> QuantizationRecipe:
     recipes = {product.name: make_recipe(way, len(product.weight)) for product in products}
     return QuantizationRecipe(recipes["head"].scheme, recipes)
 
@@ -85,15 +85,15 @@ def list_value_names(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_quantized_graph_keeps_the_promises_and_what_its_values_are_called(
-    traced: Traced, way: str, tmp_path: Path
+    exported: Exported, way: str, tmp_path: Path
 ) -> None:
     (tmp_path / "plain").mkdir()
-    plain = traced.trial.write(tmp_path / "plain")
-    path = traced.trial.write(tmp_path, plan_all(way, traced.trial.products))
+    plain = exported.source.write(tmp_path / "plain")
+    path = exported.source.write(tmp_path, plan_all(way, exported.source.products))
 
     model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
     assert {value.name for value in model.graph.value_info}, "nothing was inferred, so that no size can be checked"
-    check_promises(model, traced.trial.graph.inputs, traced.trial.graph.outputs)
+    check_promises(model, exported.source.graph.inputs, exported.source.graph.outputs)
     assert {opset.domain for opset in model.opset_import} == {""}
     assert list_value_names(plain) - list_value_names(path) == set()
     assert len({node.name for node in model.graph.node}) == len(model.graph.node)
@@ -111,12 +111,9 @@ def test_no_size_of_a_short_chunk_is_taken_for_a_traced_one(chunk_size: int, sch
     FlashModel(config).save_pretrained(tmp_path / "checkpoint")
     names = ("layers.0.projection", "layers.0.out", "head")
     recipe = QuantizationRecipe(SCHEMES_BY_NAME[scheme], {name: make_recipe(scheme, config.dim) for name in names})
-    bundle = export_onnx(
-        tmp_path / "checkpoint",
-        tmp_path / "bundle",
-        options=ExportOptions(opset=21, graphs=("forward",)),
-        quantization=Quantization(recipe, PROVENANCE, "{}"),
-    )
+    options = ExportOptions(opset=21, graphs=("forward",))
+    plain = export_onnx(tmp_path / "checkpoint", tmp_path / "plain", options=options)
+    bundle = write_quantized(plain, tmp_path / "bundle", recipe, "{}")
     graph = onnx.load(bundle.get_graph_path(), load_external_data=False)
     assert (graph.ir_version, graph.opset_import[0].version) == (10, 21)
     tables = [tensor.dims for tensor in graph.graph.initializer if tensor.name.endswith("bias_by_distance")]
@@ -124,11 +121,11 @@ def test_no_size_of_a_short_chunk_is_taken_for_a_traced_one(chunk_size: int, sch
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_onnxruntime_computes_what_the_reference_implementation_does(traced: Traced, way: str, tmp_path: Path) -> None:
+def test_onnxruntime_computes_what_the_reference_does(exported: Exported, way: str, tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
-    inputs = traced.make_inputs(19)
-    exact = run(traced.trial.write(tmp_path / "plain"), inputs)
-    path = traced.trial.write(tmp_path, plan_all(way, traced.trial.products))
+    inputs = exported.make_inputs(19)
+    exact = run(exported.source.write(tmp_path / "plain"), inputs)
+    path = exported.source.write(tmp_path, plan_all(way, exported.source.products))
     (expected,) = ReferenceEvaluator(onnx.load(path), new_ops=[Pad]).run(None, inputs)
     found = run(path, inputs)
 
@@ -139,28 +136,28 @@ def test_onnxruntime_computes_what_the_reference_implementation_does(traced: Tra
 
 
 @pytest.mark.parametrize("scheme", FUSED)
-def test_onnxruntime_has_a_product_in_few_bits_for_every_one(traced: Traced, scheme: str, tmp_path: Path) -> None:
-    products = traced.trial.products
-    path = traced.trial.write(tmp_path, plan_all(scheme, products))
+def test_onnxruntime_has_a_product_in_few_bits_for_every_one(exported: Exported, scheme: str, tmp_path: Path) -> None:
+    products = exported.source.products
+    path = exported.source.write(tmp_path, plan_all(scheme, products))
     found = count_fused(path, tmp_path)
     assert found[FUSED[scheme]] == len(products) == 3
     assert found["DequantizeLinear"] == found["Gemm"] == found["MatMulInteger"] == 0
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int8-token"])
-def test_two_terms_are_one_product_in_few_bits(traced: Traced, scheme: str, tmp_path: Path) -> None:
-    products = traced.trial.products
-    found = count_fused(traced.trial.write(tmp_path, plan_all(f"{scheme}-two-terms", products)), tmp_path)
+def test_two_terms_are_one_product_in_few_bits(exported: Exported, scheme: str, tmp_path: Path) -> None:
+    products = exported.source.products
+    found = count_fused(exported.source.write(tmp_path, plan_all(f"{scheme}-two-terms", products)), tmp_path)
     assert found["MatMulIntegerToFloat"] == len(products)
     assert found["DequantizeLinear"] == found["Gemm"] == 0
 
 
-def test_what_the_plan_does_not_name_stays_as_it_is(traced: Traced, tmp_path: Path) -> None:
+def test_what_the_plan_does_not_name_stays_as_it_is(exported: Exported, tmp_path: Path) -> None:
     head = {"head": make_recipe("int8", 32)}
-    path = traced.trial.write(tmp_path, QuantizationRecipe(SCHEMES_BY_NAME["int8"], head))
+    path = exported.source.write(tmp_path, QuantizationRecipe(SCHEMES_BY_NAME["int8"], head))
     model = onnx.load(path)
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    for product in traced.trial.products:
+    for product in exported.source.products:
         weight = next((w for name, w in weights.items() if name_product(name) == product.name), None)
         if product.name == "head":
             assert weight is None
@@ -168,12 +165,12 @@ def test_what_the_plan_does_not_name_stays_as_it_is(traced: Traced, tmp_path: Pa
             np.testing.assert_array_equal(weight, product.weight)
 
 
-def test_writing_one_way_changes_nothing_of_the_next(traced: Traced, tmp_path: Path) -> None:
+def test_writing_one_way_changes_nothing_of_the_next(exported: Exported, tmp_path: Path) -> None:
     contents = []
     for index, way in enumerate((None, "int8-smoothed", "int4", None)):
         folder = tmp_path / str(index)
         folder.mkdir()
-        traced.trial.write(folder, None if way is None else plan_all(way, traced.trial.products))
+        exported.source.write(folder, None if way is None else plan_all(way, exported.source.products))
         contents.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert contents[0] == contents[3] != contents[1]
 
