@@ -114,13 +114,14 @@ def onnx_command(
 
     CHECKPOINT is a folder with config.json and model.safetensors; or a weights file of another library (.pt, .pth,
     .bin, .ckpt, .safetensors, or the .index.json of several) with that library's constructor arguments; or a folder
-    that transformers saved.
+    that transformers saved; or hf://ORG/NAME[@REVISION][/FILE] on the Hugging Face Hub.
 
     \b
     Examples:
       flash-export onnx MODEL -o BUNDLE
       flash-export onnx model.pt -o BUNDLE --config arguments.json
       flash-export onnx model.pt -o BUNDLE --assume-defaults
+      flash-export onnx hf://ORG/NAME@v1.0 -o BUNDLE
       flash-export onnx MODEL -o BUNDLE --opset 18 --max-seq-len 8192
       flash-export onnx MODEL -o BUNDLE --graphs forward --batch 1
       flash-export onnx MODEL -o BUNDLE --precision fp16 --max-seq-len 16384

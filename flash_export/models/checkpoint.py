@@ -14,6 +14,7 @@ from flash_export.config import CONFIG_FILE, WEIGHTS_FILE
 from flash_export.errors import CheckpointError, ConfigError
 from flash_export.models.base import separate_tensors
 from flash_export.models.frequencies import restore_frequencies
+from flash_export.models.hub import fetch_checkpoint, is_on_hub
 from flash_export.models.import_record import ImportRecord
 from flash_export.models.importers.arguments import GivenArguments, ImportedModel
 from flash_export.models.registry import FAMILIES, get_family, recognise_family
@@ -72,7 +73,8 @@ def load_checkpoint(
     Args:
         path: A folder with ``config.json`` and ``model.safetensors``; or weights of the library that the family was
             first written in: a ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` or ``.safetensors`` file, the ``.index.json`` of
-            weights in several files; or a folder that holds one of these and no ``config.json``, or transformers' one.
+            weights in several files; or a folder that holds one of these and no ``config.json``, or transformers' one;
+            or ``hf://ORG/NAME``, see :func:`fetch_checkpoint`.
         family: Model family; None: what ``config.json`` or, for foreign weights, the names of the tensors tell.
         config: For foreign weights, that library's constructor arguments, which win over transformers' ``config.json``.
             For a folder of ours, config fields to replace.
@@ -84,7 +86,8 @@ def load_checkpoint(
         CheckpointError: A file is missing or damaged; tensors are missing, unexpected, misshapen or not finite.
         ConfigError: The family or a config value is unknown, or contradicts the weights; or an argument is missing.
     """
-    source = Path(path)
+    fetched = fetch_checkpoint(path) if is_on_hub(path) else None
+    source = fetched.path if fetched else Path(path)
     folder = source if source.is_dir() else None
     file = find_weights_file(folder) if folder else source
     if folder:
@@ -118,7 +121,11 @@ def load_checkpoint(
     model, repairs = _build_model(kind, imported.config, imported.tensors, file)
     return Checkpoint(
         model,
-        {"source": file.name, "format": library if is_foreign else "flash-export", "sha256": weights.sha256},
+        {
+            "source": f"{fetched.name}/{file.name}" if fetched else file.name,
+            "format": library if is_foreign else "flash-export",
+            "sha256": weights.sha256,
+        },
         ImportRecord(
             library_version=library_version,
             assumed=imported.assumed,
@@ -143,6 +150,7 @@ def read_foreign_weights(path: Path, family: str, weights_key: str, provenance: 
     Raises:
         CheckpointError: The file is missing, damaged, or another one.
     """
+    path = fetch_checkpoint(path).path if is_on_hub(path) else path
     file = find_weights_file(path) if path.is_dir() else path
     weights, kind = read_weights(file), get_family(family)
     if weights.sha256 != provenance["sha256"]:

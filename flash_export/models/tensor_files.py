@@ -10,16 +10,14 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from flash_export.errors import CheckpointError
 from flash_export.files import check_utf8, hash_file
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -176,7 +174,7 @@ def _cut(error: Exception) -> str:
 
 def _read_parts(path: Path) -> WeightsFile:
     """Read the parts that an index names, and see that each tensor is in its own part and nowhere else."""
-    places = _read_index(path)
+    places = read_index(path)
     tensors: dict[str, torch.Tensor] = {}
     notes: list[str] = []
     digests = [hash_file(path)]
@@ -204,8 +202,12 @@ def _read_parts(path: Path) -> WeightsFile:
     return WeightsFile(path, tensors, digest, tuple(notes))
 
 
-def _read_index(path: Path) -> dict[str, str]:
-    """Return the file of each tensor."""
+def read_index(path: Path) -> dict[str, str]:
+    """Return the file of each tensor.
+
+    Raises:
+        CheckpointError: The index is none, or names what is no file of its folder.
+    """
     try:
         if path.stat().st_size > MAX_INDEX_BYTES:
             raise CheckpointError(f"{path} has more than {MAX_INDEX_BYTES} bytes; it is no index of weights")
@@ -224,10 +226,20 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def check_inside(file: Path, folder: Path) -> None:
-    """Refuse a file of a folder that is a link out of it.
+    """Refuse a file of a folder that is a link out of it, unless both are of one repository in the cache of the Hub.
 
     Raises:
         CheckpointError: The file lies elsewhere.
     """
-    if os.path.dirname(os.path.realpath(file)) != os.path.realpath(folder):
+    home = os.path.dirname(os.path.realpath(file))
+    if home not in (os.path.realpath(folder), _find_blobs(Path(os.path.realpath(folder)))):
         raise CheckpointError(f"{file} is a link out of its folder, which is not followed; copy the file in its place")
+
+
+def _find_blobs(folder: Path) -> str | None:
+    """Return where the files of ``snapshots/COMMIT``, or of a folder in it, are kept, by their hashes.
+
+    Source: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    """
+    snapshots = next((parent for parent in folder.parents if parent.name == "snapshots"), None)
+    return str(snapshots.parent / "blobs") if snapshots and snapshots.parent.name.startswith("models--") else None

@@ -144,7 +144,7 @@ def test_the_graphs_of_the_bundle_are_rewritten_without_pytorch(masked_byte_bund
         from flash_export.quantization.quantize import quantize_bundle
         quantize_bundle(Bundle.open(sys.argv[1]), sys.argv[2])
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), masked_byte_bundle.path, tmp_path / "out"]
+    command = [sys.executable, "-c", textwrap.dedent(code), str(masked_byte_bundle.path), str(tmp_path / "out")]
     subprocess.run(command, check=True)
     bundle = Bundle.open(tmp_path / "out")
     scale = np.abs(exact := read_logits(masked_byte_bundle, make_ids(2, 30))).max()
