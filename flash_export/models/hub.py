@@ -10,7 +10,7 @@ import glob
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flash_export.config import CONFIG_FILE
 from flash_export.errors import CheckpointError, ConfigError
@@ -82,12 +82,20 @@ def _fetch(name: str, revision: str | None, patterns: Iterable[str]) -> Path:
     """Return the folder of a commit, with the files that the patterns match and the repository has."""
     try:
         from huggingface_hub import snapshot_download
+        from tqdm.auto import tqdm
     except ImportError as error:
         raise ConfigError(
             f"{PREFIX} needs huggingface_hub, which is not installed; run {get_install_command('hub')}"
         ) from error
+
+    class Bar(tqdm):  # type: ignore[misc]
+        """Shown on a terminal alone, as those of the files are."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": None})
+
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), tqdm_class=Bar))
     except (OSError, ValueError) as error:  # of whatever kind: no connection, no such repository, no access
         what = f"{PREFIX}{name}" + (f"@{revision}" if revision else "")
         reason = " ".join(str(error).split("\n\n")[-1].split())
