@@ -64,7 +64,7 @@ def describe_facts(
         "task": interface.task,
         "graph": name,
         "purpose": _PURPOSES[name].format(unit=interface.unit, window=interface.window),
-        "precision": graph.precision,
+        "precision": graph.label,
         "ranges": ranges,
         "weights_sha256": weights_sha256,
     }

@@ -119,6 +119,7 @@ class QuantizeOptions:
         block_size: int4 alone: inputs that share a scale, a power of two from 16 on.
         smoothing: int8 alone: whether outliers among the channels of an activation may be moved into the weights.
         threads: Threads of one operator; None: what onnxruntime chooses.
+        precision: What is computed in that is not quantized: ``fp32``, or, of int8, ``bf16``.
     """
 
     scheme: str = DEFAULT_SCHEME
@@ -128,6 +129,7 @@ class QuantizeOptions:
     block_size: int = DEFAULT_BLOCK_SIZE
     smoothing: bool = True
     threads: int | None = None
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         """Check what does not depend on the bundle."""
@@ -142,6 +144,15 @@ class QuantizeOptions:
             )
         if self.block_size != DEFAULT_BLOCK_SIZE and self.scheme != "int4":
             raise ConfigError(f"block_size={self.block_size} is for int4, {self.scheme} has no blocks; leave it out")
+        if self.precision not in (known := ("fp32", "bf16")):
+            raise ConfigError(
+                f"precision={self.precision!r} is unknown; use one of {list_known(self.precision, known)}"
+            )
+        if self.precision != "fp32" and self.scheme != "int8":
+            raise ConfigError(
+                f"precision={self.precision} is for int8, which runtimes with {self.precision} have; {self.scheme} is "
+                "fp32 in what it does not quantize"
+            )
         check_count("threads", self.threads, MAX_THREADS)
 
     @property

@@ -201,6 +201,19 @@ def int8_bundle(causal_byte_bundle: Bundle, share_folder: FolderSharer) -> Bundl
 
 
 @pytest.fixture(scope="session")
+def int8_bf16_bundle(causal_byte_bundle: Bundle, share_folder: FolderSharer) -> Bundle:
+    """Quantize the causal model in int8, and compute the rest in bf16; not to be changed."""
+    from flash_export.config import QuantizeOptions
+    from flash_export.quantization.quantize import quantize_bundle
+
+    def write(folder: Path) -> None:
+        options = QuantizeOptions("int8", threads=1, precision="bf16")
+        quantize_bundle(causal_byte_bundle, folder / "int8", options=options)
+
+    return Bundle.open(share_folder("int8-bf16-bytes", write) / "int8")
+
+
+@pytest.fixture(scope="session")
 def token_bundle(causal_byte_bundle: Bundle, share_folder: FolderSharer) -> Bundle:
     """Quantize the causal model with the defaults: int8 with a scale for each token; not to be changed."""
     from flash_export.config import QuantizeOptions

@@ -126,7 +126,7 @@ def _describe_target(bundle: Bundle, runtime: Runtime, target: Target, threads: 
         is_timed=runtime.is_timed,
         open_static=None if target.path is None else partial(_open_fixed, opener),
         onnx_path=target.path,
-        describe_arithmetic=partial(runtime.describe_arithmetic, bundle.get_graph(GRAPH).precision),
+        describe_arithmetic=partial(runtime.describe_arithmetic, bundle.get_graph(GRAPH).arithmetic),
     )
 
 
@@ -168,7 +168,7 @@ def _describe_stream(bundle: Bundle, runtime: Runtime, threads: int | None) -> B
         partial(_open_stream, bundle, runtime.name, threads),
         is_timed=False,
         reload_state=partial(_reload_state, bundle),
-        describe_arithmetic=partial(runtime.describe_arithmetic, bundle.get_graph(GRAPH).precision),
+        describe_arithmetic=partial(runtime.describe_arithmetic, bundle.get_graph(GRAPH).arithmetic),
     )
 
 

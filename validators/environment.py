@@ -33,7 +33,7 @@ def describe_environment(bundle: Bundle, model: ReferenceModel, threads: int | N
         "parameters": model.count_parameters(),
         **{name: int(value) for name, value in model.config.to_dict().items() if name == "chunk_size"},
         **({"assumed": assumed} if (assumed := bundle.manifest.imported.assumptions) else {}),
-        "precision": graph.precision,
+        "precision": graph.label,
         "opset": graph.opset,
     }
     return facts | describe_machine(threads)

@@ -15,7 +15,6 @@ from flash_export.exporters.serialization import SplitModels, write_models
 from flash_export.files import hash_folder, replace_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from flash_export.bundle.manifest import GraphSpec
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 def describe_quantized(bundle: Bundle, scheme: Scheme) -> dict[str, GraphSpec]:
     """Return the contracts of the quantized graphs, at an opset that the scheme has operators in."""
     return {
-        name: replace(graph, precision=scheme.name, opset=max(graph.opset, scheme.opset))
+        name: replace(graph, precision=scheme.name, unquantized=graph.precision, opset=max(graph.opset, scheme.opset))
         for name, graph in bundle.manifest.graphs.items()
     }
 
@@ -36,17 +35,17 @@ def write_quantized(
     recipe: QuantizationRecipe,
     record: str,
     *,
-    read: Mapping[str, SourceGraph] | None = None,
+    exact: SourceGraph | None = None,
     force: bool = False,
 ) -> Bundle:
     """Quantize every graph of a bundle, and keep all else that it holds of the model.
 
     Args:
-        bundle: The fp32 bundle.
+        bundle: The bundle.
         output: Folder to create.
         recipe: What is quantized.
         record: Text of ``quantization.json``: how the recipe came about.
-        read: Graphs that were read before, by name.
+        exact: The forward graph in fp32, where the bundle is half.
         force: Replace a bundle that is there, with its engines and reports.
 
     Returns:
@@ -64,8 +63,7 @@ def write_quantized(
             shutil.copyfile(bundle.path / name, staging / name)
         models = SplitModels(data_file)
         for name, graph in graphs.items():
-            source = (read or {}).get(name) or SourceGraph.read(bundle.get_graph_path(name), graph)
-            model = source.quantize(recipe)
+            model = SourceGraph.read(bundle.get_graph_path(name), graph, exact).quantize(recipe)
             describe_in_graph(
                 model,
                 name,

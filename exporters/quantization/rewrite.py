@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from flash_export.exporters.quantization.nodes import (
     add_constant,
@@ -19,9 +20,8 @@ from flash_export.exporters.quantization.products import list_products
 from flash_export.exporters.quantization.tables import halve_embedding, shorten_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    import onnx_ir as ir
     from jaxtyping import Float
 
     from flash_export.exporters.quantization.numbers import NumberFormat, QuantizedWeight
@@ -31,12 +31,21 @@ if TYPE_CHECKING:
     SharedValues = dict[tuple[ir.Value, str], ir.Value]  # by what they are made of, and how
 
 
-def quantize_graph(model: ir.Model, recipe: QuantizationRecipe) -> None:
-    """Rewrite a graph in place; products that the recipe does not name stay as they are."""
+def quantize_graph(
+    model: ir.Model, recipe: QuantizationRecipe, weights: Mapping[str, Float[np.ndarray, "k n"]] | None = None
+) -> None:
+    """Rewrite a graph in place; products that the recipe does not name stay as they are.
+
+    Args:
+        model: The graph.
+        recipe: What is quantized.
+        weights: Weights of products in fp32, by name, where those of the graph are half.
+    """
     shared: SharedValues = {}
     for product in list(list_products(model)):
         if (wanted := recipe.products.get(product.name)) is not None:
-            wanted.scheme.rewrite(Place(model.graph, product, shared), wanted)
+            weight = None if weights is None else weights[product.name]
+            wanted.scheme.rewrite(Place(model.graph, product, shared, weight), wanted)
     halve_embedding(model.graph)
     shorten_tables(model.graph)
     used = {value.name for node in model.graph for value in node.inputs if value is not None}
@@ -47,12 +56,25 @@ def quantize_graph(model: ir.Model, recipe: QuantizationRecipe) -> None:
 class Place:
     """A product ``activation weight`` that is to be rewritten, and the means to put nodes before it."""
 
-    def __init__(self, graph: ir.Graph, product: Product, shared: SharedValues) -> None:
-        """Take a product of a graph as it was traced, and what products before it made of their activations."""
+    def __init__(
+        self,
+        graph: ir.Graph,
+        product: Product,
+        shared: SharedValues,
+        weight: Float[np.ndarray, "k n"] | None = None,
+    ) -> None:
+        """Take a product of a graph as it was traced, and what products before it made of their activations.
+
+        Schemes compute in fp32: where the product is half, its activation is widened, and what it gives is narrowed.
+        """
         self._graph, self._node, self._scope = graph, product.node, f"{product.name}.quantized"
         self._shared, self._counts = shared, Counter[str]()
+        self._dtype = product.weight.dtype or ir.DataType.FLOAT
         self.activation, self._weight_name = product.input, product.weight.name
-        self.weight: Float[np.ndarray, "k n"] = read_constant(product.weight)
+        if self._dtype != ir.DataType.FLOAT:
+            x = self.activation
+            self.activation = self.share(x, "wide", lambda: self.insert("Cast", [x], to=int(ir.DataType.FLOAT)))
+        self.weight: Float[np.ndarray, "k n"] = read_constant(product.weight) if weight is None else weight
 
     @property
     def output(self) -> ir.Value:
@@ -97,7 +119,7 @@ class Place:
             zero = self.add("zero_point", np.zeros(weight.scale.shape, weight.values.dtype))
             real = self.insert("DequantizeLinear", [values, scale, zero], axis=1)
         product = self.insert("MatMul", [x, real])
-        product.shape, product.type = self.output.shape, self.output.type
+        product.shape, product.type = self.output.shape, ir.TensorType(ir.DataType.FLOAT)
         return product
 
     def round_factors(self, recipe: ProductRecipe, numbers: NumberFormat) -> None:
@@ -112,6 +134,8 @@ class Place:
 
     def replace_output(self, value: ir.Value) -> None:
         """Take a value for what the product gives, and remove the product."""
+        if self._dtype != ir.DataType.FLOAT:
+            value = self.insert("Cast", [value], to=int(self._dtype))
         replace_value(self._graph, self.output, value)
 
     def _keep_bias_apart(self) -> None:
@@ -121,7 +145,7 @@ class Place:
         no quantized Gemm with a bias in fp32: it would make real numbers of the weight at every run.
         """
         users = [user for user, _ in self.output.uses()]
-        is_matrix = self.output.shape is not None and len(self.output.shape) == 2
+        is_matrix = self.output.shape is not None and len(self.output.shape) == 2 and self._dtype == ir.DataType.FLOAT
         if not is_matrix or len(users) != 1 or users[0].op_type != "Add" or not is_constant(get_input(users[0], 1)):
             return
         (add,) = users

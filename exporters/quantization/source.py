@@ -58,13 +58,14 @@ class SourceGraph:
     products: tuple[SourceProduct, ...]
 
     @classmethod
-    def read(cls, path: Path, graph: GraphSpec) -> SourceGraph:
+    def read(cls, path: Path, graph: GraphSpec, exact: SourceGraph | None = None) -> SourceGraph:
         """Read a graph, with one product where a layer has two of the same input.
 
         Args:
             path: Its file.
             graph: The contract of what is to be made of it. Its opset may be a later one, which gives the operators
                 further types and changes nothing else.
+            exact: The same model in fp32, where the file is half: what is quantized is rounded from its weights.
         """
         # Files name the shapes of inputs and outputs alone.
         apart = _split(ir.load(path))
@@ -72,8 +73,11 @@ class SourceGraph:
         model = _put_together(inferred, apart.weights)
         model.opset_imports[""] = graph.opset
         join_products(model)
+        weights = {} if exact is None else {product.name: product.weight for product in exact.products}
         products = tuple(
-            SourceProduct(product.name, str(product.input.name), read_constant(product.weight))
+            SourceProduct(
+                product.name, str(product.input.name), weights.get(product.name, read_constant(product.weight))
+            )
             for product in list_products(model)
         )
         joined = _split(model)
@@ -83,7 +87,7 @@ class SourceGraph:
         """Return a copy, quantized by a recipe."""
         model = _put_together(self.skeleton, self.weights)
         if recipe is not None:
-            quantize_graph(model, recipe)
+            quantize_graph(model, recipe, {product.name: product.weight for product in self.products})
         return model
 
     def write(self, folder: Path, recipe: QuantizationRecipe | None = None) -> Path:

@@ -33,7 +33,7 @@ def halve_embedding(graph: ir.Graph) -> None:
     would then do that with the whole table in every run.
     """
     table = graph.initializers.get(EMBEDDING_TABLE)
-    if table is None:
+    if table is None or table.dtype != ir.DataType.FLOAT:
         return
     with np.errstate(over="ignore"):
         halved = read_constant(table).astype(np.float16)

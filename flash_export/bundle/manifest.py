@@ -54,6 +54,7 @@ class GraphSpec:
         outputs: What it returns, in order.
         axes: Ranges of the symbolic axes of its inputs, by name.
         fused_attention: Whether attention is the one operator that opset 23 brought for it, and not written out.
+        unquantized: What a graph in a scheme computes in what is not quantized.
     """
 
     file: str
@@ -63,9 +64,12 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     axes: dict[str, AxisRange]
     fused_attention: bool = False
+    unquantized: str = "fp32"
 
     def __post_init__(self) -> None:
         """Check that its parts fit each other."""
+        if self.unquantized not in PRECISIONS:
+            raise ValueError(f"unquantized is {show(self.unquantized)}, wanted {', '.join(PRECISIONS)}")
         if self.precision not in (known := (*PRECISIONS, *READABLE_SCHEMES)):
             raise ValueError(f"precision is {show(self.precision)}, wanted {', '.join(known)}")
         for kind, specs in (("inputs", self.inputs), ("outputs", self.outputs)):
@@ -82,8 +86,18 @@ class GraphSpec:
 
     @property
     def is_half(self) -> bool:
-        """Whether the graph computes in half precision; on a CPU, its rounding is spelled out."""
-        return self.precision in HALF_PRECISIONS
+        """Whether the graph computes in half precision what is not quantized; on a CPU, its rounding is spelled out."""
+        return self.arithmetic in HALF_PRECISIONS
+
+    @property
+    def arithmetic(self) -> str:
+        """What it computes in what is not quantized."""
+        return self.precision if self.precision in PRECISIONS else self.unquantized
+
+    @property
+    def label(self) -> str:
+        """What it computes in, in words."""
+        return self.precision if self.unquantized == "fp32" else f"{self.precision}, the rest {self.unquantized}"
 
     @property
     def state_inputs(self) -> tuple[TensorSpec, ...]:

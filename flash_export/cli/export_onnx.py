@@ -191,7 +191,7 @@ def describe_export(bundle: Bundle, inspection: Inspection) -> Document:
         ("outputs", join_values(analysis.outputs)),
         ("ranges", format_ranges(graph)),
         *(format_precision(manifest.precision, manifest.interface.unit) if manifest.precision else ()),
-        ("nodes", f"{count_nodes(analysis)}; opset {analysis.opset}, {graph.precision}{format_attention(graph)}"),
+        ("nodes", f"{count_nodes(analysis)}; opset {analysis.opset}, {graph.label}{format_attention(graph)}"),
     ]
     return Document(
         f"Exported {manifest.checkpoint['source']} to {bundle.path} ({format_bytes(size)})",

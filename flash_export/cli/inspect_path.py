@@ -92,7 +92,7 @@ def _list_manifest(manifest: Manifest, quantization: QuantizationRecord | None) 
         if model.state_bytes:
             yield "state", format_state(model)
     for name, graph in manifest.graphs.items():
-        yield name, f"{graph.precision}, {format_ranges(graph)}{format_attention(graph)}"
+        yield name, f"{graph.label}, {format_ranges(graph)}{format_attention(graph)}"
     if manifest.precision:
         yield from format_precision(manifest.precision, manifest.interface.unit)
     if quantization:

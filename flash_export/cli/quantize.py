@@ -58,6 +58,13 @@ class SchemeChoice(Choice):
 )
 @click.option("--block-size", type=int, default=32, show_default=True, help="int4: inputs that share a scale.")
 @click.option("--smoothing/--no-smoothing", default=True, help="int8: move outliers into weights (default).")
+@click.option(
+    "--precision",
+    type=Choice(("fp32", "bf16")),
+    default="fp32",
+    show_default=True,
+    help="int8: what is computed in that is not quantized.",
+)
 @click.option("--threads", type=int, help="CPU threads of one operator.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, with its engines and reports.")
 @output_options(*REPORT)
@@ -72,6 +79,7 @@ def quantize_command(
     budget: str | None,
     block_size: int,
     smoothing: bool,
+    precision: str,
     threads: int | None,
     force: bool,
 ) -> QuantizationRecord:
@@ -92,6 +100,7 @@ def quantize_command(
     Examples:
       flash-export quantize BUNDLE -o BUNDLE-int8
       flash-export quantize BUNDLE -o BUNDLE-int8 --for openvino
+      flash-export quantize BUNDLE -o OUT --for openvino --precision bf16
       flash-export quantize BUNDLE -o BUNDLE-int4 --scheme int4 --budget 1%
       flash-export quantize BUNDLE -o OUT --data a.txt --keep 'layers.0.*'
     """
@@ -108,6 +117,7 @@ def quantize_command(
         block_size,
         smoothing,
         threads,
+        precision,
     )
     with output.show_progress("Quantizing") as progress:
         quantized = quantize_bundle(Bundle.open(bundle), target, options=options, force=force, progress=progress)
@@ -145,7 +155,7 @@ def describe_quantization(bundle: Bundle, record: QuantizationRecord) -> Documen
         label = get_task(interface.task).describe_score(interface).label
         scores = f"{record.score:.4f} {label}, fp32 {record.reference_score:.4f}"
     return Document(
-        subject=f"Quantization to {bundle.path}: {record.scheme}",
+        subject=f"Quantization to {bundle.path}: {bundle.get_graph().label}",
         command="flash-export quantize",
         lead=lead,
         facts=(

@@ -32,8 +32,18 @@ class Judge:
         path: Path,
         samples: Sequence[Sample],
         threads: int | None = None,
+        *,
+        variant: GraphSpec | None = None,
     ) -> None:
         """Run the fp32 graph on the samples.
+
+        Args:
+            interface: What the model takes and gives.
+            graph: Contract of the fp32 graph.
+            path: Its file.
+            samples: What to judge by.
+            threads: Threads of one operator.
+            variant: Contract of those that are judged, where it differs.
 
         Raises:
             InputError: Its predictions are not finite, or leave nothing to lose.
@@ -41,6 +51,7 @@ class Judge:
         self._interface, self._task = interface, get_task(interface.task)
         self._graph, self._samples, self._threads = graph, samples, threads
         self._expected = self._predict(path, len(samples))
+        self._graph = variant or graph
         own = self._task.measure_loss(self._expected, self._expected, samples)
         if not math.isfinite(own.share) or (own.reference_score is not None and not 0 < own.reference_score < math.inf):
             score = self._task.describe_score(interface).label

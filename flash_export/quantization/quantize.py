@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import MANIFEST_FILE, reads_bundles
 from flash_export.bundle.quantization_record import FP32, ProductRecord, QuantizationRecord
-from flash_export.config import FORWARD, QuantizeOptions
+from flash_export.config import FORWARD, ExportOptions, QuantizeOptions
 from flash_export.errors import ConfigError
 from flash_export.exporters.output import check_output
 from flash_export.exporters.quantization.bundle import describe_quantized, write_quantized
@@ -75,33 +75,38 @@ def quantize_bundle(
         raise ConfigError(f"{output} is the bundle itself, which would be lost; choose another folder")
     check_output(Path(output), force=force)
     scheme, longest = SCHEMES_BY_NAME[options.scheme], graph.axes["seq"].max
-    graph = describe_quantized(bundle, scheme)[FORWARD]
     data = read_calibration(bundle, options.data, longest, may_draw=not scheme.reads_activations)
-    other_steps = _OTHER_STEPS + scheme.reads_activations
+    other_steps = _OTHER_STEPS + scheme.reads_activations + (options.precision != "fp32")
     steps = Steps(progress, other_steps)
 
     steps.begin("reading the graph")
-    source = SourceGraph.read(bundle.get_graph_path(), graph)
-    sizes = {product.name: product.weight.size for product in source.products}
+    exact = SourceGraph.read(bundle.get_graph_path(), describe_quantized(bundle, scheme)[FORWARD])
+    sizes = {product.name: product.weight.size for product in exact.products}
     kept = _match(options.keep, list(sizes))
     steps.total = other_steps + len(sizes)
     with create_temporary_folder() as folder:
-        path = source.write(folder)
+        path = exact.write(folder)
         seq_lens: list[int] = []
         if scheme.reads_activations and data.rows is not None:
             steps.begin("ranges of the activations")
-            widest = 4 * sum(len(product.weight) for product in source.products)
+            widest = 4 * sum(len(product.weight) for product in exact.products)
             seq_lens = list_lengths(data.rows, longest, widest)
-            samples = record_activations(source, path, data.rows, seq_lens, options.threads)
+            samples = record_activations(exact, path, data.rows, seq_lens, options.threads)
         else:
-            samples = skip_activations(source)
+            samples = skip_activations(exact)
         # A sample keeps its exact product, which is not to stay in memory for all of them.
         ladders = {name: scheme.list_roundings(samples.pop(name), options) for name in sizes}
-        for product in source.products:
+        for product in exact.products:
             if not ladders[product.name]:
                 reason = f"its {len(product.weight)} inputs are no multiple of the block of {options.block_size}"
                 kept.setdefault(product.name, reason)
-        judge = Judge(bundle.manifest.interface, graph, path, data.samples, options.threads)
+        base, source = bundle, exact
+        if options.precision != "fp32":
+            steps.begin(f"exporting in {options.precision}")
+            base = _export_half(bundle, folder / options.precision, options.precision)
+            source = SourceGraph.read(base.get_graph_path(), describe_quantized(base, scheme)[FORWARD], exact)
+        interface = bundle.manifest.interface
+        judge = Judge(interface, graph, path, data.samples, options.threads, variant=source.graph)
         candidates = tuple(
             Candidate(name, weights, tuple(rounding.recipe for rounding in ladders[name]))
             for name, weights in sizes.items()
@@ -114,15 +119,33 @@ def quantize_bundle(
                 "another --block-size or --scheme"
             )
         choice = Search(source, judge, scheme, steps.begin).run(candidates, options.accepted_loss)
-    if not choice.recipe.products:
-        least = min(choice.sensitivity.values())
-        raise ConfigError(
-            f"budget={options.accepted_loss:g} leaves no product in {options.scheme}: in the cheapest way each alone "
-            f"loses at least {least:.2g}; raise --budget, or choose another --scheme"
-        )
-    record = _record(bundle, options, data, seq_lens, sizes, ladders, kept, choice)
-    steps.begin("writing")
-    return write_quantized(bundle, Path(output), choice.recipe, record.to_json(), read={FORWARD: source}, force=force)
+        if not choice.recipe.products:
+            least = min(choice.sensitivity.values())
+            raise ConfigError(
+                f"budget={options.accepted_loss:g} leaves no product in {options.scheme}: in the cheapest way each "
+                f"alone loses at least {least:.2g}; raise --budget, or choose another --scheme"
+            )
+        record = _record(bundle, options, data, seq_lens, sizes, ladders, kept, choice)
+        steps.begin("writing")
+        return write_quantized(base, Path(output), choice.recipe, record.to_json(), exact=exact, force=force)
+
+
+def _export_half(bundle: Bundle, folder: Path, precision: str) -> Bundle:
+    """Export the model of an fp32 bundle again in half precision, with the same graphs and limits."""
+    from flash_export.exporters.export import export_onnx
+
+    graph = bundle.get_graph()
+    batch = graph.axes["batch"]
+    options = ExportOptions(
+        opset=graph.opset,
+        max_seq_len=graph.axes["seq"].max,
+        max_batch=batch.max,
+        mask=graph.has_mask,
+        batch=batch.max if batch.min == batch.max else None,
+        graphs=tuple(bundle.manifest.graphs),
+        precision=precision,
+    )
+    return export_onnx(bundle.path, folder, options=options)
 
 
 def _match(patterns: tuple[str, ...], names: list[str]) -> dict[str, str]:

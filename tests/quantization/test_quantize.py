@@ -113,14 +113,46 @@ def test_weights_take_a_quarter(causal_byte_bundle: Bundle, int8_bundle: Bundle)
     assert left.isdisjoint(tensor.name for tensor in tensors)
 
 
-def test_every_probe_is_a_value_of_the_graph(int8_bundle: Bundle, export_scheme: SchemeExporter) -> None:
-    for bundle in (int8_bundle, *map(export_scheme, ("int8-token", "int4", "fp8"))):
+def test_int8_in_bf16_is_int8_where_int8_is_and_bf16_elsewhere(
+    causal_byte_bundle: Bundle, int8_bundle: Bundle, int8_bf16_bundle: Bundle
+) -> None:
+    for name, graph in int8_bf16_bundle.manifest.graphs.items():
+        assert (graph.precision, graph.unquantized, graph.is_half) == ("int8", "bf16", True)
+        assert graph.label == "int8, the rest bf16"
+        assert int8_bundle.manifest.graphs[name].label == "int8"
+        assert not int8_bundle.manifest.graphs[name].is_half
+    facts = int8_bf16_bundle.manifest.precision
+    assert facts is not None
+    assert facts.precision == "bf16"
+    assert int8_bf16_bundle.manifest.checkpoint == causal_byte_bundle.manifest.checkpoint
+    tensors = {}
+    for bundle in (int8_bundle, int8_bf16_bundle):
+        found = onnx.load(bundle.get_graph_path()).graph.initializer
+        tensors[bundle.path] = {one.name: one for one in found}
+    plain, half = tensors.values()
+    quantized = [name for name in plain if name.endswith("weight_quantized")]
+    assert len(quantized) == len(PRODUCTS)
+    for name in quantized:  # rounded from the fp32 weights, not from what bf16 has left of them
+        assert half[name].raw_data == plain[name].raw_data
+    assert {onnx.TensorProto.BFLOAT16} == {
+        half[name].data_type for name in ("embedding.table", "layers.0.projection.bias")
+    }
+    ids = make_ids(2, 90)
+    expected, found = read_logits(int8_bundle, ids), read_logits(int8_bf16_bundle, ids)
+    scale = np.abs(expected).max()
+    assert 1e-4 * scale < np.abs(found - expected).max() < 0.03 * scale, "what is not quantized is rounded to bf16"
+
+
+def test_every_probe_is_a_value_of_the_graph(
+    int8_bundle: Bundle, int8_bf16_bundle: Bundle, export_scheme: SchemeExporter
+) -> None:
+    for bundle in (int8_bundle, int8_bf16_bundle, *map(export_scheme, ("int8-token", "int4", "fp8"))):
         values = {probe.tensor for probe in bundle.read_probes().probes}
         assert len(values) > 10
         assert values - list_values(bundle.get_graph_path()) == set()
 
 
-@pytest.mark.parametrize("name", ["int8_bundle", "token_bundle"])
+@pytest.mark.parametrize("name", ["int8_bundle", "token_bundle", "int8_bf16_bundle"])
 def test_prefill_and_decode_say_what_forward_does(
     name: str, causal_byte_bundle: Bundle, request: pytest.FixtureRequest
 ) -> None:
@@ -128,12 +160,13 @@ def test_prefill_and_decode_say_what_forward_does(
     forward, exact = read_logits(bundle, ids), read_logits(causal_byte_bundle, ids)
     scale = np.abs(exact).max()
     assert 1e-5 * scale < np.abs(forward - exact).max() < 0.05 * scale
+    rounding = (0.02 if bundle.get_graph().is_half else 0.01) * scale
     with Generator.open(bundle, threads=1) as generator:
         logits, state = generator.prefill([row[:19] for row in ids])
-        np.testing.assert_allclose(logits, forward[:, 18], rtol=0, atol=0.01 * scale)
+        np.testing.assert_allclose(logits, forward[:, 18], rtol=0, atol=rounding)
         for position in range(19, 30):
             logits, state = generator.prefill([row[position : position + 1] for row in ids], state)
-            np.testing.assert_allclose(logits, forward[:, position], rtol=0, atol=0.01 * scale)
+            np.testing.assert_allclose(logits, forward[:, position], rtol=0, atol=rounding)
 
 
 def test_the_graphs_of_the_bundle_are_rewritten_without_pytorch(masked_byte_bundle: Bundle, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def multiply_terms(place: Place, terms: ir.Value, step: np.float32) -> ir.Value:
     first, second = place.insert_many("Split", [product], 2, axis=0, num_outputs=2)
     small = place.insert("Mul", [second, place.add("inverse_finer", np.float32(1 / _FINER))])
     for value in (first, second, small):
-        value.shape, value.type = place.output.shape, place.output.type
+        value.shape, value.type = place.output.shape, product.type
     return place.insert("Sub", [first, small])
 
 
