@@ -52,7 +52,7 @@ class Share(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     "variants",
     multiple=True,
     metavar="NAME",
-    help="fp32, fp16, bf16, or a scheme of quantize; repeatable.  [default: all]",
+    help="fp32, fp16, bf16, a scheme of quantize, or int8-bf16; repeatable.  [default: all]",
 )
 @click.option("--max-seq-len", type=int, help="Longest length of the graphs.  [default: that of onnx]")
 @click.option("--plan", type=click.Choice(["quick", "full"]), default="quick", show_default=True, help="See validate.")

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
     from flash_export.study.tasks import Planned
 
-FP32, HALVES = "fp32", ("fp16", "bf16")
-VARIANTS = (FP32, *HALVES, *SCHEMES)
-# What is tried on GPUs alone: onnxruntime computes it in fp32 on a CPU, by way of casts.
-NEEDS_GPU = (*HALVES, "fp8")
+FP32, BF16 = "fp32", "bf16"
+# Schemes are those of ``flash-export quantize``, in fp32 but for the last.
+QUANTIZED = {scheme: (scheme, FP32) for scheme in SCHEMES} | {"int8-bf16": ("int8", BF16)}
+VARIANTS = (FP32, "fp16", BF16, *QUANTIZED)
+# What is tried on GPUs alone: runtimes compute it in fp32 on a CPU, by way of casts.
+NEEDS_GPU = ("fp16", "fp8")
 MAX_SAMPLES = 32
 
 
@@ -51,7 +53,7 @@ class TuneConfig:
         batch: Rows of a run.
         backends: Where it may run.
         threads: Numbers of threads to try on the CPU.
-        variants: ``fp32``, ``fp16``, ``bf16``, and schemes of ``flash-export quantize``.
+        variants: ``fp32``, ``fp16``, ``bf16``, schemes of ``flash-export quantize``, and ``int8-bf16``, int8 in bf16.
         max_seq_len: Longest length of the graphs; None: what ``flash-export onnx`` takes.
         plan: ``quick`` or ``full``, see ``flash-export validate``.
         data: A file to judge and calibrate with, an absolute path; None: the checkpoint's held-out data.
@@ -75,9 +77,14 @@ class TuneConfig:
 
 def find_reason_against(variant: str, backend: str) -> str | None:
     """Return why a way is not worth a try; None if it is."""
-    if variant in NEEDS_GPU and get_backend(backend).device == "cpu":
-        return "half precision and fp8 are tried on GPUs alone"
-    if variant in SCHEMES and backend == "openvino" and variant != SCHEMES_BY_RUNTIME[backend]:
+    runs_on, (scheme, precision) = get_backend(backend), QUANTIZED.get(variant, (None, variant))
+    if variant in NEEDS_GPU and runs_on.device == "cpu":
+        return "fp16 and fp8 are tried on GPUs alone"
+    if precision == BF16 and runs_on.device == "cpu" and (said := runs_on.describe_arithmetic(BF16)):
+        return said.rstrip(".")
+    if scheme is not None and precision == BF16 and backend != "openvino":
+        return "int8 in bf16 is for OpenVINO and for engines"
+    if scheme is not None and backend == "openvino" and scheme != SCHEMES_BY_RUNTIME[backend]:
         return f"of the schemes, {SCHEMES_BY_RUNTIME[backend]} is for OpenVINO"
     return None
 
@@ -93,7 +100,7 @@ def plan_tuning(config: TuneConfig) -> tuple[Planned, ...]:
         if not all(find_reason_against(variant, backend) for backend in config.backends)
     ]
     for variant in dict.fromkeys((FP32, *tried)):
-        needs: tuple[Task, ...] = (made[FP32],) if variant in SCHEMES else ()
+        needs: tuple[Task, ...] = (made[FP32],) if variant in QUANTIZED else ()
         depends = {**common, "budget": config.budget}
         made[variant] = planner.add(Task("make", variant), needs, depends)
     for variant in tried:
@@ -141,8 +148,9 @@ def _make(config: TuneConfig, folder: Path, variant: str, progress: Callable[[fl
     target = folder / "variants" / variant
     target.parent.mkdir(parents=True, exist_ok=True)
     data = None if config.data is None else Path(config.data)
-    if variant in SCHEMES:
-        options = QuantizeOptions(variant, data=data, budget=config.budget)
+    if variant in QUANTIZED:
+        scheme, precision = QUANTIZED[variant]
+        options = QuantizeOptions(scheme, data=data, budget=config.budget, precision=precision)
         bundle = quantize_bundle(
             Bundle.open(target.with_name(FP32)),
             target,

@@ -43,7 +43,7 @@ class Way:
     """A precision or scheme on a backend, with a number of threads.
 
     Attributes:
-        variant: ``fp32``, ``fp16``, ``bf16`` or a scheme.
+        variant: ``fp32``, ``fp16``, ``bf16``, a scheme, or ``int8-bf16``.
         backend: Where it runs.
         threads: Of one operator; None: what the backend chooses.
         bytes: The graph with its weights.

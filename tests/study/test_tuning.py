@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -53,7 +54,7 @@ def test_fastest_within_the_budget_is_chosen_and_the_others_have_a_reason() -> N
         "fp32 on ort-cpu, 2 threads": "takes 2.00 times as long as int8 on ort-cpu, 2 threads",
         "int8 on ort-cpu, 1 thread": "takes 1.33 times as long as int8 on ort-cpu, 2 threads",
         "int8 on ort-cpu, 2 threads": None,
-        "fp16 on ort-cpu": "half precision and fp8 are tried on GPUs alone",
+        "fp16 on ort-cpu": "fp16 and fp8 are tried on GPUs alone",
     }
     page = describe_tuning(tuning, "folder")
     assert page.lead == (
@@ -87,6 +88,18 @@ def test_way_that_did_not_work_says_why(task: str, value: Found, reason: str) ->
 def test_nothing_is_made_that_no_backend_would_run() -> None:
     made = {planned.task.model for planned in plan_tuning(CPU) if planned.task.kind == "make"}
     assert made == {"fp32", "int8"}
+
+
+@pytest.mark.parametrize(("is_native", "expected"), [(True, {"fp32", "bf16", "int8-bf16"}), (False, {"fp32"})])
+def test_bf16_is_tried_in_openvino_where_the_processor_has_it(
+    is_native: bool, expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = None if is_native else "OpenVINO computes bf16 in fp32 here."
+    monkeypatch.setattr("flash_export.runtime.openvino.describe_openvino_arithmetic", lambda _: said)
+    config = replace(CPU, backends=("openvino", "ort-cpu"), variants=("fp32", "bf16", "int8-bf16", "int8-token"))
+    tried = {(one.task.model, one.task.backend) for one in plan_tuning(config) if one.task.kind == "validate"}
+    assert {model for model, backend in tried if backend == "openvino"} == expected
+    assert {model for model, backend in tried if backend == "ort-cpu"} == {"fp32", "int8-token"}
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
