@@ -27,7 +27,11 @@ class Client:
     files: tuple[str, ...]
 
 
-CLIENTS = (Client("Python", ("model.py",)),)
+CLIENTS = (
+    Client("Python", ("model.py",)),
+    Client("C++", ("cpp/CMakeLists.txt", "cpp/main.cpp")),
+    Client("JavaScript", ("web/index.html", "web/model.mjs", "web/package.json")),
+)
 
 
 def find_refused(bundle: Bundle) -> dict[str, str]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # What a program is written with is of a bundle, which may come from anywhere.
 _FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 _IDENTIFIER = re.compile(r"[a-zA-Z]\w*", re.ASCII)
+_STATE_NAME = re.compile(r"[a-zA-Z][\w.]*", re.ASCII)
 _LAYER = re.compile(rf"({re.escape(STATE_PREFIX)})(\d+)(\..+)")
 
 
@@ -84,10 +85,14 @@ def make_context(bundle: Bundle, *, generates: bool) -> dict[str, Any]:
     names = [FORWARD, *(list_state_graphs(bundle) if generates else ())]
     graphs = {name: manifest.graphs[name] for name in names}
     family = bundle.read_config()["model_type"]
-    _check_names(bundle, "file", _FILE_NAME, [graph.file for graph in graphs.values()])
-    _check_names(bundle, "file", _FILE_NAME, data_files := list_data_files(bundle, graphs))
+    data_files = list_data_files(bundle, graphs)
+    specs = [spec for graph in graphs.values() for spec in (*graph.inputs, *graph.outputs)]
+    _check_names(bundle, "file", _FILE_NAME, [*(graph.file for graph in graphs.values()), *data_files])
     _check_names(bundle, "family", _IDENTIFIER, [family])
+    _check_names(bundle, "unit", _IDENTIFIER, [interface.unit])
     _check_names(bundle, "tensor", _IDENTIFIER, [spec.name for spec in (*forward.inputs, *forward.outputs)])
+    _check_names(bundle, "tensor", _STATE_NAME, [spec.name for spec in specs])
+    _check_names(bundle, "axis", _IDENTIFIER, [size for spec in specs for size in spec.shape if isinstance(size, str)])
     context = {
         "version": __version__,
         "source": manifest.checkpoint["source"],
@@ -102,6 +107,7 @@ def make_context(bundle: Bundle, *, generates: bool) -> dict[str, Any]:
         "is_int8": forward.precision.startswith("int8"),
         "data_files": data_files,
         "min_batch": forward.axes[BATCH].min,
+        "example_len": interface.find_length(2 * interface.chunk_frames),
         "generates": generates,
         "extends": EXTEND in graphs,
         "grows": False,

@@ -16,7 +16,7 @@ def test_it_says_what_is_in_the_folder_and_what_is_not(small_bundle: Bundle, tmp
     result = check("standalone", small_bundle.path, "-o", tmp_path / "service")
     shown = " ".join(result.stdout.split())
     assert shown.startswith(f"flash, fp32: {tmp_path / 'service'} (")
-    assert "programs Python" in shown
+    assert "programs Python, C++, JavaScript" in shown
     assert "left out generation: it is not causal, so that every token changes all tokens before it" in shown
     assert result.stderr == f"Next: flash-export validate {small_bundle.path}\n"
 

@@ -12,6 +12,7 @@ from flash_export.generation.generate import Generator
 from flash_export.generation.sampling import SamplingOptions
 from flash_export.runtime.ort import OrtRunner
 from flash_export.standalone.standalone import write_standalone
+from tests.standalone.examples import GREEDY, INPUTS, LENGTHS, LONG, draw_prompts, expect
 from tests.standalone.isolated import run_program, run_python
 
 if TYPE_CHECKING:
@@ -20,25 +21,10 @@ if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
     from tests.standalone.conftest import BundleExporter, FolderMaker
 
-# Shorter than a chunk of 8, a whole number of them, one token more, and more than one run of prefill takes.
-LENGTHS = (3, 16, 17)
-GREEDY = SamplingOptions(max_tokens=40)
 DRAWN = (
     SamplingOptions(max_tokens=40, temperature=1.5, seed=7),
     SamplingOptions(max_tokens=40, temperature=0.9, top_k=9, top_p=0.8, repetition_penalty=1.3, seed=3),
 )
-
-
-def draw_prompts(bundle: Bundle, lengths: tuple[int, ...]) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    vocab_size = bundle.manifest.interface.vocab_size
-    assert vocab_size is not None
-    return [rng.integers(0, vocab_size, length) for length in lengths]
-
-
-def expect(bundle: Bundle, prompts: list[np.ndarray], options: SamplingOptions) -> list[list[int]]:
-    with Generator.open(bundle, threads=1) as generator:
-        return [tokens.tolist() for tokens in generator.generate(prompts, options).tokens]
 
 
 def write(folder: Path, prompts: list[np.ndarray], options: SamplingOptions) -> list[list[int]]:
@@ -77,8 +63,7 @@ def test_rows_end_at_their_stop_tokens(export_model: BundleExporter, make_folder
 
 
 def test_a_prompt_of_several_segments(export_model: BundleExporter, make_folder: FolderMaker) -> None:
-    """The longest sequence of these graphs is 200 tokens, so that 500 are three runs of prefill, and extend."""
-    prompts = draw_prompts(export_model("flash"), (501,))
+    prompts = draw_prompts(export_model("flash"), (LONG,))
     assert write(make_folder("flash"), prompts, GREEDY) == expect(export_model("flash"), prompts, GREEDY)
 
 
@@ -157,17 +142,6 @@ sys.stdout.buffer.write(logits.tobytes())
         expected, _ = generator.prefill([prompt])
     error = np.abs(np.frombuffer(done.stdout, np.float32) - expected[0]).max() / np.abs(expected).max()
     assert error < 8 * np.finfo(np.float16).eps
-
-
-INPUTS: dict[str, dict[str, np.ndarray]] = {
-    "forward": {"input_ids": np.arange(24).reshape(2, 12)},
-    "masked": {
-        "input_ids": np.arange(24).reshape(2, 12),
-        "attention_mask": (np.arange(12) < [[12], [5]]).astype(np.int64),
-    },
-    "speakers": {"waveform": np.sin(np.arange(700, dtype=np.float32))[None]},
-    "keypoints": {"features": np.sin(np.arange(144, dtype=np.float32)).reshape(2, 6, 4, 3)},
-}
 
 
 @pytest.mark.parametrize("name", INPUTS)

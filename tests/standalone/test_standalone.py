@@ -81,7 +81,9 @@ def test_bf16_has_graphs_and_no_programs(export_model: BundleExporter, tmp_path:
     assert made.clients == ()
     assert "onnxruntime has no bf16 kernels on a CPU" in made.left_out["Python"]
     assert list(made.files) == ["README.md", "graphs/model.onnx"]
-    assert f"- Python: {made.left_out['Python']}.\n" in (tmp_path / "service" / "README.md").read_text()
+    assert (
+        f"- Python, C++, JavaScript: {made.left_out['Python']}.\n" in (tmp_path / "service" / "README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("name", ["flash", "transformer", "speakers", "keypoints"])
