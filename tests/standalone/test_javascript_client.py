@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flash_export.bundle.bundle import Bundle
+    from tests.conftest import SchemeExporter
     from tests.standalone.conftest import BundleExporter, FolderMaker
 
 pytestmark = [pytest.mark.client, pytest.mark.timeout(300)]
@@ -94,16 +95,21 @@ for (const prompt of [[29], [], [0.5], Array(201).fill(1)]) {
     assert run_node(make_folder("transformer"), code).splitlines() == told
 
 
-@pytest.mark.parametrize("name", ["forward", "masked", "speakers", "keypoints"])
+@pytest.mark.parametrize("name", ["forward", "masked", "fp8", "speakers", "keypoints"])
 def test_outputs_are_those_of_the_graph(
-    name: str, export_model: BundleExporter, masked_byte_bundle: Bundle, tmp_path: Path
+    name: str,
+    export_model: BundleExporter,
+    export_scheme: SchemeExporter,
+    masked_byte_bundle: Bundle,
+    tmp_path: Path,
 ) -> None:
-    bundle = masked_byte_bundle if name == "masked" else export_model(name)
+    bundle = masked_byte_bundle if name == "masked" else export_scheme(name) if name == "fp8" else export_model(name)
+    inputs = INPUTS["masked" if name == "fp8" else name]
     write_standalone(bundle, tmp_path / "service")
     arguments = [
         f"new ort.Tensor({value.dtype.name!r}, {'BigInt64Array' if value.dtype == np.int64 else 'Float32Array'}"
         f".from({value.ravel().tolist()}{', BigInt' if value.dtype == np.int64 else ''}), {list(value.shape)})"
-        for value in INPUTS[name].values()
+        for value in inputs.values()
     ]
     code = f"""
 import * as ort from "onnxruntime-web";
@@ -115,7 +121,7 @@ console.log(JSON.stringify(Object.entries(outputs).map(([name, one]) => [name, o
         key: np.array(values).reshape(dims) for key, dims, values in json.loads(run_node(tmp_path / "service", code))
     }
     with OrtRunner(bundle.get_graph(), bundle.get_graph_path()) as runner:
-        expected = runner.run(INPUTS[name])
+        expected = runner.run(inputs)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_allclose(found[key], value, atol=1e-5 * np.abs(value).max())
