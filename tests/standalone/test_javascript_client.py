@@ -61,6 +61,24 @@ def test_it_writes_what_generate_writes(
     assert write(tmp_path / "service", prompts, GREEDY) == expected
 
 
+def test_a_text_goes_on_inside_a_chunk(make_folder: FolderMaker) -> None:
+    code = """
+import * as ort from "onnxruntime-web";
+import { Model } from "./model.mjs";
+const model = new Model();
+const tokens = Array.from({ length: 60 }, (_, index) => index);
+const input = new ort.Tensor("int64", BigInt64Array.from(tokens, BigInt), [1, 60]);
+const whole = (await model.forward(input)).logits.data.slice(-256);
+let state, logits;
+for (const [first, last] of [[0, 13], [13, 17], [17, 18], [18, 60]]) {
+  ({ logits, state } = await model.read(tokens.slice(first, last), state));
+}
+console.log(JSON.stringify([Array.from(whole), Array.from(logits)]));
+"""
+    whole, logits = map(np.array, json.loads(run_node(make_folder("flash"), code)))
+    assert np.abs(logits - whole).max() < 1e-5 * np.abs(whole).max()
+
+
 def test_it_ends_at_a_stop_token(export_model: BundleExporter, make_folder: FolderMaker) -> None:
     prompts = draw_prompts(export_model("flash"), (5,))
     (free,) = expect(export_model("flash"), prompts, GREEDY)
