@@ -1,5 +1,6 @@
 # make demo       the whole pipeline on a bundled trained model
 # make test       the test suite
+# make test-clients   the C++ and JavaScript programs of standalone folders; fetches what they need
 # make lint       formatting, types, import rules
 # make slow       the long tests
 # make test-gpu   the tests that need an NVIDIA GPU; fails where there is none
@@ -16,14 +17,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ORACLES := $(VENV)/oracles
+CLIENTS := $(VENV)/clients
 # A process takes up to 1.5 GiB. Tests of one file share what they export, so they stay in one process.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint slow test-gpu bench-gpu clean
+.PHONY: help demo test test-clients lint slow test-gpu bench-gpu clean
 
 help:
-	@sed -n '1,7s/^# //p' Makefile
+	@sed -n '1,8s/^# //p' Makefile
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v[:2] else f"Python {v[0]}.{v[1]} is too old; set PYTHON to 3.10 or newer")'
@@ -43,7 +45,12 @@ demo: $(INSTALLED)
 	$(BIN)/flash-export demo --output demo
 
 test: $(INSTALLED) $(ORACLES)/.installed
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not client'
+
+# A missing compiler, Node or browser is a skip that says so.
+test-clients: $(INSTALLED)
+	sh tests/standalone/fetch_clients.sh $(CLIENTS)
+	FLASH_EXPORT_CLIENTS=$(abspath $(CLIENTS)) $(PYTEST) -m client
 
 slow: $(INSTALLED) $(ORACLES)/.installed
 	$(PYTEST) -m slow

@@ -121,7 +121,7 @@ class Generator:
             raise InputError("there are no prompts; give at least one")
         batch = len(prompts)
         check_axis("batch", max(batch, self._min_batch), self._graph.axes["batch"])
-        segment_len = self._round_segment(segment_len)
+        segment_len = round_segment(segment_len, self._runners.chunk_size, self._graph.axes["seq"].max)
         if state is None:
             state = State.zeros(self._graph, batch)
         check_state(state, self._graph, batch=batch, model_sha256=self._runners.model_sha256)
@@ -234,14 +234,6 @@ class Generator:
     def _cut_state(self, state: State, num_rows: int) -> State:
         return state if state.batch == num_rows else state.select(np.arange(num_rows))
 
-    def _round_segment(self, segment_len: int) -> int:
-        """Return the number of tokens of a segment: whole chunks, if the graph's longest sequence has room for one."""
-        if segment_len < 1:
-            raise InputError(f"segment_len={segment_len} is not usable; use a whole number of at least 1")
-        longest = self._graph.axes["seq"].max
-        chunks = min(max(segment_len // self._runners.chunk_size, 1), longest // self._runners.chunk_size)
-        return chunks * self._runners.chunk_size or longest
-
     def __enter__(self) -> Self:
         """Enter both runners."""
         self._runners.__enter__()
@@ -252,6 +244,26 @@ class Generator:
     ) -> None:
         """Free sessions, engines and states."""
         self._runners.__exit__(kind, error, trace)
+
+
+def round_segment(segment_len: int, chunk_size: int, longest: int) -> int:
+    """Return the number of tokens of a segment: whole chunks, if the longest sequence has room for one.
+
+    Args:
+        segment_len: Most tokens, where that is a chunk at least.
+        chunk_size: Prefill starts at multiples of it.
+        longest: Longest sequence of the prefill graph.
+
+    Raises:
+        InputError: ``segment_len`` is below 1.
+
+    >>> round_segment(2048, 100, 65536), round_segment(2048, 100, 60)
+    (2000, 60)
+    """
+    if segment_len < 1:
+        raise InputError(f"segment_len={segment_len} is not usable; use a whole number of at least 1")
+    chunks = min(max(segment_len // chunk_size, 1), longest // chunk_size)
+    return chunks * chunk_size or longest
 
 
 def check_prompt(name: str, prompt: Int[np.ndarray, " seq"], vocab_size: int) -> None:

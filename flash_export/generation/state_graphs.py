@@ -16,25 +16,31 @@ def list_state_graphs(bundle: Bundle) -> tuple[str, ...]:
     return (PREFILL, EXTEND, DECODE) if bundle.manifest.interface.window > 1 else (PREFILL, DECODE)
 
 
+def find_missing(bundle: Bundle) -> tuple[tuple[str, ...], str | None]:
+    """Return which of these graphs a bundle has not, and why no export of the model has them; None: it could."""
+    from flash_export.models.registry import get_family
+
+    missing = tuple(name for name in list_state_graphs(bundle) if name not in bundle.manifest.graphs)
+    if not missing:
+        return (), None
+    values = bundle.read_config()
+    return missing, get_family(values["model_type"]).config_class.from_dict(values).state_refusal
+
+
 def check_state_graphs(bundle: Bundle) -> None:
     """Check that a bundle has the graphs that a text is read and written with.
 
     Raises:
         BundleError: It has not.
     """
-    from flash_export.models.registry import get_family
-
-    graphs = bundle.manifest.graphs
-    missing = [name for name in list_state_graphs(bundle) if name not in graphs]
-    if not missing:
-        return
-    values = bundle.read_config()
-    if refusal := get_family(values["model_type"]).config_class.from_dict(values).state_refusal:
+    missing, refusal = find_missing(bundle)
+    if refusal:
         raise BundleError(
             f"{bundle.path} has no graph {', '.join(missing)}: {refusal}; use --backend eager, which reads the text "
             "again for every token"
         )
-    raise BundleError(
-        f"{bundle.path} has no graph {', '.join(missing)}, but {', '.join(graphs)}; export it again with "
-        "'flash-export onnx', which writes all of them"
-    )
+    if missing:
+        raise BundleError(
+            f"{bundle.path} has no graph {', '.join(missing)}, but {', '.join(bundle.manifest.graphs)}; export it "
+            "again with 'flash-export onnx', which writes all of them"
+        )

@@ -128,6 +128,13 @@ def test_generate(causal_byte_bundle: Bundle) -> None:
     assert len(written["tokens"]) == 4
 
 
+def test_standalone(small_bundle: Bundle, tmp_path: Path) -> None:
+    made = run("standalone", small_bundle.path, "-o", tmp_path / "service")
+    assert list(made) == read_promises()["standalone"]
+    stored = json.loads((tmp_path / "service" / "standalone.json").read_text())
+    assert made == {"path": str(tmp_path / "service"), **stored}
+
+
 def test_demo(small_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What its steps do is tested where they are; here they are quick."""
 

@@ -25,7 +25,8 @@ needs_browser = [
 ]
 
 
-def browse(page: Path, folder: Path, *arguments: str) -> str:
+def browse(page: Path | str, folder: Path, *arguments: str) -> str:
+    """Return what the browser prints of a page: a file, or an address on this machine."""
     assert CHROMIUM is not None
     quiet = ("background-networking", "component-update", "sync", "gpu", "default-apps", "domain-reliability")
     command = [
@@ -33,11 +34,11 @@ def browse(page: Path, folder: Path, *arguments: str) -> str:
         "--headless",
         "--no-sandbox",  # containers have no user namespaces, and the page is ours
         "--no-first-run",
-        "--host-resolver-rules=MAP * ~NOTFOUND",  # what the browser itself asks for stays here
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # what the browser itself asks for stays here
         f"--user-data-dir={folder / 'profile'}",
         *(f"--disable-{name}" for name in quiet),
         *arguments,
-        page.as_uri(),
+        page if isinstance(page, str) else page.as_uri(),
     ]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
