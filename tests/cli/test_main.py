@@ -39,6 +39,7 @@ COMMANDS = [  # in the order of work
     "generate",
     "enhance",
     "separate",
+    "triton",
 ]
 HEAVY_MODULES = ["torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy"]
 UPDATE = "UPDATE_SNAPSHOTS"
