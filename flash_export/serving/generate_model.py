@@ -11,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from flash_export.generation.batcher import Batcher
 from flash_export.generation.generate import Generator
+from flash_export.generation.sampling import SamplingOptions
 from flash_export.models.token_model import TOKENS as INPUT_IDS
 from flash_export.serving.generate import END, END_CODES, MAX_WAITING, SLOTS, TIMEOUT_S, TOKENS
 from flash_export.serving.python_model import BACKEND, open_bundle, read_settings, read_threads
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from flash_export.generation.batcher import End
 
+RUNNING, WAITING = "running", "waiting"
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -33,6 +35,8 @@ class TritonPythonModel:
         settings = read_settings(args)
         self._generator = Generator.open(open_bundle(args), settings[BACKEND], threads=read_threads(settings))
         self._generator.__enter__()
+        for size in (self._generator.runners.chunk_size + 1, 2):  # for prefill and for extend; decode goes on from both
+            self._generator.generate([np.zeros(size, np.int64)], SamplingOptions(max_tokens=1))
         self._service = Service(
             lambda: Batcher(self._generator, int(settings[SLOTS])),
             max_waiting=int(settings[MAX_WAITING]),
@@ -84,22 +88,21 @@ class _Metrics:
     """Shows what a service counts among the server's metrics."""
 
     def __init__(self, model: str, version: str) -> None:
-        """Make a metric for each figure."""
+        """Make a metric for each figure; several instances of a model share them, and so add to them."""
         labels = {"model": model, "version": version}
         self._families: list[Any] = []
-        self._counters = {name: self._make(f"flash_export_{name}_total", "COUNTER", labels) for name in COUNTED}
-        self._running = self._make("flash_export_running", "GAUGE", labels)
-        self._waiting = self._make("flash_export_waiting", "GAUGE", labels)
-        self._shown = dict.fromkeys(COUNTED, 0)
+        self._metrics = {name: self._make(f"flash_export_{name}_total", "COUNTER", labels) for name in COUNTED}
+        for name in (RUNNING, WAITING):
+            self._metrics[name] = self._make(f"flash_export_{name}", "GAUGE", labels)
+        self._shown = dict.fromkeys(self._metrics, 0)
 
     def __call__(self, service: Service) -> None:
         """Bring the metrics up to date."""
-        for name, counter in self._counters.items():
-            if new := service.counts[name] - self._shown[name]:
-                counter.increment(new)
-                self._shown[name] += new
-        self._running.set(service.num_running)
-        self._waiting.set(service.num_waiting)
+        now = {**service.counts, RUNNING: service.num_running, WAITING: service.num_waiting}
+        for name, metric in self._metrics.items():
+            if now[name] != self._shown[name]:
+                metric.increment(now[name] - self._shown[name])
+        self._shown = now
 
     def _make(self, name: str, kind: str, labels: dict[str, str]) -> Any:
         family = pb_utils.MetricFamily(name, name.replace("_", " "), getattr(pb_utils.MetricFamily, kind))

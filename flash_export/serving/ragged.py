@@ -92,6 +92,16 @@ def check_request(graph: GraphSpec, interface: Interface, arrays: Arrays) -> Non
         raise InputError(f"the inputs have {sorted(lengths)} {interface.unit}; give them one length")
 
 
+def make_example(graph: GraphSpec, interface: Interface) -> dict[str, np.ndarray]:
+    """Return a request of one row of zeros and one chunk, or what the graph takes next to it."""
+    bounds = graph.axes[SEQ]
+    sizes = {BATCH: 1, SEQ: min(max(interface.chunk_size, bounds.min), bounds.max)}
+    return {
+        spec.name: np.zeros([one if isinstance(one, int) else sizes[one] for one in spec.shape], spec.dtype)
+        for spec in interface.inputs
+    }
+
+
 def group_requests(interface: Interface, requests: Sequence[Arrays]) -> list[list[int]]:
     """Return which requests are run together: none is padded to more than twice its length in chunks."""
     sizes = [-(-_find_length(interface, one) // interface.chunk_size) for one in requests]

@@ -10,7 +10,7 @@ from flash_export.config import FORWARD
 from flash_export.errors import FlashExportError
 from flash_export.runtime.backends import BACKENDS
 from flash_export.serving.python_model import BACKEND, open_bundle, read_settings, read_threads
-from flash_export.serving.ragged import check_request, group_requests, join_requests, split_outputs
+from flash_export.serving.ragged import check_request, group_requests, join_requests, make_example, split_outputs
 from flash_export.serving.tensors import make_tensor, read_tensor
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class TritonPythonModel:
         self._graph, self._interface = bundle.get_graph(), bundle.manifest.interface
         self._runner = target.open(threads=read_threads(settings), rounds=False)
         self._runner.__enter__()
+        self._run([make_example(self._graph, self._interface)])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request; a wrong one is refused alone."""

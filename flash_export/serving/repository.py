@@ -10,7 +10,7 @@ import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import reads_bundles
@@ -58,9 +58,12 @@ class ModelRecord:
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check that versions are numbers."""
+        """Check that versions are numbers, and that their files lie in them."""
         if odd := [name for name in self.versions if not re.fullmatch(r"[1-9][0-9]{0,9}", name)]:
             raise ValueError(f"version {odd[0]!r} is no number")
+        names = [name for files in self.versions.values() for name in files]
+        if odd := [name for name in names if PurePath(name).is_absolute() or ".." in PurePath(name).parts]:
+            raise ValueError(f"{odd[0]!r} is no file of a version")
 
 
 @dataclass(frozen=True)

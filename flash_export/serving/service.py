@@ -126,6 +126,7 @@ class Service:
             self._advance()
         for name in tuple(self._active):
             self._give_up(name, FAULTY, "the model was unloaded; ask again")
+        self._on_poll(self)
 
     def _accept(self) -> None:
         """Take what has arrived; with nothing to do, wait for the first."""

@@ -9,10 +9,17 @@ import pytest
 
 from flash_export.errors import InputError
 from flash_export.runtime.backends import BACKENDS
-from flash_export.serving.ragged import check_request, group_requests, join_requests, split_outputs
+from flash_export.serving.ragged import check_request, group_requests, join_requests, make_example, split_outputs
 
 if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
+
+
+def test_the_example_of_a_request_is_one(masked_byte_bundle: Bundle) -> None:
+    graph, interface = masked_byte_bundle.get_graph(), masked_byte_bundle.manifest.interface
+    example = make_example(graph, interface)
+    assert example["input_ids"].shape == (1, interface.chunk_size)
+    check_request(graph, interface, example)
 
 
 def draw(rows: int, seq_len: int) -> dict[str, np.ndarray]:

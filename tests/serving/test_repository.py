@@ -150,6 +150,18 @@ def test_a_kept_version_that_was_changed_is_refused(causal_byte_bundle: Bundle, 
         write_repository(causal_byte_bundle, tmp_path, TritonOptions(forms=("ragged",), name="m"))
 
 
+@pytest.mark.parametrize("versions", [{"01": {}}, {"../1": {}}, {"1": {"../../x": ""}}, {"1": {"/etc/passwd": ""}}])
+def test_a_record_that_leads_elsewhere_is_refused(
+    causal_byte_bundle: Bundle, tmp_path: Path, versions: dict[str, dict[str, str]]
+) -> None:
+    write_repository(causal_byte_bundle, tmp_path, TritonOptions(name="m"))
+    record = json.loads((tmp_path / "m" / RECORD_FILE).read_text())
+    (tmp_path / "m" / RECORD_FILE).write_text(json.dumps({**record, "versions": versions}))
+
+    with pytest.raises(BundleError, match=r"flash-export.json is damaged: .*remove .*/m, or choose another --name"):
+        write_repository(causal_byte_bundle, tmp_path, TritonOptions(name="m"))
+
+
 def test_another_form_under_a_name_is_refused(causal_byte_bundle: Bundle, tmp_path: Path) -> None:
     write_repository(causal_byte_bundle, tmp_path, TritonOptions(forms=("ragged",), name="m"))
     with pytest.raises(BundleError, match=r"is of the form ragged, this one is forward"):

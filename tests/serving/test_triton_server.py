@@ -139,13 +139,14 @@ def test_what_cannot_be_answered_says_why(
 
 def test_more_than_may_wait_are_refused(server: Server) -> None:
     def ask(_: int) -> Answer:
-        return generate_all(server.grpc, "busy-generate", [np.array([1])], [{"max_tokens": 300}])[0]
+        return generate_all(server.grpc, "busy-generate", [np.array([1])], [{"max_tokens": 10**6}])[0]
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, range(8)))
-    errors = [one.error for one in answers if one.error]
-    assert any("2 requests wait already, which is the most (max_waiting); ask again later" in one for one in errors)
-    assert [len(one.tokens) for one in answers if not one.error][:1] == [300]
+    errors = [str(one.error) for one in answers]
+    refused = ["2 requests wait already, which is the most (max_waiting); ask again later" in one for one in errors]
+    assert 1 <= sum(refused) <= 5  # one is written, two wait
+    assert sum("not done after 2 s" in one for one in errors) == 8 - sum(refused)
 
 
 def test_what_takes_too_long_is_ended(server: Server) -> None:
