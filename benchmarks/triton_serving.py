@@ -165,11 +165,12 @@ def soak(url: str, prompts: Sequence[np.ndarray], minutes: float) -> tuple[Laten
     seen, end, lock = Latencies(), time.monotonic() + 60 * minutes, threading.Lock()
 
     def ask(client: int) -> None:
-        random, stream = np.random.default_rng(client), Stream(url)
+        random, stream, number = np.random.default_rng(client), Stream(url), client
         while time.monotonic() < end:
+            number += 1
             prompt, own = prompts[int(random.integers(len(prompts)))], Latencies()
             try:
-                if random.random() < 0.1:
+                if number % 10 == 0:
                     stream.leave(prompt)
                     stream, own.left = Stream(url), 1
                 else:

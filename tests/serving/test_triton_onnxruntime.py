@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from flash_export.bundle.bundle import Bundle
     from tests.serving.server import Server
 
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(600)]
 
 
@@ -37,8 +42,9 @@ def server(
 ) -> Iterator[Server]:
     need_onnxruntime_backend()
     repository = tmp_path_factory.mktemp("repository")
-    options = TritonOptions(forms=("forward", "sequence"), name="causal", threads=1, slots=64, queue_delay_us=2000)
+    options = TritonOptions(forms=("forward", "sequence"), name="served", threads=1, slots=64, queue_delay_us=2000)
     write_repository(causal_byte_bundle, repository, options)
+    write_repository(causal_byte_bundle, repository, TritonOptions(forms=("generate",), name="served", threads=1))
     write_repository(masked_byte_bundle, repository, TritonOptions(name="masked", threads=1))
     forgetful = TritonOptions(forms=("sequence",), name="forgetful", threads=1, slots=4, timeout_s=1.0)
     write_repository(causal_byte_bundle, repository, forgetful)
@@ -46,9 +52,9 @@ def server(
         yield running
 
 
-@pytest.mark.parametrize("name", ["causal", "masked"])
-def test_forward_is_the_graph(request: pytest.FixtureRequest, server: Server, name: str) -> None:
-    bundle: Bundle = request.getfixturevalue(f"{name}_byte_bundle")
+@pytest.mark.parametrize(("name", "fixture"), [("served", "causal_byte_bundle"), ("masked", "masked_byte_bundle")])
+def test_forward_is_the_graph(request: pytest.FixtureRequest, server: Server, name: str, fixture: str) -> None:
+    bundle: Bundle = request.getfixturevalue(fixture)
     rng = np.random.default_rng(0)
     requests = []
     for seq_len in (1, 7, 8, 50, 96, 96, 96, 96):
@@ -71,7 +77,7 @@ def test_64_interleaved_sequences_are_the_forward_graph(causal_byte_bundle: Bund
     texts = [rng.integers(0, 256, rng.integers(20, 97)) for _ in range(64)]
     cuts = [np.sort(rng.choice(np.arange(1, text.size), 8, replace=False)) for text in texts]
     with triton.InferenceServerClient(server.grpc) as client, ThreadPoolExecutor(16) as pool:
-        sequences = [example.Sequence(client, "causal-sequence") for _ in texts]
+        sequences = [example.Sequence(client, "served-sequence") for _ in texts]
         read: list[list[np.ndarray]] = [[] for _ in texts]
         for step in range(9):
 
@@ -93,21 +99,35 @@ def test_sequences_share_runs(server: Server) -> None:
     """One token of each of 32 texts, from 32 clients: fewer runs than requests."""
     example = import_example("triton_client")
     with triton.InferenceServerClient(server.grpc) as client, ThreadPoolExecutor(32) as pool:
-        sequences = [example.Sequence(client, "causal-sequence") for _ in range(32)]
+        sequences = [example.Sequence(client, "served-sequence") for _ in range(32)]
         list(pool.map(lambda one: one.read(np.array([1, 2, 3])), sequences))
-        before = client.get_inference_statistics("causal-sequence").model_stats[0].execution_count
+        before = client.get_inference_statistics("served-sequence").model_stats[0].execution_count
         list(pool.map(lambda one: one.read(np.array([5]), is_last=True), sequences))
-        after = client.get_inference_statistics("causal-sequence").model_stats[0].execution_count
+        after = client.get_inference_statistics("served-sequence").model_stats[0].execution_count
     assert after - before < 32
 
 
 def test_the_example_writes_what_generate_writes(causal_byte_bundle: Bundle, server: Server) -> None:
     example, prompt = import_example("triton_client"), np.arange(30)
     with triton.InferenceServerClient(server.grpc) as client:
-        tokens = list(example.Sequence(client, "causal-sequence").write(prompt, 20))
+        tokens = list(example.Sequence(client, "served-sequence").write(prompt, 20))
     with Generator.open(causal_byte_bundle, threads=1) as generator:
         expected = generator.generate([prompt], SamplingOptions(max_tokens=20)).tokens[0].tolist()
     assert tokens == expected
+
+
+def test_the_benchmark_runs(
+    causal_byte_bundle: Bundle, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """At a size at which its speeds mean nothing; its texts have to be right."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    benchmark = importlib.import_module("triton_serving")
+    arguments = ["--quick", "--soak", "0.05", "--url", server.grpc, "--json", str(tmp_path / "json")]
+    benchmark.main([str(causal_byte_bundle.path), *arguments])
+    figures = {one["name"]: one["value"] for one in json.loads((tmp_path / "json").read_text())["figures"]}
+    assert figures["texts equal to those of generate"] == 1
+    assert figures["soak: errors"] == 0
+    assert figures["soak: clients that disappeared"] > 0
 
 
 def test_a_sequence_that_was_idle_is_forgotten_and_its_slot_is_free(server: Server) -> None:
