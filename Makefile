@@ -30,7 +30,7 @@ help:
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v[:2] else f"Python {v[0]}.{v[1]} is too old; set PYTHON to 3.10 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[cpu,openvino,rtx,audio,hub,test,dev]'
+	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[cpu,openvino,rtx,audio,hub,triton,test,dev]'
 	touch $@
 
 # What tests compare with and cannot be installed beside our packages: each release in a folder of its own.

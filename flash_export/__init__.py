@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from flash_export.models.gau import GauModel as GauModel
     from flash_export.quantization.quantize import quantize_bundle as quantize_bundle
     from flash_export.runtime.engine_check import check_engine as check_engine
+    from flash_export.serving.options import TritonOptions as TritonOptions
+    from flash_export.serving.repository import write_repository as write_repository
     from flash_export.validators.bisect.bisect import BisectOptions as BisectOptions
     from flash_export.validators.bisect.bisect import bisect_bundle as bisect_bundle
     from flash_export.validators.ranges.profile import RangesOptions as RangesOptions
@@ -63,6 +65,7 @@ _MODULES = {
     "SamplingOptions": "flash_export.generation.sampling",
     "State": "flash_export.generation.state",
     "Tolerance": "flash_export.limits",
+    "TritonOptions": "flash_export.serving.options",
     "ValidationOptions": "flash_export.validators.validation_options",
     "bisect_bundle": "flash_export.validators.bisect.bisect",
     "build_engine": "flash_export.exporters.engine",
@@ -78,6 +81,7 @@ _MODULES = {
     "read_report": "flash_export.validators.report.files",
     "report_engine": "flash_export.exporters.engine_report.report",
     "validate_bundle": "flash_export.validators.validate",
+    "write_repository": "flash_export.serving.repository",
 }
 __all__ = [*_MODULES]
 

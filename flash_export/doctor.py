@@ -93,6 +93,7 @@ def diagnose(folder: str | Path = ".") -> Diagnosis:
         (PLUGIN, _check_ort_plugin, False),
         ("openvino", lambda: _check_package("openvino", "openvino"), False),
         *((name, lambda name=name: _check_package(name, "audio"), False) for name in ("soundfile", "soxr")),
+        ("tritonclient", lambda: _check_package("tritonclient", "triton"), False),
         *((name, lambda flavour=flavour: _check_tensorrt(flavour), False) for name, flavour in FLAVOURS.items()),
         ("gpu", _check_gpu, False),
         ("cpu", _check_cpu, False),

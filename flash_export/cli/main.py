@@ -30,6 +30,7 @@ from flash_export.cli.recordings import enhance_command, separate_command
 from flash_export.cli.show_report import report_command
 from flash_export.cli.standalone import standalone_command
 from flash_export.cli.study import study_command
+from flash_export.cli.triton import triton_command
 from flash_export.cli.tune import tune_command
 from flash_export.cli.validate import validate_command
 from flash_export.errors import (
@@ -59,7 +60,7 @@ SECTIONS: dict[str, tuple[click.Command, ...]] = {
     "Make it smaller": (profile_ranges_command, quantize_command, compare_command),
     "Choose": (tune_command, study_command),
     "Run it": (trt_command, engine_report_command, generate_command, enhance_command, separate_command),
-    "Serve it": (standalone_command,),
+    "Serve it": (standalone_command, triton_command),
 }
 
 

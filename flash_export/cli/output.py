@@ -88,9 +88,13 @@ class Output:
         print_document(document, self.console)
 
     def suggest_next(self, *arguments: str | Path) -> None:
-        """Show the command that comes next, in a form that a shell takes."""
+        """Show the command of ours that comes next, in a form that a shell takes."""
+        self.suggest_program("flash-export", *arguments)
+
+    def suggest_program(self, *arguments: str | Path) -> None:
+        """Show the command of another program that comes next."""
         if not self.quiet and not self.is_step:
-            click.echo(escape_unprintable(f"Next: {format_command(*arguments)}"), err=True)
+            click.echo(escape_unprintable(f"Next: {shlex.join(map(str, arguments))}"), err=True)
 
     def show_progress(self, title: str) -> contextlib.AbstractContextManager[ProgressCallback]:
         """Show on stderr how far a long piece of work is; the block is given what has to be called before each step."""

@@ -36,6 +36,7 @@ def make_schemas() -> dict[str, dict[str, Any]]:
     from flash_export.models.catalogue import Catalogue
     from flash_export.runtime.engine_check import EngineStatus
     from flash_export.schema import make_schema
+    from flash_export.serving.repository import Repository
     from flash_export.standalone.standalone import Standalone
     from flash_export.study.results import Study
     from flash_export.study.tuning_results import Tuning
@@ -64,6 +65,7 @@ def make_schemas() -> dict[str, dict[str, Any]]:
         "enhance": (Processed, {"real_time_factor": float}),
         "separate": (Processed, {"real_time_factor": float}),
         "standalone": (Standalone, {}),
+        "triton": (Repository, {}),
     }
     shown: tuple[type, ...] = (EngineManifest, EngineStatus, ProfileUse, ValidationReport)
     names = {one.__name__: one for one in shown}

@@ -29,6 +29,7 @@ NAMES = [
         "openvino",
         "soundfile",
         "soxr",
+        "tritonclient",
         "tensorrt",
         "tensorrt-rtx",
     ),
@@ -43,6 +44,7 @@ PACKAGES = {
     "openvino": "openvino",
     "soundfile": "audio",
     "soxr": "audio",
+    "tritonclient": "triton",
     "tensorrt": "gpu",
     "tensorrt-rtx": "rtx",
 }

@@ -135,6 +135,13 @@ def test_standalone(small_bundle: Bundle, tmp_path: Path) -> None:
     assert made == {"path": str(tmp_path / "service"), **stored}
 
 
+def test_triton(causal_byte_bundle: Bundle, tmp_path: Path) -> None:
+    written = run("triton", causal_byte_bundle.path, "-o", tmp_path, "--name", "m")
+    assert list(written) == read_promises()["triton"]
+    (model,) = written["models"]
+    assert (model["name"], model["form"], model["version"], model["kept"]) == ("m", "forward", 1, [])
+
+
 def test_demo(small_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What its steps do is tested where they are; here they are quick."""
 

@@ -40,6 +40,7 @@ COMMANDS = [  # in the order of work
     "enhance",
     "separate",
     "standalone",
+    "triton",
 ]
 HEAVY_MODULES = ["torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy"]
 UPDATE = "UPDATE_SNAPSHOTS"

@@ -39,4 +39,5 @@ def test_every_line_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert 0 < names["kl_bits"] < 1
     assert len(names["tokens"]) == 20
     assert names["written"] == names["tokens"].tolist()
+    assert names["served"] == ["bundle", "bundle-generate"]
     assert names["engine"].profiles[0]["input_ids"].max == (4, 1024)
