@@ -220,27 +220,34 @@ def main(arguments: list[str] | None = None) -> None:
     size, random = QUICK if options.quick else Size(), np.random.default_rng(0)
     prompts = [random.integers(0, 256, random.integers(1, size.longest, endpoint=True)) for _ in range(size.prompts)]
     sampling, batch = SamplingOptions(max_tokens=size.new), prompts[:STREAMS]
+    url, streams = options.url, f"{STREAMS} streams"
+    runs: dict[str, tuple[float, Any]] = {}
     with Generator.open(Bundle.open(options.bundle), threads=THREADS) as generator:
+
+        def write_batch() -> int:
+            return sum(one.size for one in generator.generate(batch, sampling).tokens)
+
         expected = [generator.generate([one], sampling).tokens[0].tolist() for one in prompts]
-        in_process = time_process(lambda: sum(one.size for one in generator.generate(batch, sampling).tokens))
-    runs = {
-        "one stream": time_clients(options.url, prompts[:2], size.new, 1, 1),
-        f"{STREAMS} streams": time_clients(options.url, prompts, size.new, STREAMS, 1),
-        "one stream, 8 tokens a reply": time_clients(options.url, prompts[:2], size.new, 1, 8),
-        f"{STREAMS} streams, 8 tokens a reply": time_clients(options.url, prompts, size.new, STREAMS, 8),
-        "states kept, one client": time_kept(options.url, prompts[:2], size.new, 1),
-        "states kept, 8 clients": time_kept(options.url, prompts[:16], size.new, 8),
-    }
+        in_process = [time_process(write_batch)]
+        runs["one stream"] = time_clients(url, prompts[:2], size.new, 1, 1)
+        runs[streams] = time_clients(url, prompts, size.new, STREAMS, 1)
+        in_process.append(time_process(write_batch))
+        runs["one stream, 8 tokens a reply"] = time_clients(url, prompts[:2], size.new, 1, 8)
+        runs[f"{streams}, 8 tokens a reply"] = time_clients(url, prompts, size.new, STREAMS, 8)
+        in_process.append(time_process(write_batch))
+    runs["states kept, one client"] = time_kept(url, prompts[:2], size.new, 1)
+    runs["states kept, 8 clients"] = time_kept(url, prompts[:16], size.new, 8)
+    alone = max(in_process)  # other work makes it slower, never faster
     speeds = {name: speed for name, (speed, _) in runs.items()}
     texts = [(expected[row], text) for _, found in runs.values() for row, text in enumerate(found)]
-    many, many_8 = speeds[f"{STREAMS} streams"], speeds[f"{STREAMS} streams, 8 tokens a reply"]
+    many, many_8 = speeds[streams], speeds[f"{streams}, 8 tokens a reply"]
     figures = [
         Figure.judge("texts equal to those of generate", np.mean([one == two for one, two in texts]), at_least=1.0),
-        Figure(f"generate, a batch of {STREAMS} in one process: tokens a second", in_process),
+        Figure(f"generate, a batch of {STREAMS} in one process: tokens a second, the best of three", alone),
         *(Figure(f"{name}: tokens a second", speed) for name, speed in speeds.items()),
-        Figure.judge(f"{STREAMS} streams / in one process", many / in_process, at_least=IN_PROCESS_TARGET),
-        Figure.judge("the same, 8 tokens a reply", many_8 / in_process, at_least=IN_PROCESS_TARGET),
-        Figure.judge(f"{STREAMS} streams / one stream", many / speeds["one stream"], at_least=ALONE_TARGET),
+        Figure.judge(f"{streams} / in one process", many / alone, at_least=IN_PROCESS_TARGET),
+        Figure.judge("the same, 8 tokens a reply", many_8 / alone, at_least=IN_PROCESS_TARGET),
+        Figure.judge(f"{streams} / one stream", many / speeds["one stream"], at_least=ALONE_TARGET),
     ]
     if options.soak:
         seen, growth = soak(options.url, prompts, options.soak)
