@@ -74,7 +74,7 @@ def check_precision(bundle: Bundle, graph: GraphSpec, options: TritonOptions) ->
     Raises:
         BundleError: It has none.
     """
-    if graph.precision == "bf16" and options.device == CPU:
+    if graph.arithmetic == "bf16" and options.device == CPU:
         raise BundleError(
             f"{bundle.path} is bf16, and onnxruntime has no bf16 kernels on a CPU; give --device gpu, or export it "
             "again with --precision fp16 or fp32"

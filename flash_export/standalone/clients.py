@@ -37,7 +37,7 @@ CLIENTS = (
 def find_refused(bundle: Bundle) -> dict[str, str]:
     """Return what a folder made of a bundle cannot have, and why, by titles of clients and :data:`GENERATION`."""
     refused: dict[str, str] = {}
-    if bundle.get_graph().precision == "bf16":
+    if bundle.get_graph().arithmetic == "bf16":
         reason = "onnxruntime has no bf16 kernels on a CPU; run the graphs with OpenVINO, or export in fp32 or fp16"
         refused |= {client.title: reason for client in CLIENTS}
     if refusal := find_generation_refusal(bundle):

@@ -162,6 +162,21 @@ def test_models_without_a_state_have_the_whole_pass(
             np.testing.assert_allclose(outputs[key], value, atol=1e-5 * np.abs(value).max())
 
 
+@pytest.mark.parametrize("mask", [[0, 1, 1], [1, 0, 1]])
+def test_padding_that_is_not_on_the_right_is_refused(
+    mask: list[int], masked_byte_bundle: Bundle, tmp_path: Path
+) -> None:
+    write_standalone(masked_byte_bundle, tmp_path / "service")
+    np.savez(
+        tmp_path / "inputs.npz", input_ids=np.array([[1, 2, 3], [4, 5, 6]]), attention_mask=np.array([[1, 1, 0], mask])
+    )
+    done = run_program(tmp_path / "service", str(tmp_path / "inputs.npz"), str(tmp_path / "outputs.npz"))
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[-1] == (
+        "ValueError: attention_mask has a 1 behind a 0; put padding on the right, else answers are wrong"
+    )
+
+
 @pytest.mark.parametrize("name", ["flash", "transformer", "batch-of-3", "forward"])
 def test_it_is_short_and_fits_the_page(name: str, make_folder: FolderMaker) -> None:
     lines = (make_folder(name) / "model.py").read_text().splitlines()
