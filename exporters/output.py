@@ -7,8 +7,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import MANIFEST_FILE
-from flash_export.errors import BundleError
 from flash_export.exporters.promises import check_promises
+from flash_export.files import check_replaceable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,15 +26,7 @@ def check_output(target: Path, *, force: bool) -> None:
     Raises:
         BundleError: ``target`` is a file, another folder, or a bundle and ``force`` is not set.
     """
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise BundleError(f"{target} is a file; give the name of a folder to create")
-    is_bundle = (target / MANIFEST_FILE).is_file()
-    if not is_bundle and any(target.iterdir()):
-        raise BundleError(f"{target} holds other files and is no bundle; choose another folder")
-    if is_bundle and not force:
-        raise BundleError(f"{target} already holds a bundle; add --force to replace it, with its engines and reports")
+    check_replaceable(target, MANIFEST_FILE, "bundle", "its engines and reports", force=force)
 
 
 def check_graphs(models: SplitModels, graphs: Mapping[str, GraphSpec]) -> None:

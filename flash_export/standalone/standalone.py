@@ -19,7 +19,7 @@ import jinja2
 
 from flash_export.bundle.bundle import reads_bundles
 from flash_export.errors import BundleError
-from flash_export.files import hash_files, replace_folder
+from flash_export.files import check_replaceable, hash_files, replace_folder
 from flash_export.standalone.clients import CLIENTS, GENERATION, find_refused
 from flash_export.standalone.context import format_shape, make_context
 
@@ -79,7 +79,7 @@ def write_standalone(bundle: Bundle, output: str | Path, *, force: bool = False)
         ConfigError: The path is no UTF-8.
     """
     target = Path(output)
-    check_target(target, force=force)
+    check_replaceable(target, MANIFEST_FILE, "standalone folder", "what was changed", force=force)
     refused = find_refused(bundle)
     is_generating = bundle.manifest.interface.vocab_size is not None and GENERATION not in refused
     clients = [client for client in CLIENTS if client.title not in refused]
@@ -104,23 +104,6 @@ def write_standalone(bundle: Bundle, output: str | Path, *, force: bool = False)
         )
         (staging / MANIFEST_FILE).write_text(made.to_manifest(), encoding="utf-8")
     return made
-
-
-def check_target(target: Path, *, force: bool) -> None:
-    """Refuse to write where something else is.
-
-    Raises:
-        BundleError: ``target`` is a file, another folder, or a standalone folder and ``force`` is not set.
-    """
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise BundleError(f"{target} is a file; give the name of a folder to create")
-    is_standalone = (target / MANIFEST_FILE).is_file()
-    if not is_standalone and any(target.iterdir()):
-        raise BundleError(f"{target} holds other files and is no standalone folder; choose another folder")
-    if is_standalone and not force:
-        raise BundleError(f"{target} already is a standalone folder; add --force to replace it, with what was changed")
 
 
 def _copy_graphs(bundle: Bundle, names: Sequence[str], folder: Path) -> None:

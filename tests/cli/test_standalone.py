@@ -27,7 +27,7 @@ def test_a_second_time_needs_force(small_bundle: Bundle, tmp_path: Path) -> None
     result = invoke("standalone", small_bundle.path, "-o", target)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f"Error: {target} already is a standalone folder; add --force to replace it, with what was changed\n"
+        f"Error: {target} already holds a standalone folder; add --force to replace it, with what was changed\n"
     )
     check("standalone", small_bundle.path, "-o", target, "--force")
 

@@ -104,7 +104,7 @@ def test_it_replaces_its_own_folder_alone(export_model: BundleExporter, tmp_path
     bundle, target = export_model("forward"), tmp_path / "service"
     write_standalone(bundle, target)
     (target / "notes.txt").write_text("mine")
-    with pytest.raises(BundleError, match="already is a standalone folder; add --force"):
+    with pytest.raises(BundleError, match="already holds a standalone folder; add --force"):
         write_standalone(bundle, target)
     assert (target / "notes.txt").exists()
     write_standalone(bundle, target, force=True)
