@@ -55,8 +55,9 @@ def export_model(share_folder: FolderSharer) -> BundleExporter:
         def write(folder: Path) -> None:
             torch.manual_seed(0)
             model = get_family(config.model_type).model_class(config)
-            for key, parameter in model.named_parameters():  # attention is to matter
-                torch.nn.init.normal_(parameter, std=1 if "qk_offset_scale" in key else 0.2)
+            for key, parameter in model.named_parameters():  # attention is to matter, and no bias to drown it
+                if parameter.ndim > 1:
+                    torch.nn.init.normal_(parameter, std=1 if "qk_offset_scale" in key else 0.6)
             model.save_pretrained(folder / "checkpoint")
             export_onnx(folder / "checkpoint", folder / "bundle", options=options)
 

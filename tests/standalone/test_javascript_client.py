@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from flash_export.generation.generate import Generator
 from flash_export.generation.sampling import SamplingOptions
 from flash_export.runtime.ort import OrtRunner
 from flash_export.standalone.standalone import write_standalone
@@ -50,15 +51,12 @@ console.log(JSON.stringify(texts));
     return found
 
 
-@pytest.mark.parametrize("name", ["flash", "transformer", "batch-of-3", "int8-token"])
-def test_it_writes_what_generate_writes(
-    name: str, export_model: BundleExporter, token_bundle: Bundle, tmp_path: Path
-) -> None:
-    bundle = token_bundle if name == "int8-token" else export_model(name)
-    write_standalone(bundle, tmp_path / "service")
+@pytest.mark.parametrize("name", ["flash", "transformer", "batch-of-3"])
+def test_it_writes_what_generate_writes(name: str, export_model: BundleExporter, make_folder: FolderMaker) -> None:
+    bundle = export_model(name)
     prompts = draw_prompts(bundle, LENGTHS if name == "transformer" else (*LENGTHS, LONG))
     expected = [expect(bundle, [prompt], GREEDY)[0] for prompt in prompts]
-    assert write(tmp_path / "service", prompts, GREEDY) == expected
+    assert write(make_folder(name), prompts, GREEDY) == expected
 
 
 def test_a_text_goes_on_inside_a_chunk(make_folder: FolderMaker) -> None:
@@ -86,18 +84,33 @@ def test_it_ends_at_a_stop_token(export_model: BundleExporter, make_folder: Fold
     assert write(make_folder("flash"), prompts, options) == [free[: free.index(free[7]) + 1]]
 
 
-def test_half_precision_is_as_close_as_it_rounds(export_model: BundleExporter, make_folder: FolderMaker) -> None:
-    (prompt,) = draw_prompts(export_model("fp16"), (21,))
+def read(service: Path, prompt: np.ndarray) -> tuple[str, np.ndarray]:
+    """Let the module read a prompt; return the dtype of a value of the state, and the logits."""
     code = f"""
 import {{ Model }} from "./model.mjs";
 const {{ logits, state }} = await new Model().read({prompt.tolist()});
 console.log(JSON.stringify([state["state.0.v"].type, Array.from(logits)]));
 """
-    dtype, found = json.loads(run_node(make_folder("fp16"), code))
-    with OrtRunner(export_model("fp16").get_graph(), export_model("fp16").get_graph_path()) as runner:
-        expected = runner.run({"input_ids": prompt[None]})["logits"][0, -1]
+    dtype, logits = json.loads(run_node(service, code))
+    return dtype, np.array(logits)
+
+
+def test_half_precision_is_as_close_as_it_rounds(export_model: BundleExporter, make_folder: FolderMaker) -> None:
+    (prompt,) = draw_prompts(export_model("fp16"), (21,))
+    dtype, logits = read(make_folder("fp16"), prompt)
+    with Generator.open(export_model("fp16")) as generator:
+        expected, _ = generator.prefill([prompt])
     assert dtype == "float16"
-    assert np.abs(np.array(found) - expected).max() < 8 * np.finfo(np.float16).eps * np.abs(expected).max()
+    assert np.abs(logits - expected[0]).max() < 8 * np.finfo(np.float16).eps * np.abs(expected).max()
+
+
+def test_quantized_logits_are_those_of_generate(token_bundle: Bundle, tmp_path: Path) -> None:
+    write_standalone(token_bundle, tmp_path / "service")
+    (prompt,) = draw_prompts(token_bundle, (21,))
+    _, logits = read(tmp_path / "service", prompt)
+    with Generator.open(token_bundle) as generator:
+        expected, _ = generator.prefill([prompt])
+    assert np.abs(logits - expected[0]).max() < 1e-5 * np.abs(expected).max()
 
 
 def test_what_it_cannot_read_is_told(make_folder: FolderMaker) -> None:
