@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_ir as ir
 
+from flash_export.errors import BundleError
 from flash_export.exporters.quantization.joining import join_products
 from flash_export.exporters.quantization.nodes import read_constant
 from flash_export.exporters.quantization.products import list_products
@@ -66,13 +67,19 @@ class SourceGraph:
             graph: The contract of what is to be made of it. Its opset may be a later one, which gives the operators
                 further types and changes nothing else.
             exact: The same model in fp32, where the file is half: what is quantized is rounded from its weights.
+
+        Raises:
+            BundleError: Its weights are in a file that is a link.
         """
-        # Files name the shapes of inputs and outputs alone.
-        apart = _split(ir.load(path))
-        inferred = onnx.shape_inference.infer_shapes(apart.skeletons[_FILE])
-        model = _put_together(inferred, apart.weights)
-        model.opset_imports[""] = graph.opset
-        join_products(model)
+        try:
+            # Files name the shapes of inputs and outputs alone.
+            apart = _split(ir.load(path))
+            inferred = onnx.shape_inference.infer_shapes(apart.skeletons[_FILE])
+            model = _put_together(inferred, apart.weights)
+            model.opset_imports[""] = graph.opset
+            join_products(model)
+        except ValueError as error:  # weights in a file that has another name too, which onnx_ir does not read
+            raise BundleError(f"{path} cannot be read ({error}); make a copy of the bundle, without links") from error
         weights = {} if exact is None else {product.name: product.weight for product in exact.products}
         products = tuple(
             SourceProduct(

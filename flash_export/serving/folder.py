@@ -31,24 +31,24 @@ class ModelFolder:
         name: Of the folder, and so of the model.
         form: ``forward``, ``ragged``, ``sequence`` or ``generate``.
         config: Values of ``config.pbtxt``.
-        linked: Files of the bundle that are linked into the version's folder, by their path there, with their sha256.
+        copied: Files of the bundle that are copied into the version's folder, by their path there, with their sha256.
         texts: Files that are written there, by their path.
     """
 
     name: str
     form: str
     config: Mapping[str, Any]
-    linked: Mapping[str, tuple[Path, str]]
+    copied: Mapping[str, tuple[Path, str]]
     texts: Mapping[str, str] = field(default_factory=dict)
 
 
-def link_graph(bundle: Bundle, name: str) -> dict[str, tuple[Path, str]]:
+def take_graph(bundle: Bundle, name: str) -> dict[str, tuple[Path, str]]:
     """Return the files of a graph under the names that they have in the bundle, which the graph knows them by."""
     path = bundle.get_graph_path(name)
     return {one: (bundle.path / one, bundle.manifest.files[one]) for one in (path.name, *list_external_files(path))}
 
 
-def link_bundle(bundle: Bundle, folder: str) -> dict[str, tuple[Path, str]]:
+def take_bundle(bundle: Bundle, folder: str) -> dict[str, tuple[Path, str]]:
     """Return all files of a bundle but its engines and reports, in a folder of that name."""
     manifest = bundle.path / MANIFEST_FILE
     hashes = {MANIFEST_FILE: hash_file(manifest), **bundle.manifest.files}

@@ -8,7 +8,7 @@ from flash_export.bundle.manifest import METADATA_PREFIX
 from flash_export.config import FORWARD, TENSORRT
 from flash_export.errors import BundleError
 from flash_export.interface import BATCH, SEQ
-from flash_export.serving.folder import ModelFolder, check_precision, describe_origin, link_graph
+from flash_export.serving.folder import ModelFolder, check_precision, describe_origin, take_graph
 from flash_export.serving.model_config import (
     Config,
     describe_batching,
@@ -56,7 +56,7 @@ def describe_forward(bundle: Bundle, name: str, options: TritonOptions) -> Model
             graph.inputs, _choose_warm_up(bundle, graph), is_batched=has_batch_axis(graph)
         ),
     }
-    return ModelFolder(name, FORWARD, config, link_graph(bundle, FORWARD))
+    return ModelFolder(name, FORWARD, config, take_graph(bundle, FORWARD))
 
 
 def _describe_shapes(graph: GraphSpec, name: str, options: TritonOptions, limit: int) -> Config:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flash_export.bundle.bundle import Bundle
-from flash_export.serving.folder import ModelFolder, describe_origin, link_bundle
+from flash_export.serving.folder import ModelFolder, describe_origin, take_bundle
 from flash_export.serving.model_config import describe_instances, describe_parameters
 from flash_export.serving.options import CPU
 from flash_export.version import __version__
@@ -62,7 +62,7 @@ def describe_python_model(
             "instance_group": describe_instances(options),
             "parameters": describe_parameters({**settings, **describe_origin(bundle, graph)}),
         },
-        link_bundle(bundle, BUNDLE_FOLDER),
+        take_bundle(bundle, BUNDLE_FOLDER),
         {MODEL_FILE: _MODEL.format(version=__version__, module=module)},
     )
 

@@ -5,10 +5,8 @@ A server that runs finds the new version when it polls or is told to load it, an
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
@@ -183,7 +181,7 @@ def _write_model(
     version = options.version or max(map(int, there), default=0) + 1
     others = sorted(int(name) for name in there if int(name) != version)
     kept = others[len(others) - min(options.keep - 1, len(others)) :]
-    files = {name: sha256 for name, (_, sha256) in model.linked.items()}
+    files = {name: sha256 for name, (_, sha256) in model.copied.items()}
     with replace_folder(path) as staging:
         for one in kept:
             _check_files(path / str(one), there[str(one)])
@@ -191,8 +189,9 @@ def _write_model(
             link_folder(path / str(one), staging / str(one), ())
         folder = staging / str(version)
         folder.mkdir()
-        for name, (source, _) in model.linked.items():
-            _link_file(source, folder / name)
+        for name, (source, _) in model.copied.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / name)  # no link: who reads the bundle with ONNX takes one for an attack
         for name, content in model.texts.items():
             (folder / name).write_text(content, encoding="utf-8")
             files[name] = hash_file(folder / name)
@@ -220,12 +219,3 @@ def _check_files(folder: Path, files: dict[str, str]) -> None:
             raise BundleError(
                 f"{folder / name} was changed since it was written; remove {folder.parent}, and write the model again"
             )
-
-
-def _link_file(source: Path, target: Path) -> None:
-    """Make a hard link, or a copy where the file system has no room for one."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(OSError):
-        os.link(source, target, follow_symlinks=False)
-        return
-    shutil.copyfile(source, target)

@@ -13,7 +13,7 @@ from flash_export.config import EXTEND
 from flash_export.errors import BundleError
 from flash_export.generation.batcher import DEFAULT_SLOTS
 from flash_export.interface import BATCH
-from flash_export.serving.folder import ModelFolder, check_precision, describe_origin, link_graph
+from flash_export.serving.folder import ModelFolder, check_precision, describe_origin, take_graph
 from flash_export.serving.forward import ONNX_PLATFORM
 from flash_export.serving.model_config import (
     Config,
@@ -72,7 +72,7 @@ def describe_sequence(bundle: Bundle, name: str, options: TritonOptions) -> Mode
             }
         ),
     }
-    return ModelFolder(name, SEQUENCE, config, link_graph(bundle, EXTEND))
+    return ModelFolder(name, SEQUENCE, config, take_graph(bundle, EXTEND))
 
 
 def _get_extend(bundle: Bundle) -> GraphSpec:

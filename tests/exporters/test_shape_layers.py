@@ -26,7 +26,7 @@ pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
 ASSETS = Path(flash_export.__file__).parent / "assets"
 SHAPE_LAYERS = {"byte-causal": 130, "byte-masked": 132}  # of the forward graphs, six blocks each
 NODES = {"byte-causal": 41, "byte-masked": 44}  # of a block
-STATE_NODES = {PREFILL: 56, EXTEND: 75, DECODE: 50}
+STATE_NODES = {PREFILL: 56, EXTEND: 66, DECODE: 50}
 SHAPE_LAYERS_PER_BLOCK = {FORWARD: 18, PREFILL: 18, DECODE: 39}
 FIXED_BATCH_LAYERS = 16  # of decode, for its indices: the position is an int64, and so is what it is compared with
 CONFIG = FlashConfig(vocab_size=19, dim=16, depth=1, hidden_dim=24, qk_dim=40, chunk_size=8, causal=True)

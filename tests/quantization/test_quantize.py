@@ -284,6 +284,17 @@ def test_a_failure_leaves_the_output_as_it_was(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_weights_that_are_linked_are_refused_in_one_line(causal_byte_bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(causal_byte_bundle.path, tmp_path / "bundle")
+    (tmp_path / "other").hardlink_to(tmp_path / "bundle" / "model.onnx.data")
+    with pytest.raises(
+        BundleError, match=r"model\.onnx cannot be read \(.*hard link.*\); make a copy of the bundle"
+    ) as error:
+        quantize_bundle(Bundle.open(tmp_path / "bundle"), tmp_path / "out", options=QuantizeOptions(threads=1))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_bundle_is_not_its_own_output(masked_byte_bundle: Bundle) -> None:
     before = list_contents(masked_byte_bundle.path)
     with pytest.raises(ConfigError, match="is the bundle itself, which would be lost; choose another folder"):
