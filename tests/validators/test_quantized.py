@@ -100,7 +100,7 @@ def see_the_next_token(model: onnx.ModelProto) -> None:
 
 
 def forget_gate(model: onnx.ModelProto) -> None:
-    (node,) = (node for node in model.graph.node if node.name == "layers.0.projection/Mul_0")
+    (node,) = (node for node in model.graph.node if node.name == "layers.0.projection.joined/Mul_0")
     node.op_type, node.input[:] = "Identity", node.input[:1]
 
 
