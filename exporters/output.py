@@ -7,8 +7,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import MANIFEST_FILE
+from flash_export.bundle.output_folder import check_replaceable
 from flash_export.exporters.promises import check_promises
-from flash_export.files import check_replaceable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

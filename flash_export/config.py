@@ -150,8 +150,8 @@ class QuantizeOptions:
             )
         if self.precision != "fp32" and self.scheme != "int8":
             raise ConfigError(
-                f"precision={self.precision} is for int8, which runtimes with {self.precision} have; {self.scheme} is "
-                "fp32 in what it does not quantize"
+                f"precision={self.precision} is for int8, which runtimes with {self.precision} have, not for "
+                f"{self.scheme}; use --scheme int8, which --for openvino chooses too"
             )
         check_count("threads", self.threads, MAX_THREADS)
 

@@ -56,30 +56,6 @@ def hash_files(paths: Sequence[Path]) -> list[str]:
         return list(pool.map(hash_file, paths))
 
 
-def check_replaceable(target: Path, marker: str, kind: str, lost: str, *, force: bool) -> None:
-    """Refuse to write a folder where something else is.
-
-    Args:
-        target: The folder.
-        marker: The file that a folder of this kind has.
-        kind: What is to be written.
-        lost: What else of such a folder would be lost.
-        force: Replace one of this kind.
-
-    Raises:
-        BundleError: ``target`` is a file, another folder, or one of this kind and ``force`` is not set.
-    """
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise BundleError(f"{target} is a file; give the name of a folder to create")
-    is_one = (target / marker).is_file()
-    if not is_one and any(target.iterdir()):
-        raise BundleError(f"{target} holds other files and is no {kind}; choose another folder")
-    if is_one and not force:
-        raise BundleError(f"{target} already holds a {kind}; add --force to replace it, with {lost}")
-
-
 def hash_folder(folder: Path) -> dict[str, str]:
     """Return the sha256 of each file of a folder, by name."""
     paths = sorted(folder.iterdir())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flash_export.cli.options import REPORT, Choice, output_options
+from flash_export.cli.options import REPORT, Choice, output_options, refuse_ignored
 from flash_export.config import FORWARD
 from flash_export.report.document import Document, Section, number, tabulate, text
 from flash_export.serving.options import (
@@ -16,12 +16,24 @@ from flash_export.serving.options import (
     DEFAULT_TIMEOUT_S,
     DEVICES,
     FORMS,
+    GENERATE,
+    RAGGED,
+    SEQUENCE,
     TritonOptions,
 )
 
 if TYPE_CHECKING:
     from flash_export.cli.output import Output
     from flash_export.serving.repository import Repository
+
+# Which forms have a use for an option.
+_USED_BY = {
+    "max_batch": (FORWARD, RAGGED, SEQUENCE),
+    "queue_delay_us": (FORWARD, RAGGED, SEQUENCE),
+    "max_waiting": (FORWARD, RAGGED, GENERATE),
+    "slots": (SEQUENCE, GENERATE),
+    "timeout_s": (SEQUENCE, GENERATE),
+}
 
 
 @click.command("triton", short_help="Write a model repository for Triton.")
@@ -115,6 +127,11 @@ def triton_command(
     from flash_export.bundle.bundle import Bundle
     from flash_export.serving.repository import write_repository
 
+    for option, used_by in _USED_BY.items():
+        if not set(forms) & set(used_by):
+            refuse_ignored([option], f"only the forms {', '.join(used_by)} use it")
+    if engine is not None and forms == (FORWARD,):
+        refuse_ignored(["threads", "device"], "an engine runs on its GPU")
     options = TritonOptions(
         forms=forms,
         name=name,

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PREFIX = "hf://"
-# A pathlib.Path has one slash left of two.
+# A pathlib.Path has one slash left of two. What else people write for it is told what to write.
 _PREFIX = re.compile(r"hf:/{1,2}")
+_ALMOST = re.compile(r"(hf:|https?:/{1,2}(www\.)?(huggingface\.co|hf\.co)/)/*", re.IGNORECASE)
 _NAME = re.compile(PREFIX + r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@/\s]+))?(/(?P<file>[^@\s]*))?")
 _SMALL_FILES = (CONFIG_FILE, POINTER_FILE, "heldout.*")
 
@@ -42,7 +43,7 @@ class HubCheckpoint:
 
 def is_on_hub(checkpoint: str | Path) -> bool:
     """Tell whether a checkpoint is named as one of the Hub."""
-    return _PREFIX.match(str(checkpoint)) is not None
+    return _ALMOST.match(str(checkpoint)) is not None
 
 
 def fetch_checkpoint(checkpoint: str | Path) -> HubCheckpoint:
@@ -58,7 +59,9 @@ def fetch_checkpoint(checkpoint: str | Path) -> HubCheckpoint:
     """
     match = _NAME.fullmatch(asked := _PREFIX.sub(PREFIX, str(checkpoint), count=1))
     if match is None:
-        raise ConfigError(f"{asked} names no checkpoint of the Hub; write {PREFIX}ORG/NAME[@REVISION][/FILE]")
+        meant = _ALMOST.sub(PREFIX, asked, count=1)
+        remark = f" (did you mean {meant}?)" if _NAME.fullmatch(meant) else ""
+        raise ConfigError(f"{asked} names no checkpoint of the Hub; write {PREFIX}ORG/NAME[@REVISION][/FILE]{remark}")
     name, file = match["name"], match["file"]
     folder = _fetch(name, match["revision"], [*_SMALL_FILES, *([glob.escape(file)] if file else [])])
     commit = folder.name

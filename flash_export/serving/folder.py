@@ -68,6 +68,12 @@ def describe_origin(bundle: Bundle, name: str) -> dict[str, str]:
     return {f"{METADATA_PREFIX}{key}": value for key, value in facts.items()}
 
 
+def describe_run(bundle: Bundle, name: str, options: TritonOptions) -> dict[str, str]:
+    """Return the parameters of a graph in Triton's onnxruntime backend."""
+    threads = {} if options.threads is None else {"intra_op_thread_count": str(options.threads)}
+    return {**threads, **describe_origin(bundle, name)}
+
+
 def check_precision(bundle: Bundle, graph: GraphSpec, options: TritonOptions) -> None:
     """Check that onnxruntime has kernels for a graph.
 

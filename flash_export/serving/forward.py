@@ -8,7 +8,7 @@ from flash_export.bundle.manifest import METADATA_PREFIX
 from flash_export.config import FORWARD, TENSORRT
 from flash_export.errors import BundleError
 from flash_export.interface import BATCH, SEQ
-from flash_export.serving.folder import ModelFolder, check_precision, describe_origin, take_graph
+from flash_export.serving.folder import ModelFolder, check_precision, describe_origin, describe_run, take_graph
 from flash_export.serving.model_config import (
     Config,
     describe_batching,
@@ -46,12 +46,7 @@ def describe_forward(bundle: Bundle, name: str, options: TritonOptions) -> Model
         "platform": ONNX_PLATFORM,
         "default_model_filename": graph.file,
         "instance_group": describe_instances(options),
-        "parameters": describe_parameters(
-            {
-                **({"intra_op_thread_count": options.threads} if options.threads else {}),
-                **describe_origin(bundle, FORWARD),
-            }
-        ),
+        "parameters": describe_parameters(describe_run(bundle, FORWARD, options)),
         "model_warmup": describe_warm_up(
             graph.inputs, _choose_warm_up(bundle, graph), is_batched=has_batch_axis(graph)
         ),
@@ -105,15 +100,13 @@ def _find_engine(bundle: Bundle, name: str) -> EngineManifest:
 def _describe_engine(bundle: Bundle, name: str, options: TritonOptions, engine: EngineManifest) -> ModelFolder:
     """Describe a model around an engine: an instance for each of its profiles."""
     graph = bundle.get_graph()
-    axis, largest = 0, 0
-    for profile in engine.profiles:
-        shapes = profile[graph.inputs[0].name]
-        axis = graph.inputs[0].shape.index(BATCH)
-        largest = max(largest, shapes.max[axis])
-    warm_up = []
-    for profile in engine.profiles:
-        sizes = dict(zip(graph.inputs[0].shape, profile[graph.inputs[0].name].opt, strict=True))
-        warm_up.append({str(one): size for one, size in sizes.items() if isinstance(one, str)})
+    spec = graph.inputs[0]
+    profiles = [profile[spec.name] for profile in engine.profiles]
+    largest = max(shapes.max[spec.shape.index(BATCH)] for shapes in profiles)
+    warm_up = [
+        {axis: size for axis, size in zip(spec.shape, shapes.opt, strict=True) if isinstance(axis, str)}
+        for shapes in profiles
+    ]
     config = {
         **_describe_shapes(graph, name, options, largest),
         "platform": PLAN_PLATFORM,

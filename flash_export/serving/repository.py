@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from flash_export.bundle.bundle import reads_bundles
+from flash_export.bundle.output_folder import check_folder
 from flash_export.config import FORWARD
 from flash_export.errors import BundleError, ConfigError
 from flash_export.files import hash_file, hash_files, link_folder, replace_folder
@@ -116,8 +117,8 @@ def write_repository(bundle: Bundle, repository: str | Path, options: TritonOpti
         options: Which forms, and how.
 
     Raises:
-        BundleError: A form cannot serve this model, the folder holds something else under a name, a version is there
-            already, or nothing can be written.
+        BundleError: A form cannot serve this model, the folder is a file or a bundle, or holds something else under a
+            name, a version is there already, or nothing can be written.
         ConfigError: The name is none that Triton takes.
         BackendUnavailableError: ``tritonclient`` is not installed.
     """
@@ -128,6 +129,7 @@ def write_repository(bundle: Bundle, repository: str | Path, options: TritonOpti
     folders = [_FORMS[form](bundle, base if form == FORWARD else f"{base}-{form}", options) for form in options.forms]
     texts = [format_config({**one.config, "version_policy": {"latest": {"num_versions": 1}}}) for one in folders]
     target = Path(repository)
+    check_folder(target)
     target.mkdir(parents=True, exist_ok=True)
     with lock_folder(target):
         records = [_check_place(target / one.name, one, options) for one in folders]

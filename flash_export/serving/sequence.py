@@ -13,7 +13,7 @@ from flash_export.config import EXTEND
 from flash_export.errors import BundleError
 from flash_export.generation.batcher import DEFAULT_SLOTS
 from flash_export.interface import BATCH
-from flash_export.serving.folder import ModelFolder, check_precision, describe_origin, take_graph
+from flash_export.serving.folder import ModelFolder, check_precision, describe_run, take_graph
 from flash_export.serving.forward import ONNX_PLATFORM
 from flash_export.serving.model_config import (
     Config,
@@ -65,12 +65,7 @@ def describe_sequence(bundle: Bundle, name: str, options: TritonOptions) -> Mode
             "state": [_describe_state(spec) for spec in graph.state_inputs],
         },
         "instance_group": describe_instances(options),
-        "parameters": describe_parameters(
-            {
-                **({"intra_op_thread_count": options.threads} if options.threads else {}),
-                **describe_origin(bundle, EXTEND),
-            }
-        ),
+        "parameters": describe_parameters(describe_run(bundle, EXTEND, options)),
     }
     return ModelFolder(name, SEQUENCE, config, take_graph(bundle, EXTEND))
 

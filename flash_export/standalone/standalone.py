@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from flash_export.bundle.bundle import reads_bundles
+from flash_export.bundle.output_folder import check_replaceable
 from flash_export.errors import BundleError
-from flash_export.files import check_replaceable, hash_files, replace_folder
+from flash_export.files import hash_files, replace_folder
 from flash_export.standalone.clients import CLIENTS, GENERATION, find_refused
 from flash_export.standalone.context import format_shape, make_context
 

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flash_export.bundle.output_folder import check_folder
 from flash_export.errors import BundleError, describe_reason
 from flash_export.files import write_file
 from flash_export.reading import MAX_JSON_BYTES, parse_json, read_bytes
@@ -138,11 +139,10 @@ def prepare_folder(folder: Path, config: StudyConfig | TuneConfig) -> None:
     """Make the folder of a study or a tuning, with its config in it; one that is there is gone on with.
 
     Raises:
-        BundleError: It is a file or holds something else, or cannot be made.
+        BundleError: It is a file or a bundle, or holds something else, or cannot be made.
     """
     marker = folder / f"{config.kind}.json"
-    if folder.exists() and not folder.is_dir():
-        raise BundleError(f"{folder} is a file; give the name of a folder to create")
+    check_folder(folder)
     if folder.is_dir() and not marker.is_file() and any(folder.iterdir()):
         raise BundleError(f"{folder} holds other files and nothing of a {config.kind}; choose another folder")
     try:

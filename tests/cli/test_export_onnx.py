@@ -367,7 +367,7 @@ def test_traceback_is_shown_when_asked_for(place: Path) -> None:
 def test_output_below_a_file(place: Path) -> None:
     with nothing_written(place):
         result = invoke(place / "model", "-o", place / "model.pt" / "out")
-    check_refused(result, "cannot write", "choose a folder that you may write to")
+    check_refused(result, f"{place / 'model.pt'} is a file; give the name of a folder to create")
 
 
 def test_output_that_may_not_be_written(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,6 +230,14 @@ def test_what_is_no_name_is_refused_before_anything_is_asked(name: str) -> None:
         fetch_checkpoint(name)
 
 
+@pytest.mark.parametrize(
+    "name", ["https://huggingface.co/team/flash", "http:/hf.co/team/flash", "HF://team/flash", "hf:team/flash"]
+)
+def test_what_is_meant_is_said(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"names no checkpoint of the Hub; .* \(did you mean hf://team/flash\?\)$"):
+        load_checkpoint(name)
+
+
 def test_paths_are_not_names_of_the_hub() -> None:
     for path in ("models/hf", Path("hf"), "./hf:/x"):
         assert not is_on_hub(path)
