@@ -52,6 +52,7 @@ def choose_config(
 @click.option("--lengths", default="512:0.75,2048:0.25", help="Window lengths and their share of the bytes.")
 @click.option("--batch-tokens", type=click.IntRange(min=1), default=2048, help="Bytes a step.")
 @click.option("--learning-rate", default=2e-3, help="Peak of the schedule.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", help="Arithmetic of the products.")
 @click.option("--seed", default=0, help="Seed of weights, windows and masks.")
 @click.option("--dim", default=128, help="Width of a system.")
 @click.option("--depth", default=5, help="Depth of a Transformer; gated attention units are twice as many.")
@@ -72,6 +73,7 @@ def main(
     lengths: str,
     batch_tokens: int,
     learning_rate: float,
+    precision: Any,
     seed: int,
     evaluations: int,
     text: Path | None,
@@ -87,7 +89,14 @@ def main(
     vocab_size = VOCAB_SIZES[objective]
     try:
         plan = TrainingPlan(
-            objective, tokens, batch_tokens, shares, learning_rate=learning_rate, seed=seed, evaluations=evaluations
+            objective,
+            tokens,
+            batch_tokens,
+            shares,
+            learning_rate=learning_rate,
+            seed=seed,
+            evaluations=evaluations,
+            precision=precision,
         )
         model_config = choose_config(system, config, size, vocab_size=vocab_size, causal=causal)
         corpus = read_corpus(text, heldout_bytes)

@@ -15,8 +15,11 @@ import numpy as np
 
 from flash_export import Bundle, ExportOptions, FlashExportError, QuantizeOptions, export_onnx, quantize_bundle
 from flash_export.config import DECODE, FORWARD, SCHEMES
+from flash_export.errors import BackendUnavailableError
 from flash_export.generation.ort_state import OrtStateRunner
 from flash_export.generation.state import State
+from flash_export.processor import BF16_FLAGS, list_instructions
+from flash_export.runtime.backends import find_target
 from flash_export.validators.shape_checks import describe_exception
 from flash_export.validators.trade_off.candidates import measure_graph_bytes
 from harness.models import TINY, PeerConfig, save_original
@@ -29,15 +32,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FP32 = "fp32"
-PRECISIONS = (FP32, "fp16", "bf16", *SCHEMES)
+INT8_BF16 = "int8-bf16"  # int8 products in the bf16 graph, by OpenVINO
+PRECISIONS = (FP32, "fp16", "bf16", *SCHEMES, INT8_BF16)
 CALIBRATED = QuantizeOptions()  # with the held-out text of the bundle
-FORWARD_PRECISIONS, DECODE_PRECISIONS = ("int8-token", "int8"), ("int4", "int8-token")
+FORWARD_PRECISIONS, DECODE_PRECISIONS = ("int8-token", "int8", INT8_BF16), ("int4", "int8-token")
 WIDTHS = (512, 1024)
 # How many times as fast as fp32 each has to be, by the width of the model, and how small.
 TARGETS = {
     (FORWARD, "int8-token", 512): (1.7, 0.30),
     (FORWARD, "int8-token", 1024): (2.2, 0.30),
     (FORWARD, "int8", 512): (1.7, 0.30),
+    (FORWARD, INT8_BF16, 512): (2.5, 0.30),
+    (FORWARD, INT8_BF16, 1024): (2.8, 0.30),
     (DECODE, "int8-token", 1024): (2.0, 0.30),
     (DECODE, "int4", 1024): (1.5, 0.20),
 }
@@ -67,8 +73,9 @@ def make_variants(
     for name in precisions:
         start = time.perf_counter()
         with _note_error(reasons, name, folder):
-            if name in SCHEMES:
-                options = replace(quantization, scheme=name)
+            if name in SCHEMES or name == INT8_BF16:
+                scheme, precision = ("int8", "bf16") if name == INT8_BF16 else (name, FP32)
+                options = replace(quantization, scheme=scheme, precision=precision)
                 bundles[name] = quantize_bundle(bundles[FP32], folder / name, options=options)
             elif name != FP32:
                 bundles[name] = export_onnx(source, folder / name, options=ExportOptions(precision=name), **foreign)
@@ -124,12 +131,19 @@ def measure_peak_mib(path: Path, tokens: np.ndarray) -> float:
 def _bind(bundle: Bundle, graph: str, tokens: np.ndarray) -> tuple[Callable[[], object], np.ndarray]:
     """Return what runs a graph on tokens ``(1, seq)``, and its logits."""
     path = bundle.get_graph_path(graph)
+    contract = bundle.get_graph(graph)
+    if contract.arithmetic == "bf16":
+        if not list_instructions(BF16_FLAGS):
+            raise BackendUnavailableError("this processor has no instructions for bf16; take one with AVX512_BF16")
+        runner = find_target(bundle, "openvino", graph).open(threads=THREADS)
+        feeds = {spec.name: tokens if "ids" in spec.name else np.ones_like(tokens) for spec in contract.inputs}
+        return lambda: runner.run(feeds), runner.run(feeds)["logits"]
     if graph == FORWARD:
         session = open_session(path)
         feeds = make_token_feeds(session, tokens)
         return bind_run(session, feeds), session.run(["logits"], feeds)[0]
-    decoder = OrtStateRunner(bundle.get_graph(graph), path, threads=THREADS)
-    decoder.load_state(State.zeros(bundle.get_graph(graph), 1))
+    decoder = OrtStateRunner(contract, path, threads=THREADS)
+    decoder.load_state(State.zeros(contract, 1))
     logits = decoder.step(tokens[0])
     return lambda: decoder.step(tokens[0]), logits
 
@@ -149,7 +163,7 @@ def _time(
     sizes = {name: measure_graph_bytes(bundle)[graph] for name, bundle in bundles.items()}
     peaks: dict[str, float] = {}
     if graph == FORWARD:
-        paths = {name: bundle.get_graph_path(graph) for name, bundle in bundles.items()}
+        paths = {name: bundle.get_graph_path(graph) for name, bundle in bundles.items() if name != INT8_BF16}
         peaks = {name: run_in_process(measure_peak_mib, path, tokens) for name, path in paths.items()}
     for precision in precisions:
         if precision in reasons:
@@ -168,7 +182,7 @@ def _time(
             config.dim,
             speed=timings.compute_ratio(FP32, precision),
             size=sizes[precision] / sizes[FP32],
-            memory=peaks[precision] / peaks[FP32] if peaks else None,
+            memory=peaks[precision] / peaks[FP32] if precision in peaks else None,
             error=compute_error(actual, expected),
             fp32_ms=timings.medians_ms[FP32],
             spread=timings.spread,

@@ -16,7 +16,7 @@ import torch
 from flash_export.exporters.spelling import gather, reshape
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 
@@ -41,6 +41,12 @@ def cut_into_chunks(seq_len: int, chunk_size: int) -> Chunks:
 def count_tokens(seq_len: int) -> Float[Tensor, " n"]:
     """Return the numbers of all tokens."""
     return torch.arange(seq_len, dtype=torch.float32)
+
+
+def find_earlier_chunks(positions: Float[Tensor, " p"], chunk_size: int) -> Bool[Tensor, "g g"]:
+    """Return for each chunk (row) which ones (columns) are before it."""
+    first = gather(reshape(positions, [-1, chunk_size]), torch.zeros(1, dtype=torch.int32), axis=1)
+    return first > first.mT
 
 
 def count_half_tokens(positions: Float[Tensor, "*n 1"]) -> Int[Tensor, " 2n"]:

@@ -96,7 +96,7 @@ class LoweredAttention(nn.Module):
 
         def attend(values: Tensor, name: str) -> Tensor:
             quadratic = mark(self._attend_in_chunks(weights, values, frames), f"quadratic_{name}")
-            linear = self.linear(lin_q, lin_k, values, frames.inverse_length, f"kv_{name}")
+            linear = self.linear(lin_q, lin_k, values, frames.inverse_length, quantity=f"kv_{name}")
             return precision.combine(torch.add, quadratic, mark(linear, f"linear_{name}"), "attended")
 
         passing = torch.sigmoid(precision.combine(torch.mul, attend(value, "value"), gate, "gated"))

@@ -1,7 +1,7 @@
 """Which values of a lowered model are fp32 and which are half: every place where that is decided asks here.
 
 A lowered model in half precision narrows each value by name. A name that is an *island* is computed and kept in fp32.
-What is fp32 in every model (angles, norms, sums over chunks) asks no one: it is never narrowed.
+What is fp32 in every model (angles, norms, sums that are no products) asks no one: it is never narrowed.
 """
 
 from __future__ import annotations

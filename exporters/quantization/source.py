@@ -82,10 +82,8 @@ class SourceGraph:
             raise BundleError(f"{path} cannot be read ({error}); make a copy of the bundle, without links") from error
         weights = {} if exact is None else {product.name: product.weight for product in exact.products}
         products = tuple(
-            SourceProduct(
-                product.name, str(product.input.name), weights.get(product.name, read_constant(product.weight))
-            )
-            for product in list_products(model)
+            SourceProduct(one.name, str(one.input.name), weights[one.name] if exact else read_constant(one.weight))
+            for one in list_products(model)
         )
         joined = _split(model)
         return cls(graph, joined.skeletons[_FILE], joined.weights, products)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from flash_export.generation.state import State
 
 DEFAULT_SLOTS = 16
-DEFAULT_PROMPT_TOKENS = 512
+DEFAULT_PROMPT_TOKENS = 1024
 End = Literal["stop", "length", "failed"]
 STOP: Final = "stop"
 LENGTH: Final = "length"
@@ -110,8 +110,8 @@ class Batcher:
         if slots is None:
             slots = min(DEFAULT_SLOTS, runners.graph.axes["batch"].max)
         self._generator, self._slots = generator, Slots(generator, slots)
-        chunk_size = runners.chunk_size
-        self._prompt_tokens = -(-prompt_tokens // chunk_size) * chunk_size
+        self._chunk_size = runners.chunk_size
+        self._prompt_tokens = -(-prompt_tokens // self._chunk_size) * self._chunk_size
         self._waiting: deque[Request] = deque()
         self._reading: _Sequence | None = None
         self._writing: list[_Sequence] = []  # by slot
@@ -190,7 +190,9 @@ class Batcher:
         left, events = self._prompt_tokens, list[Event]()
         while left > 0 and (sequence := self._choose_reading()) is not None:
             request = sequence.request
-            piece = request.prompt[sequence.num_read : sequence.num_read + left]
+            piece = request.prompt[sequence.num_read :][: self._choose_size(sequence, left)]
+            if not piece.size:
+                break
             try:
                 sequence.logits = self._slots.read(piece)
             except FlashExportError as error:
@@ -207,6 +209,14 @@ class Batcher:
                     self._slots.admit()
                     self._writing.append(sequence)
         return events
+
+    def _choose_size(self, sequence: _Sequence, left: int) -> int:
+        """Return how much of a prompt is read now: to its end, or to a chunk's, because whole chunks are read fastest."""
+        if sequence.request.prompt.size - sequence.num_read <= left:
+            return left
+        state = sequence.request.state
+        start = sequence.num_read + (0 if state is None else int(state.position.item()))
+        return max(0, left - (start + left) % self._chunk_size)
 
     def _choose_reading(self) -> _Sequence | None:
         """Return the sequence whose prompt is read: the one that was begun, or the next if there is a slot for it."""
@@ -249,16 +259,18 @@ class Batcher:
     def _choose_tokens(self) -> Int[np.ndarray, " writing"]:
         """Return the next token of each running sequence, those of equal options together; -1 where logits are NaN."""
         tokens = np.full(len(self._writing), -1, np.int64)
+        if not self._writing:
+            return tokens
+        logits = np.stack([sequence.logits for sequence in self._writing])
         groups: dict[tuple[float, int, float, float], list[int]] = {}
-        for slot, sequence in enumerate(self._writing):
-            options = sequence.request.options
-            if np.isfinite(sequence.logits).all():
-                key = (options.temperature, options.top_k, options.top_p, options.repetition_penalty)
-                groups.setdefault(key, []).append(slot)
+        for slot in np.flatnonzero(np.isfinite(logits).all(axis=1)).tolist():
+            options = self._writing[slot].request.options
+            key = (options.temperature, options.top_k, options.top_p, options.repetition_penalty)
+            groups.setdefault(key, []).append(slot)
         for slots in groups.values():
             chosen = [self._writing[slot] for slot in slots]
             tokens[slots] = choose_tokens(
-                np.stack([one.logits for one in chosen]),
+                logits[slots],
                 chosen[0].request.options,
                 seen=np.stack([one.seen for one in chosen]),
                 draws=np.array([one.stream.random() for one in chosen]),

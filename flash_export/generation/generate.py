@@ -123,9 +123,10 @@ class Generator:
         check_axis("batch", max(batch, self._min_batch), self._graph.axes["batch"])
         segment_len = round_segment(segment_len, self._runners.chunk_size, self._graph.axes["seq"].max)
         if state is None:
-            state = State.zeros(self._graph, batch)
+            state = State.zeros(self._graph, batch, model_sha256=self._runners.model_sha256)
         check_state(state, self._graph, batch=batch, model_sha256=self._runners.model_sha256)
-        state = replace(state, model_sha256=self._runners.model_sha256)
+        if not state.model_sha256:
+            state = replace(state, model_sha256=self._runners.model_sha256)
         logits = np.zeros((batch, self._vocab_size), np.float32)
         lengths = np.array([prompt.size for prompt in prompts])
         fed = np.zeros_like(lengths)

@@ -65,15 +65,15 @@ def fetch_checkpoint(checkpoint: str | Path) -> HubCheckpoint:
     name, file = match["name"], match["file"]
     folder = _fetch(name, match["revision"], [*_SMALL_FILES, *([glob.escape(file)] if file else [])])
     commit = folder.name
-    for one in [file] if file else FOLDER_FILES:
-        _fetch(name, commit, [glob.escape(one)])
+    for one in () if file else FOLDER_FILES:
+        _fetch(name, commit, [one])
         if (folder / one).is_file():
             break
     weights = folder / file if file else find_weights_file(folder)
     if weights.name.endswith(INDEX_SUFFIX) and weights.is_file():
         parts = sorted(set(read_index(weights).values()))
         _fetch(name, commit, [glob.escape(str((weights.parent / part).relative_to(folder))) for part in parts])
-    elif not weights.is_file():
+    elif not file and not weights.is_file():
         _fetch(name, commit, [glob.escape(weights.name)])  # what the pointer names
     if not weights.is_file():
         wanted = file or f"{', '.join(FOLDER_FILES)}, or what {POINTER_FILE} names"

@@ -72,6 +72,7 @@ class Training:
         batch_tokens: Tokens of a step.
         lengths: Lengths of windows, each with its share of the tokens.
         learning_rate: Peak of the schedule.
+        precision: ``fp32``, or ``bf16`` by PyTorch's autocast.
         text: A text file, from the folder of the config, whose end is held out; None: Python's standard library.
         heldout_bytes: Size of the text that quality is measured on.
     """
@@ -80,6 +81,7 @@ class Training:
     batch_tokens: int = 2048
     lengths: dict[str, float] = field(default_factory=lambda: {"512": 0.75, "2048": 0.25})
     learning_rate: float = 2e-3
+    precision: Literal["fp32", "bf16"] = "fp32"
     text: str | None = None
     heldout_bytes: int = 65 * 1024
 
@@ -108,7 +110,13 @@ class Training:
         """Return the plan of a model."""
         lengths = tuple((int(length), share) for length, share in self.lengths.items())
         return TrainingPlan(
-            objective, self.tokens, self.batch_tokens, lengths, learning_rate=self.learning_rate, seed=seed
+            objective,
+            self.tokens,
+            self.batch_tokens,
+            lengths,
+            learning_rate=self.learning_rate,
+            seed=seed,
+            precision=self.precision,
         )
 
 

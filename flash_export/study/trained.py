@@ -100,7 +100,7 @@ def write_checkpoint(
     scores = {
         str(length): round(run.score(corpus.heldout, length, rounded), 5)
         for length in SCORED_LENGTHS
-        if length <= longest
+        if run.is_done and length <= longest
     }
     seen = {"tokens_seen": run.tokens, "minutes": round(run.seconds / 60, 2), "heldout_bits_per_byte": scores}
     told = {**record, **seen, "history": run.history}

@@ -1,7 +1,7 @@
 """Training a model of bytes: the same text, in the same order, for as many tokens, whatever the model.
 
-A run is a folder: ``state.pt`` is what it goes on from, ``result.json`` what it has found so far. The windows of a step
-follow from the seed and the number of the step alone, so that a run that was interrupted ends as if it had not been.
+A run is a folder with ``state.pt``, what it goes on from. The windows of a step follow from the seed and the number of
+the step alone, so that a run that was interrupted ends as if it had not been.
 
 Axes: b batch, n sequence.
 """
@@ -13,7 +13,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -39,7 +39,8 @@ BETAS = (0.9, 0.98)
 MAX_GRAD_NORM = 1.0
 WARMUP = 0.05  # of the run
 FINAL_LR_SCALE = 0.02
-STATE_FILE, RESULT_FILE = "state.pt", "result.json"
+FP32, BF16 = "fp32", "bf16"
+STATE_FILE = "state.pt"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class TrainingPlan:
         weight_decay: Of the matrices of linear layers.
         seed: Of weights, windows and masks.
         evaluations: How often validation text is scored, evenly over the run.
+        precision: ``bf16``: products and what PyTorch's autocast takes with them, weights and scores stay fp32.
     """
 
     objective: Objective
@@ -65,6 +67,7 @@ class TrainingPlan:
     weight_decay: float = 0.05
     seed: int = 0
     evaluations: int = 10
+    precision: Literal["fp32", "bf16"] = FP32
 
     def __post_init__(self) -> None:
         """Check that a step holds the longest window, and that the shares are all there is.
@@ -211,7 +214,9 @@ class TrainingRun:
         inputs, targets = (tensor.to(self.device) for tensor in build_example(windows, self.plan.objective, random))
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.compute_learning_rate(self.step)
-        loss = compute_loss(self.model(inputs), targets)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.plan.precision == BF16):
+            logits = self.model(inputs)
+        loss = compute_loss(logits, targets)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM, error_if_nonfinite=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 import pytest
+from onnx import helper
 
 from flash_export.bundle.bundle import Bundle
 from flash_export.files import hash_file, write_file
@@ -34,8 +35,22 @@ def plant_fault(bundle: Bundle, folder: Path) -> Bundle:
     copy = Bundle.open(shutil.copytree(bundle.path, folder / "faulty"))
     path = copy.get_graph_path()
     model = onnx.load(path, load_external_data=False)
-    (node,) = (node for node in model.graph.node if node.name == "layers.1.linear/CumSum_0")
-    next(attribute for attribute in node.attribute if attribute.name == "exclusive").i = 0
+    nodes = {node.name: node for node in model.graph.node}
+    if (total := nodes.get("layers.1.linear/CumSum_0")) is not None:
+        next(attribute for attribute in total.attribute if attribute.name == "exclusive").i = 0
+    else:  # one product, with what is earlier for all blocks
+        product = nodes["layers.1.linear/MatMul_1"]
+        compare = nodes["graph/Greater_0"]
+        cast = next(node for node in model.graph.node if product.input[0] in node.output)
+        assert list(cast.input) == list(compare.output)
+        wrong = [
+            helper.make_node("GreaterOrEqual", compare.input, ["not later"], "not later"),
+            helper.make_node("Cast", ["not later"], ["wrong"], "wrong", to=cast.attribute[0].i),
+        ]
+        index = list(model.graph.node).index(product)
+        product.input[0] = "wrong"
+        for node in reversed(wrong):
+            model.graph.node.insert(index, node)
     onnx.save(model, path)
     files = {name: hash_file(copy.path / name) for name in copy.manifest.files}
     manifest = dataclasses.replace(copy.manifest, files=files)
