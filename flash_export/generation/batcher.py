@@ -211,7 +211,7 @@ class Batcher:
         return events
 
     def _choose_size(self, sequence: _Sequence, left: int) -> int:
-        """Return how much of a prompt is read now: to its end, or to a chunk's, because whole chunks are read fastest."""
+        """Return how much of a prompt is read now: to its end, or a chunk's, because whole chunks are read fastest."""
         if sequence.request.prompt.size - sequence.num_read <= left:
             return left
         state = sequence.request.state

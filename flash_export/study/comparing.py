@@ -6,6 +6,7 @@ is returned, and kept by whoever runs the tasks.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -35,7 +36,7 @@ from flash_export.study.training import build_model
 from flash_export.validators.trade_off.candidates import measure_graph_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from flash_export.models.base import ModelConfig
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 FUSED, WRITTEN_OUT = "-fused", "written out"
 # Backends without ONNX's operator for attention.
 KNOW_NO_ATTENTION = ("openvino",)
+# Of a training's plan: what may differ between models that were trained alike.
+OF_ONE_MODEL = ("objective", "seed", "evaluations")
 CHECKPOINT, BUNDLE, LONG_BUNDLE = "checkpoint", "bundle", "bundle-long"
 
 
@@ -205,7 +208,14 @@ def _export(checkpoint: Path, target: Path, max_seq_len: int) -> dict[str, Any]:
         "config": model.config.to_dict(),
         "tokens_seen": told.get("tokens_seen"),
         "training_sha256": told.get("training_sha256"),
+        "recipe_sha256": _hash_recipe(told),
     }
+
+
+def _hash_recipe(told: Mapping[str, Any]) -> str | None:
+    """Return a hash of how a model was trained, but for what differs between models that are compared."""
+    recipe = {name: value for name, value in told.get("plan", {}).items() if name not in OF_ONE_MODEL}
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest() if recipe else None
 
 
 def _export_long(config: StudyConfig, entry: ModelEntry, models: Path) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class StudyEntry:
         growing_parameters: Those.
         tokens_seen: Tokens that it was trained on; None: not known.
         training_sha256: Hash of the text that they are from.
+        recipe_sha256: Hash of how it was trained: steps, lengths of windows, learning rate, precision.
         bytes: The exported graph with its weights.
         checks: How it was validated.
         quality: Bits a byte of held-out text, by backend and length.
@@ -109,6 +110,7 @@ class StudyEntry:
     growing_parameters: int | None = None
     tokens_seen: int | None = None
     training_sha256: str | None = None
+    recipe_sha256: str | None = None
     bytes: int | None = None
     checks: tuple[Check, ...] = ()
     quality: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -160,7 +162,7 @@ class Study:
         entries: The models.
         crossings: Where FLASH overtakes the others, or they it.
         equal_size: Whether parameters differ by no more than 2 %.
-        equal_tokens: Whether all saw as many tokens of the same text.
+        equal_tokens: Whether all saw as many tokens of the same text, in the same way.
         environment: Where it ran.
     """
 
@@ -185,7 +187,7 @@ def collect_study(config: StudyConfig, found: Mapping[str, Found]) -> Study:
     """Put together what tasks found."""
     entries = tuple(_collect_entry(config, model, found) for model in config.models)
     sizes = [entry.parameters for entry in entries if entry.parameters is not None]
-    seen = {(entry.tokens_seen, entry.training_sha256) for entry in entries}
+    seen = {(entry.tokens_seen, entry.training_sha256, entry.recipe_sha256) for entry in entries}
     return Study(
         config,
         entries,
@@ -223,7 +225,7 @@ def _collect_entry(config: StudyConfig, model: ModelEntry, found: Mapping[str, F
                 times.append(build({"backend": backend, "seq_len": seq_len, **timed}, LengthTime))
                 if timed["reason"]:
                     reasons[f"{backend}, {seq_len}"] = f"{seq_len} tokens on {backend}: {timed['reason']}"
-    kept = ("parameters", "growing_parameters", "tokens_seen", "training_sha256", "bytes")
+    kept = ("parameters", "growing_parameters", "tokens_seen", "training_sha256", "recipe_sha256", "bytes")
     return StudyEntry(
         name=model.name,
         system=model.system,

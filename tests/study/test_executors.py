@@ -145,7 +145,7 @@ def test_cluster_of_two_workers_finds_the_same_and_outlives_a_lost_one(tmp_path:
     assert clustered.complete
     for one, other in zip(local.entries, clustered.entries, strict=True):
         assert one.quality == other.quality
-        kept = ("name", "parameters", "growing_parameters", "tokens_seen", "training_sha256", "bytes", "checks")
+        kept = ("name", "parameters", "growing_parameters", "tokens_seen", "recipe_sha256", "bytes", "checks")
         assert all(getattr(one, name) == getattr(other, name) for name in kept)
         assert [(time.backend, time.seq_len) for time in one.times] == [(t.backend, t.seq_len) for t in other.times]
         assert all(timed.latency_ms is not None for timed in other.times)

@@ -56,6 +56,9 @@ def test_crossing_of_power_laws_is_where_they_cross() -> None:
     assert (crossing.faster, crossing.seq_len, crossing.low, crossing.high) == ("a", 1500, 1024, 2048)
 
 
+TRAINED = {"tokens_seen": 77, "training_sha256": "ab", "recipe_sha256": "alike"}
+
+
 def find(**changes: Any) -> dict[str, Found]:
     """Return what a study of three models found, with other values for some tasks."""
     found: dict[str, Found] = {}
@@ -63,7 +66,7 @@ def find(**changes: Any) -> dict[str, Found]:
         name = entry.name
         exported = {"parameters": 1000 + place, "growing_parameters": 0, "bytes": 5000, "config": {}}
         found[f"train~{name}"] = Found({})
-        found[f"export~{name}"] = Found({**exported, "tokens_seen": 77, "training_sha256": "ab"})
+        found[f"export~{name}"] = Found({**exported, **TRAINED})
         checked = {"passed": 9, "failed": 0, "skipped": 0, "is_right": True, "longest": 2048}
         found[f"validate~{name}~ort-cpu"] = Found({**checked, "largest_multiple": 1.5, "reason": None})
         found[f"score~{name}~ort-cpu"] = Found({"bits_per_byte": {"512": 2.0 + place, "2048": 1.9}})
@@ -131,14 +134,15 @@ def test_model_that_failed_is_named_and_in_no_picture() -> None:
 @pytest.mark.parametrize(
     ("export", "equal_size", "equal_tokens"),
     [
-        ({"parameters": 1030, "tokens_seen": 77, "training_sha256": "ab"}, False, True),
-        ({"parameters": 1010, "tokens_seen": 78, "training_sha256": "ab"}, True, False),
-        ({"parameters": 1010, "tokens_seen": 77, "training_sha256": "cd"}, True, False),
-        ({"parameters": 1010, "tokens_seen": None, "training_sha256": None}, True, False),
+        ({"parameters": 1030}, False, True),
+        ({"parameters": 1010, "tokens_seen": 78}, True, False),
+        ({"parameters": 1010, "training_sha256": "cd"}, True, False),
+        ({"parameters": 1010, "recipe_sha256": "other"}, True, False),
+        ({"parameters": 1010, "tokens_seen": None, "training_sha256": None, "recipe_sha256": None}, True, False),
     ],
 )
 def test_unequal_work_is_said(export: dict[str, Any], equal_size: bool, equal_tokens: bool) -> None:
-    study = collect(**{"export~gau-causal-0": Found({"growing_parameters": 0, "bytes": 1, **export})})
+    study = collect(**{"export~gau-causal-0": Found({"growing_parameters": 0, "bytes": 1, **TRAINED, **export})})
     assert (study.equal_size, study.equal_tokens) == (equal_size, equal_tokens)
     lead = describe_study(study, "folder").lead
     assert ("NOT equal" in lead, "NOT all trained" in lead) == (not equal_size, not equal_tokens)
