@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 
 from flash_export import Bundle, Generator
+from flash_export.processor import INT8_FLAGS, list_instructions
 from harness.processes import read_peak_mib, restart_peak
 from harness.timing import Activity, time_run
 
@@ -35,7 +36,9 @@ def open_session(model: Path | bytes, **options: Any) -> Any:
     settings = onnxruntime.SessionOptions()
     for name, value in {"intra_op_num_threads": THREADS, "log_severity_level": _LOG_ERROR, **options}.items():
         setattr(settings, name, value)
-    for entry in ("intra_op.allow_spinning", "force_spinning_stop", "x64quantprecision"):
+    entries = ["intra_op.allow_spinning", "force_spinning_stop"]
+    entries += [] if list_instructions(INT8_FLAGS) else ["x64quantprecision"]  # see flash_export/runtime/ort.py
+    for entry in entries:
         settings.add_session_config_entry(f"session.{entry}", "1")
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])

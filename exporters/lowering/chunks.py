@@ -1,8 +1,9 @@
 """Where the tokens of a sequence of any length are, once it is cut into chunks.
 
-All is computed from numbers that count in fp32, which are exact up to 16 million, and is cast to int32 at the end:
-TensorRT makes fewer layers of that than of integers, and none of a Gather that cuts at a length where a Pad or a Slice
-needs up to 30 to compute its sizes.
+Tokens are counted in fp32, which TensorRT makes fewer layers of than of integers, and which is exact up to 16 million.
+Their numbers are int32 from there on: a runtime that computes fp32 graphs in less would count wrong, as OpenVINO does
+on processors with bf16 unless it is told not to. TensorRT makes no layer of a Gather that cuts at a length, where a Pad
+or a Slice needs up to 30 to compute its sizes.
 
 Axes: b batch, n token, p token of the padded sequence, g chunk, c position in a chunk, d width.
 """
@@ -24,18 +25,18 @@ class Chunks(NamedTuple):
     """A sequence padded to whole chunks.
 
     Attributes:
-        positions: The numbers of its tokens.
+        numbers: The numbers of its tokens.
         tokens: Those of the sequence that they are; the last one stands in for what is beyond it.
     """
 
-    positions: Float[Tensor, " p"]
+    numbers: Int[Tensor, " p"]
     tokens: Int[Tensor, " p"]
 
 
 def cut_into_chunks(seq_len: int, chunk_size: int) -> Chunks:
     """Return what a sequence of this length becomes."""
-    positions = count_tokens((seq_len + (chunk_size - 1)) // chunk_size * chunk_size)
-    return Chunks(positions, positions.clamp(max=seq_len - 1).int())
+    numbers = count_tokens((seq_len + (chunk_size - 1)) // chunk_size * chunk_size).int()
+    return Chunks(numbers, numbers.clamp(max=seq_len - 1))
 
 
 def count_tokens(seq_len: int) -> Float[Tensor, " n"]:
@@ -43,15 +44,15 @@ def count_tokens(seq_len: int) -> Float[Tensor, " n"]:
     return torch.arange(seq_len, dtype=torch.float32)
 
 
-def find_earlier_chunks(positions: Float[Tensor, " p"], chunk_size: int) -> Bool[Tensor, "g g"]:
+def find_earlier_chunks(numbers: Int[Tensor, " p"], chunk_size: int) -> Bool[Tensor, "g g"]:
     """Return for each chunk (row) which ones (columns) are before it."""
-    first = gather(reshape(positions, [-1, chunk_size]), torch.zeros(1, dtype=torch.int32), axis=1)
+    first = gather(reshape(numbers, [-1, chunk_size]), torch.zeros(1, dtype=torch.int32), axis=1)
     return first > first.mT
 
 
-def count_half_tokens(positions: Float[Tensor, "*n 1"]) -> Int[Tensor, " 2n"]:
+def count_half_tokens(numbers: Int[Tensor, "*n 1"]) -> Int[Tensor, " 2n"]:
     """Return the numbers of all half tokens, given those of all tokens."""
-    return reshape((positions * 2 + torch.arange(2, dtype=torch.float32)).int(), [-1])
+    return reshape(numbers * 2 + torch.arange(2, dtype=torch.int32), [-1])
 
 
 def cut_end(x: Float[Tensor, "b p d"], seq_len: int) -> Float[Tensor, "b n d"]:

@@ -260,25 +260,26 @@ class LoweredFlash(LoweredModel):
         seq_len, chunk_size = input_ids.shape[1], self.config.chunk_size
         chunks = cut_into_chunks(seq_len, chunk_size)
         tokens = reshape(chunks.tokens, [-1, 1, chunk_size])
-        positions = reshape(chunks.positions, [1, -1, 1, chunk_size, 1])  # (1, g, 1, c, 1)
-        valid, inverse_length = self._weigh_tokens(attention_mask, positions, seq_len, tokens)
+        numbers = reshape(chunks.numbers, [1, -1, 1, chunk_size, 1])  # (1, g, 1, c, 1)
+        positions = numbers.float()
+        valid, inverse_length = self._weigh_tokens(attention_mask, numbers, seq_len, tokens)
         x = mark(self.embedding(gather(input_ids, tokens, axis=1), positions), "embedding", order="channels")
         turns = self.rotary(positions, x)
-        places, before = count_half_tokens(positions), begin_shift(x)
+        places, before = count_half_tokens(numbers), begin_shift(x)
         earlier = None
         if self.config.causal and self.precision.name == "bf16":
-            earlier = find_earlier_chunks(chunks.positions, chunk_size).to(self.precision.dtype)
+            earlier = find_earlier_chunks(chunks.numbers, chunk_size).to(self.precision.dtype)
         for layer in self.layers:
             x = layer(x, turns, valid, inverse_length, earlier, places, before)
         return self.head(cut_end(reshape(x, [0, -1, self.config.dim]), seq_len))
 
     def _weigh_tokens(
-        self, attention_mask: Tensor | None, positions: Tensor, seq_len: int, tokens: Int[Tensor, "g 1 c"]
+        self, attention_mask: Tensor | None, numbers: Tensor, seq_len: int, tokens: Int[Tensor, "g 1 c"]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return what zeroes the values of padding, and the divisor of the non-causal sum."""
         if attention_mask is None and self.config.causal:
             return None, None  # padding lies in the future of every token
-        valid = within = (positions < seq_len).float()
+        valid = within = (numbers < seq_len).float()
         if attention_mask is not None:
             valid = gather(attention_mask, tokens, axis=1).bool().float().unsqueeze(-1) * within
         if self.config.mask_divisor == "padded":

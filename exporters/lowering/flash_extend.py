@@ -179,6 +179,6 @@ class ExtendFlash(StatefulFlash):
             is_linear=query_chunks > key_chunks,
             is_kept=is_kept,
             kept=is_kept.float(),
-            halves=count_half_tokens(numbers.unsqueeze(-1)),
+            halves=count_half_tokens(numbers.int().unsqueeze(-1)),
             last_half=torch.cat((rows, lengths * 2), dim=1),
         )

@@ -96,8 +96,8 @@ class PrefillFlash(StatefulFlash):
         """Return the logits of every position, and the state after the last token of each row."""
         seq_len, chunk_size = input_ids.shape[1], self.config.chunk_size
         chunks = cut_into_chunks(seq_len, chunk_size)
-        places = count_half_tokens(chunks.positions.unsqueeze(-1))
-        positions = reshape(state[0].float() + chunks.positions, [0, -1, 1, chunk_size, 1])
+        places = count_half_tokens(chunks.numbers.unsqueeze(-1))
+        positions = reshape(state[0].float() + chunks.numbers.float(), [0, -1, 1, chunk_size, 1])
         ids = gather(input_ids, reshape(chunks.tokens, [-1, 1, chunk_size]), axis=1)
         x = mark(self.embedding(ids, positions), "embedding", order="channels")
         turns, end, layers = self.rotary(positions, x), self._find_ends(lengths), []

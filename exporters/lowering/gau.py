@@ -135,9 +135,8 @@ class LoweredGau(LoweredModel):
         """Return the logits of every position."""
         seq_len = input_ids.shape[1]
         positions = torch.arange(seq_len, dtype=torch.float32)
-        column = positions.unsqueeze(-1)
-        offsets = (positions - column).clamp(-MAX_DISTANCE, MAX_DISTANCE)
-        distance_index = (offsets + MAX_DISTANCE).to(torch.int32)
+        column, numbers = positions.unsqueeze(-1), positions.int()
+        distance_index = (numbers - numbers.unsqueeze(-1)).clamp(-MAX_DISTANCE, MAX_DISTANCE) + MAX_DISTANCE
         value_weight, inverse_length = self._weigh_tokens(attention_mask, positions)
         x = mark(self.embedding(input_ids, column), "embedding")
         for layer in self.layers:

@@ -193,12 +193,12 @@ class LoweredMossformer2(LoweredModel):
     ) -> Frames:
         """Return what all blocks need to know of the number of frames."""
         chunks = cut_into_chunks(num_frames, self.config.chunk_size)
-        valid = reshape((chunks.positions < num_frames).float(), [1, 1, -1, self.config.chunk_size, 1])
+        valid = reshape((chunks.numbers < num_frames).float(), [1, 1, -1, self.config.chunk_size, 1])
         return Frames(
             in_chunks=reshape(chunks.tokens, [-1, self.config.chunk_size]),
             valid=self.precision.narrow(valid, "turns"),
             kept=reshape(positions.int(), [-1]),
-            places=count_half_tokens(positions),
+            places=count_half_tokens(positions.int()),
             before=begin_shift(embedding),
             turns=self.rotary(positions, embedding),
             inverse_length=1 / (torch.zeros(1, 1, 1, 1) + num_frames),

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
+    from flash_export.exporters.lowering.chunks import Chunks
     from flash_export.exporters.lowering.precision import Precision
     from flash_export.layers.position import RotaryEmbedding
     from flash_export.models.multihead import FeedForward, MultiheadConfig, MultiheadLayer, MultiheadModel
@@ -268,7 +269,7 @@ class PositionTable(nn.Module):
         """Embed each token at its position; those of padding to whole chunks stand at the last."""
         tokens = widen(F.embedding(input_ids, self.table))
         if self.positions is not None:
-            places = positions.squeeze(-1).clamp(max=self.positions.shape[0] - 1).int()
+            places = positions.squeeze(-1).int().clamp(max=self.positions.shape[0] - 1)
             tokens = tokens + widen(gather(self.positions, places))
         return self.precision.narrow(tokens, RESIDUAL)
 
@@ -302,31 +303,31 @@ class LoweredMultihead(LoweredModel):
         self, input_ids: Int[Tensor, "b n"], attention_mask: Int[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "b n vocab"]:
         """Return the logits of every position."""
-        seq_len, window, tokens = input_ids.shape[1], self.config.window, None
+        seq_len, window, chunks = input_ids.shape[1], self.config.window, None
         positions = count_tokens(seq_len)
         if window > 1:
-            positions, tokens = cut_into_chunks(seq_len, window)
-            input_ids = gather(input_ids, tokens, axis=1)
+            chunks = cut_into_chunks(seq_len, window)
+            positions, input_ids = chunks.numbers.float(), gather(input_ids, chunks.tokens, axis=1)
         turns = None if self.turner is None else self.turner.compute_turns(positions)
-        valid = self._find_valid(attention_mask, positions, seq_len, tokens)
+        valid = self._find_valid(attention_mask, seq_len, chunks)
         num_chunks = (seq_len + (window - 1)) // window
         layout = Layout(positions, valid, turns, count_tokens(num_chunks), num_chunks)
         x = mark(self.embedding(input_ids, positions.unsqueeze(-1)), "embedding")
         for layer in self.layers:
             x = layer(x, layout)
-        return self.head(x if tokens is None else cut_end(x, seq_len))
+        return self.head(x if chunks is None else cut_end(x, seq_len))
 
     def _find_valid(
-        self, attention_mask: Tensor | None, positions: Float[Tensor, " p"], seq_len: int, tokens: Tensor | None
+        self, attention_mask: Tensor | None, seq_len: int, chunks: Chunks | None
     ) -> Float[Tensor, "#b p"] | None:
         """Return 1 for what is no padding; None where it cannot be seen."""
         if attention_mask is None:
-            if self.config.causal or tokens is None:
+            if self.config.causal or chunks is None:
                 return None
-            return (positions < seq_len).float().unsqueeze(0)
-        if tokens is None:
+            return (chunks.numbers < seq_len).float().unsqueeze(0)
+        if chunks is None:
             return attention_mask.bool().float()
-        return gather(attention_mask, tokens, axis=1).bool().float() * (positions < seq_len).float()
+        return gather(attention_mask, chunks.tokens, axis=1).bool().float() * (chunks.numbers < seq_len).float()
 
 
 def describe_lowering(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flash_export.errors import BackendUnavailableError, BundleError, FlashExportError, describe_reason
 from flash_export.install import get_install_command
+from flash_export.processor import INT8_FLAGS, list_instructions
 from flash_export.runtime.inputs import check_inputs, check_shapes
 from flash_export.runtime.ort_binding import DeviceBuffers, run_on_tensors
 from flash_export.runtime.ort_providers import CPU, PROVIDERS, make_options
@@ -154,9 +155,11 @@ def _make_session_options(ort: ModuleType, threads: int | None, fixed_axes: Mapp
     # they slow no one beside them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # x86 processors without VNNI add pairs of int8 products in 16 bits, which saturate: a sum of 64 becomes 0.5.
+    # x86 processors without VNNI add pairs of int8 products in 16 bits, which saturate: a sum of 64 becomes 0.5. Those
+    # that have it are right without this, which makes their products take twice the time.
     # https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html#when-and-why-do-i-need-to-try-u8u8
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not list_instructions(INT8_FLAGS):
+        options.add_session_config_entry("session.x64quantprecision", "1")
     # A memory pattern is planned for one length and takes twice the memory of running without: at 65,536 tokens of a
     # d = 512 model 8.5 GiB in place of 4.5 (benchmarks/long_sequences.py).
     options.enable_mem_pattern = False

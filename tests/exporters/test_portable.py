@@ -61,6 +61,24 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return export_onnx(folder / "model", folder / "bundle", options=options), model.eval()
 
 
+def test_tokens_are_counted_in_integers(exported: tuple[Bundle, ReferenceModel]) -> None:
+    """A runtime that computes fp32 graphs in bf16 rounds 257 to 256: no token may be found or hidden by that."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(exported[0].get_graph_path(), load_external_data=False))
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    integers = {onnx.TensorProto.INT32, onnx.TensorProto.INT64}
+    casts = [node for node in model.graph.node if node.op_type == "Cast" and node.attribute[0].i in integers]
+    counted = [node for node in casts if types[node.input[0]] in floats]
+    assert counted
+    assert {makers[node.input[0]].op_type for node in counted} == {"Range"}
+    compared = [
+        node for node in model.graph.node if node.op_type in ("Less", "Greater", "LessOrEqual", "GreaterOrEqual")
+    ]
+    assert not [node.name for node in compared if types[node.input[0]] in floats]
+
+
 def test_reference_evaluator_agrees_with_eager(exported: tuple[Bundle, ReferenceModel]) -> None:
     bundle, model = exported
     graph = bundle.get_graph(FORWARD)
