@@ -49,7 +49,7 @@ test: $(INSTALLED) $(ORACLES)/.installed
 
 # A missing compiler, Node or browser is a skip that says so.
 test-clients: $(INSTALLED)
-	sh tests/standalone/fetch_clients.sh $(CLIENTS)
+	PYTHON=$(BIN)/python sh tests/standalone/fetch_clients.sh $(CLIENTS)
 	FLASH_EXPORT_CLIENTS=$(abspath $(CLIENTS)) $(PYTEST) -m client
 
 slow: $(INSTALLED) $(ORACLES)/.installed

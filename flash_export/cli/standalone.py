@@ -25,7 +25,8 @@ def standalone_command(output: Output, bundle: Path, target: Path, force: bool) 
     """Write a folder that runs the model of BUNDLE without PyTorch and without flash-export.
 
     It holds the graphs, a README with their inputs and outputs, and a program in each language, made for this model:
-    one pass and, where the model carries a state, generation.
+    one pass and, where the model carries a state, generation. Where the bundle has engines, they are in it too, with a
+    program for TensorRT.
 
     \b
     Examples:

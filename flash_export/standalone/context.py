@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from flash_export.interface import Interface, TensorSpec
 
 # What a program is written with is of a bundle, which may come from anywhere.
-_FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 _IDENTIFIER = re.compile(r"[a-zA-Z]\w*", re.ASCII)
 _STATE_NAME = re.compile(r"[a-zA-Z][\w.]*", re.ASCII)
 _LAYER = re.compile(rf"({re.escape(STATE_PREFIX)})(\d+)(\..+)")
@@ -87,12 +87,12 @@ def make_context(bundle: Bundle, *, generates: bool) -> dict[str, Any]:
     family = bundle.read_config()["model_type"]
     data_files = list_data_files(bundle, graphs)
     specs = [spec for graph in graphs.values() for spec in (*graph.inputs, *graph.outputs)]
-    _check_names(bundle, "file", _FILE_NAME, [*(graph.file for graph in graphs.values()), *data_files])
-    _check_names(bundle, "family", _IDENTIFIER, [family])
-    _check_names(bundle, "unit", _IDENTIFIER, [interface.unit])
-    _check_names(bundle, "tensor", _IDENTIFIER, [spec.name for spec in (*forward.inputs, *forward.outputs)])
-    _check_names(bundle, "tensor", _STATE_NAME, [spec.name for spec in specs])
-    _check_names(bundle, "axis", _IDENTIFIER, [size for spec in specs for size in spec.shape if isinstance(size, str)])
+    check_names(bundle, "file", FILE_NAME, [*(graph.file for graph in graphs.values()), *data_files])
+    check_names(bundle, "family", _IDENTIFIER, [family])
+    check_names(bundle, "unit", _IDENTIFIER, [interface.unit])
+    check_names(bundle, "tensor", _IDENTIFIER, [spec.name for spec in (*forward.inputs, *forward.outputs)])
+    check_names(bundle, "tensor", _STATE_NAME, [spec.name for spec in specs])
+    check_names(bundle, "axis", _IDENTIFIER, [size for spec in specs for size in spec.shape if isinstance(size, str)])
     context = {
         "version": __version__,
         "source": manifest.checkpoint["source"],
@@ -101,6 +101,7 @@ def make_context(bundle: Bundle, *, generates: bool) -> dict[str, Any]:
         "interface": interface,
         "forward": forward,
         "graphs": graphs,
+        "files": {name: graph.file for name, graph in graphs.items() if name != FORWARD or not generates},
         "sections": tuple(_describe_graphs(bundle, graphs)),
         "vocab_size": interface.vocab_size,
         "is_bytes": interface.vocab_size == BYTE_VOCAB_SIZE,
@@ -117,7 +118,12 @@ def make_context(bundle: Bundle, *, generates: bool) -> dict[str, Any]:
     return context
 
 
-def _check_names(bundle: Bundle, kind: str, pattern: re.Pattern[str], names: Iterable[str]) -> None:
+def check_names(bundle: Bundle, kind: str, pattern: re.Pattern[str], names: Iterable[str]) -> None:
+    """Check names of a bundle that a program is written with.
+
+    Raises:
+        BundleError: One does not match the pattern.
+    """
     for name in names:
         if not pattern.fullmatch(name) or keyword.iskeyword(name):
             raise BundleError(

@@ -21,11 +21,12 @@ from flash_export.bundle.bundle import reads_bundles
 from flash_export.bundle.output_folder import check_replaceable
 from flash_export.errors import BundleError
 from flash_export.files import hash_files, replace_folder
-from flash_export.standalone.clients import CLIENTS, GENERATION, find_refused
+from flash_export.standalone.clients import CLIENTS, TENSORRT, can_generate, find_refused
 from flash_export.standalone.context import format_shape, make_context
+from flash_export.standalone.engines import choose_engines, make_engine_context
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from flash_export.bundle.bundle import Bundle
 
@@ -70,28 +71,33 @@ def write_standalone(bundle: Bundle, output: str | Path, *, force: bool = False)
     """Write a folder that runs a model without PyTorch and without this package.
 
     Args:
-        bundle: The bundle; its graphs are copied.
+        bundle: The bundle; its graphs are copied, and the engines that a program runs.
         output: Folder to create.
         force: Replace such a folder that is there, with what was changed in it.
 
     Raises:
-        BundleError: ``output`` holds something else or cannot be written, or the bundle was replaced meanwhile;
-            ``output`` is then as it was.
+        BundleError: ``output`` holds something else or cannot be written, an engine is damaged, or the bundle was
+            replaced meanwhile; ``output`` is then as it was.
         ConfigError: The path is no UTF-8.
     """
     target = Path(output)
     check_replaceable(target, MANIFEST_FILE, "standalone folder", "what was changed", force=force)
-    refused = find_refused(bundle)
-    is_generating = bundle.manifest.interface.vocab_size is not None and GENERATION not in refused
+    refused, generates = find_refused(bundle), can_generate(bundle)
     clients = [client for client in CLIENTS if client.title not in refused]
-    context = make_context(bundle, generates=is_generating)
-    context |= {"clients": [client.title for client in clients], "left_out": refused}
+    engines = choose_engines(bundle, generates=generates)
+    context = make_context(bundle, generates=generates)
+    context |= {"clients": [client.title for client in clients], "left_out": refused, "engines": engines}
+    engine_context = make_engine_context(bundle, engines, context) if engines else {}
+    graph_files = {*(graph.file for graph in context["graphs"].values()), *context["data_files"]}
+    sources = {f"{GRAPH_FOLDER}/{name}": (bundle.path / name, bundle.manifest.files[name]) for name in graph_files}
+    sources |= engines.list_files(bundle) if engines else {}
     with replace_folder(target, overwrite=force) as staging:
-        names = {*(graph.file for graph in context["graphs"].values()), *context["data_files"]}
-        _copy_graphs(bundle, sorted(names), staging / GRAPH_FOLDER)
-        for name in (README_FILE, *(name for client in clients for name in client.files)):
-            (staging / name).parent.mkdir(exist_ok=True)
-            (staging / name).write_text(_render(name, context), encoding="utf-8")
+        _copy_files(sources, staging)
+        _write(README_FILE, context, staging)
+        for client in clients:
+            known = context | engine_context if client == TENSORRT else context
+            for name in client.files:
+                _write(name, known, staging)
         files = _hash_folder(staging)
         made = Standalone(
             path=str(target),
@@ -107,18 +113,28 @@ def write_standalone(bundle: Bundle, output: str | Path, *, force: bool = False)
     return made
 
 
-def _copy_graphs(bundle: Bundle, names: Sequence[str], folder: Path) -> None:
-    """Copy graphs, and the files that their weights are in.
+def _copy_files(sources: Mapping[str, tuple[Path, str]], folder: Path) -> None:
+    """Copy graphs, the files that their weights are in, and engines.
+
+    Args:
+        sources: Path and sha256 of each file, by where it goes in the folder.
+        folder: The folder.
 
     Raises:
-        BundleError: A copy is not what the manifest names.
+        BundleError: A copy has another sha256.
     """
-    folder.mkdir()
-    for name in names:
-        shutil.copyfile(bundle.path / name, folder / name)
-    for name, found in zip(names, hash_files([folder / name for name in names]), strict=True):
-        if found != bundle.manifest.files[name]:
-            raise BundleError(f"{bundle.path / name} was changed while it was copied; run it again")
+    for name, (path, _) in sources.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / name)
+    copied = hash_files([folder / name for name in sources])
+    for (path, expected), found in zip(sources.values(), copied, strict=True):
+        if found != expected:
+            raise BundleError(f"{path} was changed while it was copied; run it again")
+
+
+def _write(name: str, context: Mapping[str, Any], folder: Path) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(_render(name, context), encoding="utf-8")
 
 
 def _dump(values: dict[str, Any]) -> str:

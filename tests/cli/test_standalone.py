@@ -18,6 +18,9 @@ def test_it_says_what_is_in_the_folder_and_what_is_not(small_bundle: Bundle, tmp
     assert shown.startswith(f"flash, fp32: {tmp_path / 'service'} (")
     assert "programs Python, C++, JavaScript" in shown
     assert "left out generation: it is not causal, so that every token changes all tokens before it" in shown
+    assert (
+        "C++ for TensorRT: the bundle has no engine of forward; build it with 'flash-export trt BUNDLE' first" in shown
+    )
     assert result.stderr == f"Next: flash-export validate {small_bundle.path}\n"
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from flash_export.bundle.bundle import Bundle
-from flash_export.config import ExportOptions
+from flash_export.config import BuildOptions, ExportOptions
+from flash_export.exporters.engine import build_engine
 from flash_export.exporters.export import export_onnx
 from flash_export.models.flash import FlashConfig
 from flash_export.models.mossformer2 import Mossformer2Config, WaveformFrames
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 BundleExporter = Callable[[str], Bundle]
 FolderMaker = Callable[[str], Path]
+EngineBuilder = Callable[..., Bundle]
 # Chunks of 8 tokens, and the 256 bytes for tokens.
 FLASH = FlashConfig(256, dim=32, depth=2, hidden_dim=48, chunk_size=8, qk_dim=32, causal=True)
 TRANSFORMER = TransformerConfig(29, dim=24, depth=2, num_heads=2, ff_dim=32, causal=True)
@@ -73,5 +76,25 @@ def make_folder(export_model: BundleExporter, tmp_path: Path) -> FolderMaker:
     def make(name: str) -> Path:
         write_standalone(export_model(name), tmp_path / "service")
         return tmp_path / "service"
+
+    return make
+
+
+@pytest.fixture
+def build_engines(tmp_path: Path) -> EngineBuilder:
+    """Build engines of a bundle, in a copy of it; they are for a GPU that need not be here."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+
+    def make(bundle: Bundle, *graphs: str, profiles: tuple[str, ...] = (), name: str | None = None) -> Bundle:
+        copy = tmp_path / "bundle"
+        if bundle.path != copy:
+            shutil.copytree(bundle.path, copy)
+        built = Bundle.open(copy)
+        for graph in graphs:
+            options = BuildOptions(
+                graph, name, flavour="tensorrt-rtx", profiles=profiles, compute_capabilities=("8.9",), overwrite=True
+            )
+            build_engine(built, options=options)
+        return built
 
     return make

@@ -5,25 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from flash_export.errors import BundleError
 from flash_export.files import hash_file
-from flash_export.standalone.clients import CLIENTS
+from flash_export.standalone.clients import CLIENTS, TENSORRT, TENSORRT_GENERATION
 from flash_export.standalone.standalone import write_standalone
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.standalone.conftest import BundleExporter
+    from flash_export.bundle.bundle import Bundle
+    from tests.standalone.conftest import BundleExporter, EngineBuilder
 
 GRAPHS = {
     "flash": ["decode.onnx", "extend.onnx", "model.onnx", "model.onnx.data", "prefill.onnx"],
     "transformer": ["decode.onnx", "model.onnx", "model.onnx.data", "prefill.onnx"],
     "forward": ["model.onnx"],
 }
+
+
+NO_ENGINE = "the bundle has no engine of forward; build it with 'flash-export trt BUNDLE' first"
+ALL_ENGINES = "of all of prefill, extend, decode by one version of TensorRT for one GPU"
+BUILD_EACH = "build each with 'flash-export trt BUNDLE --graph NAME' first"
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -57,11 +63,14 @@ def test_two_folders_of_a_bundle_are_the_same(export_model: BundleExporter, tmp_
 @pytest.mark.parametrize(
     ("name", "left_out"),
     [
-        ("flash", {}),
-        ("speakers", {}),
+        ("flash", {TENSORRT.title: f"the bundle has no engine of forward, nor {ALL_ENGINES}; {BUILD_EACH}"}),
+        ("speakers", {TENSORRT.title: NO_ENGINE}),
         (
             "forward",
-            {"generation": "the bundle was exported without prefill, extend, decode; export it with all graphs"},
+            {
+                "generation": "the bundle was exported without prefill, extend, decode; export it with all graphs",
+                TENSORRT.title: NO_ENGINE,
+            },
         ),
     ],
 )
@@ -70,10 +79,89 @@ def test_what_is_left_out_is_told(
 ) -> None:
     made = write_standalone(export_model(name), tmp_path / "service")
     assert made.left_out == left_out
-    assert made.clients == tuple(client.title for client in CLIENTS)
+    assert made.clients == tuple(client.title for client in CLIENTS if client != TENSORRT)
+    assert not any(file.startswith(("engines/", "cpp-tensorrt/")) for file in made.files)
     readme = (tmp_path / "service" / "README.md").read_text()
     for what, why in left_out.items():
         assert f"- {what}: {why}.\n" in readme
+
+
+def test_engines_are_copied_with_a_program_for_tensorrt(
+    export_model: BundleExporter, build_engines: EngineBuilder, tmp_path: Path
+) -> None:
+    bundle = build_engines(export_model("flash"), "forward", "prefill", "extend", "decode")
+    made = write_standalone(bundle, tmp_path / "service")
+    assert (made.clients, made.left_out) == (tuple(client.title for client in CLIENTS), {})
+    engines = {engine.graph: engine for engine in bundle.list_engines()}
+    assert {name: sha256 for name, sha256 in made.files.items() if name.startswith("engines/")} == {
+        f"engines/{name}.engine": engines[name].engine_sha256 for name in ("decode", "extend", "prefill")
+    }
+    readme = (tmp_path / "service" / "README.md").read_text()
+    assert f"`engines/` holds what TensorRT-RTX {engines['decode'].version} built" in readme
+    assert "compute capability 8.9:" in readme
+    assert "It was not run on a GPU." in readme
+
+
+def test_engines_of_the_whole_pass_alone_do_not_generate(
+    export_model: BundleExporter, build_engines: EngineBuilder, tmp_path: Path
+) -> None:
+    bundle = build_engines(export_model("flash"), "forward", "decode")
+    made = write_standalone(bundle, tmp_path / "service")
+    assert made.left_out == {TENSORRT_GENERATION: f"the bundle has no engines {ALL_ENGINES}; {BUILD_EACH}"}
+    assert [name for name in made.files if name.startswith("engines/")] == ["engines/forward.engine"]
+    assert "build/flash_model ../engines input_ids.raw logits.raw" in (tmp_path / "service" / "README.md").read_text()
+
+
+def test_bf16_runs_on_engines_alone(export_model: BundleExporter, build_engines: EngineBuilder, tmp_path: Path) -> None:
+    made = write_standalone(build_engines(export_model("bf16"), "forward"), tmp_path / "service")
+    assert made.clients == (TENSORRT.title,)
+    assert "Half precision on a CPU" not in (tmp_path / "service" / "README.md").read_text()
+
+
+def test_it_takes_the_last_engine_by_name(
+    export_model: BundleExporter, build_engines: EngineBuilder, tmp_path: Path
+) -> None:
+    bundle = build_engines(export_model("forward"), "forward")
+    made = write_standalone(build_engines(bundle, "forward", name="wide"), tmp_path / "service")
+    assert [name for name in made.files if name.startswith("engines/")] == ["engines/wide.engine"]
+
+
+@pytest.mark.parametrize("change", [{"version": "1.7.2"}, {"targets": ("12.0",)}])
+def test_engines_that_do_not_run_together_are_not_taken(
+    change: dict[str, Any], export_model: BundleExporter, build_engines: EngineBuilder, tmp_path: Path
+) -> None:
+    bundle = build_engines(export_model("transformer"), "prefill", "decode")
+    _change_engine(bundle, "decode", **change)
+    made = write_standalone(bundle, tmp_path / "service")
+    assert made.left_out == {
+        TENSORRT.title: "the bundle has no engine of forward, nor of all of prefill, decode by one version of TensorRT "
+        f"for one GPU; {BUILD_EACH}"
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": '1.7"; system("x'}, "has a version of an engine called .*, which no program is written with"),
+        ({"targets": ('8.9"',)}, "has a target of an engine called .*, which no program is written with"),
+        ({"engine_sha256": "0" * 64}, "was changed after the build; never run it, build the engine again"),
+        ({"graph_sha256": "0" * 64}, "was built from another graph than this bundle's; build the engine again"),
+        ({"flavour": "other"}, "has flavour 'other', this version knows tensorrt, tensorrt-rtx; build it again"),
+    ],
+)
+def test_engines_that_are_not_to_be_run_are_refused(
+    change: dict[str, Any], message: str, export_model: BundleExporter, build_engines: EngineBuilder, tmp_path: Path
+) -> None:
+    bundle = build_engines(export_model("forward"), "forward")
+    _change_engine(bundle, "forward", **change)
+    with pytest.raises(BundleError, match=message):
+        write_standalone(bundle, tmp_path / "service")
+    assert not (tmp_path / "service").exists()
+
+
+def _change_engine(bundle: Bundle, name: str, **values: object) -> None:
+    path = bundle.path / "engines" / f"{name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_bf16_has_graphs_and_no_programs(export_model: BundleExporter, tmp_path: Path) -> None:
