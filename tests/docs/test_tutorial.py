@@ -46,7 +46,7 @@ def test_installation_is_that_of_the_readme() -> None:
 def test_every_command_is_followed() -> None:
     assert len(COMMANDS) >= 14
     assert [block for block, *_ in COMMANDS].count(TRAINING) == 1
-    for command in ("onnx", "inspect", "validate", "quantize", "compare", "generate", "trt"):
+    for command in ("onnx", "inspect", "validate", "quantize", "compare", "generate", "trt", "standalone", "triton"):
         assert any(f"flash-export {command} " in block for block, *_ in COMMANDS), command
 
 
