@@ -162,6 +162,7 @@ def _lay_out(
     axis: Axis, values: list[float], start: float, end: float, longest_label: int = 0
 ) -> tuple[Place, list[Tick]]:
     if axis.ticks is not None:
+        values = [*values, *(value for value, _ in axis.ticks)]  # a tick beyond the points widens the axis
         place = _place_between(min(values, default=0.0), max(values, default=1.0), start, end)
         return place, [Tick(place(value), label) for value, label in axis.ticks]
     if axis.scale == "decades":

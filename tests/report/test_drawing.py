@@ -83,6 +83,13 @@ def test_marker_on_the_right_has_its_label_on_the_left() -> None:
         assert [tick.label for tick in drawing.x_ticks] == ["0", "1"]
 
 
+def test_tick_beyond_the_points_widens_the_axis() -> None:
+    axis = Axis("bits", "linear", ticks=((-1.5, "1.5"), (-1.6, "1.6"), (-1.7, "1.7")))
+    drawing = draw_plot(make_plot(Series("a", "s0", points=make_points((16, -1.6), (32, -1.65))), y=axis))
+    assert [tick.position for tick in drawing.y_ticks] == [TOP, (HEIGHT - BOTTOM + TOP) / 2, HEIGHT - BOTTOM]
+    assert drawing.strokes[0].marks[0].y == drawing.y_ticks[1].position
+
+
 def test_axis_with_labels_starts_at_zero_and_leaves_room_for_them() -> None:
     points = (Point(5.0, 1.0, "", label="a rather long name"), Point(10.0, 2.0, "", label="b"))
     linear = Axis("size", "linear")
