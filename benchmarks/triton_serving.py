@@ -7,8 +7,8 @@
 
 The bundled causal model, its clients on the same two cores. Prompts of 1 to 300 bytes, 256 new ones each; every text
 has to be what ``generate`` writes. ``--soak`` asks for so many minutes, from 16 clients, a tenth of which disappear in
-the middle of a text, and reports by how much the server's processes grew after the first twentieth. A server without the
-form ``sequence``, which needs Triton's onnxruntime backend, is measured without it.
+the middle of a text, and reports by how much the server's processes grew after the first twentieth. A server without
+the form ``sequence``, which needs Triton's onnxruntime backend, is measured without it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import torch
@@ -39,7 +39,8 @@ BETAS = (0.9, 0.98)
 MAX_GRAD_NORM = 1.0
 WARMUP = 0.05  # of the run
 FINAL_LR_SCALE = 0.02
-FP32, BF16 = "fp32", "bf16"
+FP32: Final = "fp32"
+BF16: Final = "bf16"
 STATE_FILE = "state.pt"
 
 
