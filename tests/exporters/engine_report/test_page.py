@@ -43,8 +43,8 @@ def read_table(report: EngineReport, title: str) -> list[dict[str, str]]:
 
 
 def count_blocks(label: str) -> int:
-    """Return how many blocks a row of a table is of: two for ``blocks 0, 1, each``, one for any other."""
-    return len(re.findall(r"\d+", label)) if label.endswith(", each") else 1
+    """Return how many parts a row of a table is of: two for ``blocks 0, 1, each`` and ``before, after, each``."""
+    return len(re.findall(r"\d+|before|after|shared", label)) if label.endswith(", each") else 1
 
 
 @pytest.mark.parametrize("title", COUNTED)
