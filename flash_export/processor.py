@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def list_instructions(flags: dict[str, str]) -> list[str] | None:
 def _read_cpu_info() -> dict[str, str]:
     """Return the facts of the first core, by name; none where the system is not Linux."""
     try:
-        lines = _CPU_INFO.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        with _CPU_INFO.open(encoding="utf-8") as stream:
+            lines = list(itertools.takewhile(str.strip, stream))
     except (OSError, UnicodeDecodeError):
         return {}
     pairs = (line.partition(":") for line in lines)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import platform
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +18,14 @@ import torch
 
 from flash_export.bundle.bundle import Bundle
 from flash_export.config import ATTENTION_OPSET, DEFAULT_OPSET, ExportOptions
-from flash_export.errors import ConfigError
+from flash_export.errors import CheckpointError, ConfigError
 from flash_export.exporters.export import export_onnx
 from flash_export.exporters.lowering.registry import LOWERINGS
 from flash_export.files import hash_file
 from flash_export.interface import TokenIds
 from flash_export.models.checkpoint import load_pretrained
 from flash_export.models.tensor_files import find_weights_file
+from flash_export.reading import read_json_object
 from flash_export.runtime.backends import find_target
 from flash_export.study.corpus import read_corpus
 from flash_export.study.measuring import time_bundles, validate_bundle_on
@@ -33,10 +34,11 @@ from flash_export.study.systems import build_config, count_parameters, describe_
 from flash_export.study.tasks import Planner, Task
 from flash_export.study.trained import TRAINING_FILE, train_model
 from flash_export.study.training import build_model
+from flash_export.typed_json import build
 from flash_export.validators.trade_off.candidates import measure_graph_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from flash_export.models.base import ModelConfig
@@ -44,6 +46,25 @@ if TYPE_CHECKING:
     from flash_export.study.corpus import Corpus
     from flash_export.study.tasks import Planned
 
+
+@dataclass(frozen=True)
+class Trained:
+    """How a model was trained; None: not known."""
+
+    tokens_seen: int | None = None
+    training_sha256: str | None = None
+    plan: dict[str, Any] | None = None
+
+    @property
+    def recipe_sha256(self) -> str | None:
+        """Hash of the plan, but for what differs between models that are compared."""
+        if self.plan is None:
+            return None
+        recipe = {name: value for name, value in self.plan.items() if name not in OF_ONE_MODEL}
+        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+TRAINED_FIELDS = tuple(one.name for one in fields(Trained))
 FUSED, WRITTEN_OUT = "-fused", "written out"
 # Backends without ONNX's operator for attention.
 KNOW_NO_ATTENTION = ("openvino",)
@@ -199,23 +220,31 @@ def _export(checkpoint: Path, target: Path, max_seq_len: int) -> dict[str, Any]:
     for form, opset in list_forms(model.config.model_type).items():
         options = ExportOptions(opset=opset, max_seq_len=max_seq_len, graphs=("forward",))
         bundle = export_onnx(checkpoint, target.with_name(target.name + form), options=options, force=True)
-    training = checkpoint / TRAINING_FILE
-    told = json.loads(training.read_text(encoding="utf-8")) if training.exists() else {}
+    told = _read_training(checkpoint / TRAINING_FILE)
     return {
         "parameters": count.constant,
         "growing_parameters": count.growing,
         "bytes": measure_graph_bytes(bundle)["forward"],
         "config": model.config.to_dict(),
-        "tokens_seen": told.get("tokens_seen"),
-        "training_sha256": told.get("training_sha256"),
-        "recipe_sha256": _hash_recipe(told),
+        "tokens_seen": told.tokens_seen,
+        "training_sha256": told.training_sha256,
+        "recipe_sha256": told.recipe_sha256,
     }
 
 
-def _hash_recipe(told: Mapping[str, Any]) -> str | None:
-    """Return a hash of how a model was trained, but for what differs between models that are compared."""
-    recipe = {name: value for name, value in told.get("plan", {}).items() if name not in OF_ONE_MODEL}
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest() if recipe else None
+def _read_training(path: Path) -> Trained:
+    """Return what a checkpoint says of its training; nothing, where it has no such file.
+
+    Raises:
+        CheckpointError: The file is no JSON of that form.
+    """
+    if not path.exists():
+        return Trained()
+    told = read_json_object(path, CheckpointError, cure := "train again, or remove it")
+    try:
+        return build({name: told[name] for name in TRAINED_FIELDS if name in told}, Trained)
+    except ValueError as mismatch:
+        raise CheckpointError(f"{path} is not usable: {mismatch}; {cure}") from mismatch
 
 
 def _export_long(config: StudyConfig, entry: ModelEntry, models: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from flash_export.errors import ConfigError, InputError, StateError
 from flash_export.generation.batcher import FAILED, LENGTH, STOP, Batcher, Event, Request
 from flash_export.generation.generate import Generator
 from flash_export.generation.sampling import SamplingOptions
+from flash_export.generation.slots import Slots
 from flash_export.generation.state import State
 
 if TYPE_CHECKING:
@@ -53,6 +54,27 @@ def collect(events: Sequence[Event]) -> dict[str, list[int]]:
 def write_alone(alone: Generator, request: Request) -> list[int]:
     written: list[int] = alone.generate([request.prompt], request.options, request.state).tokens[0].tolist()
     return written
+
+
+def test_prompts_are_read_in_whole_chunks(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk_size, sizes = generator.runners.chunk_size, list[int]()
+    read = Slots.read
+
+    def note(slots: Slots, tokens: np.ndarray) -> np.ndarray:
+        sizes.append(tokens.size)
+        return read(slots, tokens)
+
+    monkeypatch.setattr(Slots, "read", note)
+    batcher = Batcher(generator, 4, prompt_tokens=4 * chunk_size)
+    begun = generator.prefill([make_prompt(chunk_size + 3, 0)])[1]
+    lengths = {"a": 2 * chunk_size + 5, "b": 6 * chunk_size + 1, "c": 4 * chunk_size}
+    for name, length in lengths.items():
+        state = begun if name == "c" else None
+        batcher.submit(Request(name, make_prompt(length, 1), SamplingOptions(max_tokens=1), state))
+    list(batcher.run())
+    # What is left of a step goes to the next prompt, up to the end of a chunk; the last prompt begins in slot 3 of one.
+    in_chunks = [(2, 5), (1, 0), (4, 0), (1, 1), (3, -3), (1, 3)]
+    assert sizes == [chunks * chunk_size + tokens for chunks, tokens in in_chunks]
 
 
 requests = st.lists(

@@ -16,6 +16,7 @@ from flash_export.bundle.manifest import AxisRange, GraphSpec
 from flash_export.errors import BackendUnavailableError, BundleError, InputError
 from flash_export.install import get_install_command
 from flash_export.interface import TensorSpec
+from flash_export.runtime import ort
 from flash_export.runtime.ort import OrtRunner
 
 if TYPE_CHECKING:
@@ -116,6 +117,19 @@ def test_cuda_session_runs(path: Path) -> None:
         pytest.skip("this onnxruntime has no CUDA provider")
     with OrtRunner(GRAPH, path, provider="cuda") as runner:
         assert runner.run({"input_ids": np.ones((1, 3), dtype=np.int64)})["logits"].tolist() == [[1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize(("found", "is_set"), [(["AVX512_VNNI"], False), ([], True), (None, True)])
+def test_products_are_made_exact_only_where_the_processor_does_not(
+    monkeypatch: pytest.MonkeyPatch, found: list[str] | None, is_set: bool
+) -> None:
+    monkeypatch.setattr(ort, "list_instructions", lambda _: found)
+    options = ort._make_session_options(onnxruntime, None, {})
+    try:
+        setting = options.get_session_config_entry("session.x64quantprecision")
+    except RuntimeError:  # it was not set
+        setting = ""
+    assert (setting == "1") == is_set
 
 
 def test_sums_of_int8_products_do_not_saturate(tmp_path: Path) -> None:

@@ -66,6 +66,18 @@ def test_exported_model_is_scored_on_the_text_that_the_study_holds_out(source: P
     assert found["bits_per_byte"]["32"] == pytest.approx(bits, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[1]", "holds a list"), ('{"plan": 3}', "plan is a whole number, wanted"), ('{"tokens_seen": "many"}', "tokens_seen is text, wanted a whole number")],
+)
+def test_training_record_that_is_none_is_refused(source: Path, text: str, message: str) -> None:
+    save("flash", source / "given")
+    (source / "given" / "training.json").write_text(text)
+    error = run(source, Task("export", "flash-causal-0"))["error"]
+    assert message in error
+    assert error.endswith("train again, or remove it")
+
+
 def test_checkpoint_of_another_system_is_refused(source: Path) -> None:
     save("flash-local", source / "given")
     error = run(source, Task("export", "flash-causal-0"))["error"]

@@ -68,6 +68,17 @@ def test_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert [entry["tokens"] for entry in whole.history] == [256, 512, 768]
 
 
+def test_bf16_computes_products_alone_in_bf16(tmp_path: Path) -> None:
+    plan = replace(PLAN, tokens=64 * 40, precision="bf16")
+    run, exact = TrainingRun(build(), plan, tmp_path / "bf16"), TrainingRun(build(), PLAN, tmp_path / "fp32")
+    bits = [run.learn(TEXT) for _ in range(plan.num_steps)]
+    first = exact.learn(TEXT)
+    assert bits[0] != first
+    assert bits[0] == pytest.approx(first, rel=1e-2)
+    assert bits[-1] < 0.8 * bits[0]
+    assert {parameter.dtype for parameter in run.model.parameters()} == {torch.float32}
+
+
 def test_state_of_another_run_is_refused(tmp_path: Path) -> None:
     TrainingRun(build(), PLAN, tmp_path).save()
     with pytest.raises(CheckpointError, match="holds a run of another model or plan; give another folder"):
