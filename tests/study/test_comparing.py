@@ -68,7 +68,11 @@ def test_exported_model_is_scored_on_the_text_that_the_study_holds_out(source: P
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("[1]", "holds a list"), ('{"plan": 3}', "plan is a whole number, wanted"), ('{"tokens_seen": "many"}', "tokens_seen is text, wanted a whole number")],
+    [
+        ("[1]", "holds a list"),
+        ('{"plan": 3}', "plan is a whole number, wanted"),
+        ('{"tokens_seen": "many"}', "tokens_seen is text, wanted a whole number"),
+    ],
 )
 def test_training_record_that_is_none_is_refused(source: Path, text: str, message: str) -> None:
     save("flash", source / "given")
